@@ -1,0 +1,9 @@
+//! Decides. No sockets, no clock, no async, no randomness: everything that varies is an argument.
+
+pub mod bits;
+pub mod endpoint;
+pub mod grant;
+pub mod name;
+pub mod ruleset;
+pub mod verdict;
+pub mod world;
