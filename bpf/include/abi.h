@@ -14,7 +14,7 @@
 
 struct address {
 	__u8 octets[16];
-};
+} __attribute__((aligned(8))); /* compared as two words */
 _Static_assert(sizeof(struct address) == 16, "no padding");
 
 /* One bit a group of peers; bit 0 is "any peer" and is always set in what a packet matches. */
@@ -32,6 +32,7 @@ enum endpoint_flag {
 	ENDPOINT_ENFORCE = 64,     /* a policy selects it; zero lets through what is well formed */
 	ENDPOINT_HAS_MAC = 128,    /* `mac` was given; otherwise the first good frame teaches it */
 	ENDPOINT_CLOSED = 256,     /* nothing passes: no policy yet, or no addresses known */
+	ENDPOINT_HAS_CIDR = 512,   /* the rule set has prefixes; without, the tries are not looked at */
 };
 
 /* endpoints: ifindex -> who is behind it. Replaced as a whole, so that a packet sees the old row or the new one. */
@@ -42,16 +43,33 @@ struct endpoint {
 	__u32 generation;
 	__u32 flags; /* enum endpoint_flag */
 	__u8 mac[6];
-	__u8 pad[2];
+	__u8 pad[6];
 	struct address addresses[4]; /* unused ones are all zero, which no packet may claim */
 };
-_Static_assert(sizeof(struct endpoint) == 92, "no padding");
+_Static_assert(sizeof(struct endpoint) == 96, "no padding");
 
 /* budgets: slot -> what the endpoint has in use. Atomics only, on both sides. */
 struct budget {
 	__u32 flows;
 	__u32 grants;
 	__u32 fragments;
+	__u32 pad;
+};
+
+/* limits: one row. What endpoints may have, as user space reckons it from their number. */
+struct limits {
+	__u32 flow_share; /* flows that every endpoint is sure of */
+	__u32 flow_pool;  /* flows that all share beyond that; in use: budgets[0].flows */
+	__u16 steer_port; /* network order: where the proxy listens */
+	__u16 pad;
+};
+
+/* buckets: slot -> what this CPU may still say and send about the endpoint in this second. */
+struct bucket {
+	__u64 second;
+	__u32 events;
+	__u32 rejects;
+	__u32 suppressed; /* events not sent since the last one */
 	__u32 pad;
 };
 
@@ -87,9 +105,10 @@ struct flow {
 	__u32 generation;
 	__u32 rule; /* enum reason that let it pass */
 	__u32 isn;  /* sequence number of the SYN, network order */
-	__u8 state;
-	__u8 direction;
-	__u8 pad[2];
+	__u8 state;     /* enum flow_state */
+	__u8 direction; /* enum flow_direction: who opened it */
+	__u8 pooled;    /* charged to the shared part of the flow budget */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 32, "no padding");
 
@@ -202,6 +221,7 @@ enum reason {
 	REASON_PROTOCOL,
 	REASON_SPOOFED_ADDRESS,
 	REASON_SPOOFED_MAC,
+	REASON_OTHER_DESTINATION, /* to the pod, but not to an address of the pod */
 	REASON_ARP_SPOOFED,
 	REASON_ND_SPOOFED,
 	REASON_UNKNOWN_RESOLVER,
