@@ -4,6 +4,7 @@ pub mod bits;
 pub mod endpoint;
 pub mod grant;
 pub mod name;
+pub mod pattern;
 pub mod ruleset;
 pub mod verdict;
 pub mod world;
