@@ -251,13 +251,13 @@ enum reason {
 	REASON_COUNT,
 };
 
-/* counters: reason | direction << 8 -> packets and octets, one row a CPU. */
+/* counters: reason | direction << 6 -> packets and octets, one row a CPU. */
 struct counter {
 	__u64 packets;
 	__u64 octets;
 };
-#define COUNTER_ROWS 512
-_Static_assert(REASON_COUNT < 256, "a direction's rows");
+#define COUNTER_ROWS 128
+_Static_assert(REASON_COUNT <= 64, "a direction's rows");
 
 struct flow_event {
 	__u64 time_mono_ns;

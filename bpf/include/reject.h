@@ -70,7 +70,7 @@ struct pseudo6 {
 	__be32 length, next;
 };
 
-static __noinline int reject_tcp4(struct __sk_buff *skb, __u32 l4_offset)
+SEPARATE int reject_tcp4(struct __sk_buff *skb, __u32 l4_offset)
 {
 	struct reset4 out;
 	struct tcphdr refused;
@@ -108,7 +108,7 @@ static __noinline int reject_tcp4(struct __sk_buff *skb, __u32 l4_offset)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
-static __noinline int reject_tcp6(struct __sk_buff *skb, __u32 l4_offset)
+SEPARATE int reject_tcp6(struct __sk_buff *skb, __u32 l4_offset)
 {
 	struct reset6 out;
 	struct tcphdr refused;
@@ -160,7 +160,7 @@ struct error6 {
 	__u32 quoted[12];
 };
 
-static __noinline int reject_icmp4(struct __sk_buff *skb)
+SEPARATE int reject_icmp4(struct __sk_buff *skb)
 {
 	struct error4 out = {};
 	__u32 sum[9];
@@ -190,7 +190,7 @@ static __noinline int reject_icmp4(struct __sk_buff *skb)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
-static __noinline int reject_icmp6(struct __sk_buff *skb)
+SEPARATE int reject_icmp6(struct __sk_buff *skb)
 {
 	struct error6 out = {};
 	__u32 sum[14];

@@ -38,7 +38,7 @@ struct context {
 
 static __always_inline void count(__u32 reason, __u32 direction, __u32 octets)
 {
-	__u32 row = reason | direction << 8;
+	__u32 row = reason | direction << 6;
 	struct counter *counter = bpf_map_lookup_elem(&counters, &row);
 
 	if (counter) {
@@ -147,13 +147,15 @@ struct ethernet_arp {
 } __attribute__((packed));
 
 /* A pod may ask for anyone and answer for itself (RFC 826; a probe of RFC 5227 has no sender address). */
-static __always_inline enum reason police_arp(struct __sk_buff *skb, const struct context *c)
+SEPARATE enum reason police_arp(struct __sk_buff *skb, const struct context *c)
 {
 	void *data_end = (void *)(long)skb->data_end;
 	struct ethernet_arp *arp = (void *)(long)skb->data;
 	struct address sender;
 	__be32 ip;
 
+	if (!c)
+		return REASON_INTERNAL;
 	if ((void *)(arp + 1) > data_end || arp->hardware != bpf_htons(ARPHRD_ETHER) ||
 	    arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != 6 || arp->protocol_length != 4)
 		return REASON_MALFORMED;
@@ -183,15 +185,18 @@ static __always_inline int link_local_is_own(const struct context *c, const stru
 }
 
 /* Neighbour discovery of a pod (RFC 4861): it solicits, and advertises itself; it is no router. */
-static __always_inline enum reason police_nd(struct __sk_buff *skb, const struct context *c)
+SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 {
 	void *data_end = (void *)(long)skb->data_end;
 	struct ethhdr *ethernet = (void *)(long)skb->data;
-	const struct frame *f = &c->frame;
+	const struct frame *f;
 	struct address target;
 	__u8 *at;
 	__u8 mac[6];
 
+	if (!c)
+		return REASON_INTERNAL;
+	f = &c->frame;
 	if ((void *)(ethernet + 1) > data_end)
 		return REASON_MALFORMED;
 	__builtin_memcpy(mac, ethernet->h_source, 6);
@@ -315,7 +320,7 @@ static __always_inline struct port_row *ports_of(const struct context *c, __u8 d
 /* The policy's word on a conversation that was, or would be, opened in `direction` with `remote` at the responder's
  * `port`. A constant number of look-ups whatever the number of rules.
  */
-static __noinline enum reason policy(const struct context *c, const struct address *remote, __u32 direction_and_port,
+SEPARATE enum reason policy(const struct context *c, const struct address *remote, __u32 direction_and_port,
 				     int established)
 {
 	struct group_bits matched = { .words = { 1, 0 } }, by_grant = {}, by_peer = {}, by_cidr = {};
@@ -325,6 +330,8 @@ static __noinline enum reason policy(const struct context *c, const struct addre
 	__u32 *peer;
 	int expired = 0;
 
+	if (!c || !remote)
+		return REASON_INTERNAL;
 	if (direction == FLOW_EGRESS)
 		granted(c, remote, established, &by_grant, &expired);
 	peer = bpf_map_lookup_elem(&peers, remote);
@@ -529,14 +536,18 @@ static __always_inline int passes(enum reason reason)
 }
 
 /* The flow of the packet, and the policy when there is none, when it asks to open one, or when it changed. */
-static __always_inline enum reason converse(struct context *c)
+SEPARATE enum reason converse(struct context *c)
 {
 	struct flow_key key = {};
 	struct flow *flow;
 	enum reason reason;
-	int opening = opens(&c->frame);
-	__u8 icmp = c->frame.protocol == IPPROTO_ICMP || c->frame.protocol == IPPROTO_ICMPV6;
+	int opening;
+	__u8 icmp;
 
+	if (!c)
+		return REASON_INTERNAL;
+	opening = opens(&c->frame);
+	icmp = c->frame.protocol == IPPROTO_ICMP || c->frame.protocol == IPPROTO_ICMPV6;
 	key_of(c, &key);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && c->now > flow->last_ns && c->now - flow->last_ns > timeout_of(flow->state)) {
@@ -579,15 +590,20 @@ static __always_inline enum reason converse(struct context *c)
 /* An ICMP error passes when what it quotes is a live flow of this endpoint, seen from the other side (RFC 1122, 3.2.2;
  * path MTU discovery needs it).
  */
-static __always_inline enum reason relate(struct __sk_buff *skb, struct context *c)
+SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 {
 	struct flow_key key = {};
 	struct flow *flow;
-	struct frame *f = &c->frame;
-	__u32 quoted = f->l4_offset + 8, ports = quoted + sizeof(struct ipv6hdr);
+	struct frame *f;
+	__u32 quoted, ports;
 	struct address source, destination;
 	__be16 port[2];
 
+	if (!c)
+		return REASON_INTERNAL;
+	f = &c->frame;
+	quoted = f->l4_offset + 8;
+	ports = quoted + sizeof(struct ipv6hdr);
 	if (f->family == 4) {
 		struct iphdr ip;
 
