@@ -3,8 +3,10 @@
 pub mod bits;
 pub mod endpoint;
 pub mod grant;
+pub mod labels;
 pub mod name;
 pub mod pattern;
+pub mod policy;
 pub mod ruleset;
 pub mod verdict;
 pub mod world;
