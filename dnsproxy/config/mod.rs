@@ -20,13 +20,15 @@ use crate::engine::pattern::Pattern;
 
 pub use read::{Range, ranges};
 pub use source::{ConfigError, ConfigErrors, DEFAULT_PATH, Place, Source};
-pub use text::{endpoint_from_text, mac_text};
+pub use text::{duration as duration_from_text, endpoint_from_text, mac_text};
 
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Debug)]
 pub struct Config {
     /// The name of this node's Node object. The host's name unless set; `NODE_NAME` sets it too.
     pub node_name: String,
+    /// The cluster's name, as Cilium's `cluster-name` and pods' label `io.cilium.k8s.policy.cluster` have it. `default` unless set.
+    pub cluster_name: String,
     /// The directory of Kubernetes objects. `/etc/namegate/snapshot` unless set.
     pub snapshot: PathBuf,
     /// The workloads: a host-side interface and the pod behind it. None unless set.
@@ -351,6 +353,7 @@ macro_rules! settings {
 
 settings! {
     "node_name" node_name Restart;
+    "cluster_name" cluster_name Restart;
     "snapshot" snapshot Restart;
     "endpoint" endpoints Reload;
     "state_dir" state_dir Restart;

@@ -41,6 +41,7 @@ pub fn ranges() -> Vec<Range> {
 fn everything(r: &mut Reader<'_>) -> Config {
     let config = Config {
         node_name: r.parsed("node_name", host_name(), "a node's name: dot-separated labels of a-z 0-9 -", text::node_name),
+        cluster_name: r.parsed("cluster_name", "default".to_owned(), "at most 32 of a-z 0-9 -", text::cluster_name),
         snapshot: r.path("snapshot", "/etc/namegate/snapshot"),
         endpoints: r.endpoints("endpoint"),
         state_dir: r.path("state_dir", "/var/lib/namegate"),

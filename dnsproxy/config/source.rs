@@ -205,8 +205,8 @@ impl Source {
             found.push(("node_name".to_owned(), Place::Variable("NODE_NAME".to_owned()), Value::from(name.as_str())));
         }
         for (name, text) in self.environment.iter().filter(|(name, _)| name.starts_with("NAMEGATE_")) {
-            if is_service_link(name, text) {
-                continue;
+            if name == "NAMEGATE_CONFIG" || is_service_link(name, text) {
+                continue; // the first names the file and is read with the command line
             }
             let place = Place::Variable(name.clone());
             match KEYS.iter().find(|key| key.variable().as_deref() == Some(name)) {

@@ -81,6 +81,11 @@ pub(super) fn node_name(text: &str) -> Option<String> {
     subdomain(text).then(|| text.to_owned())
 }
 
+/// A cluster's name, as Cilium checks it: at most 32 octets, an RFC 1123 label.
+pub(super) fn cluster_name(text: &str) -> Option<String> {
+    (text.len() <= 32 && label(text)).then(|| text.to_owned())
+}
+
 fn subdomain(text: &str) -> bool {
     text.len() <= 253 && text.split('.').all(label)
 }
@@ -114,7 +119,7 @@ pub(super) fn network(text: &str) -> Option<&str> {
 }
 
 /// `250ms`, `5s`, `4m`, `8h`, or seconds without a unit.
-pub(super) fn duration(text: &str) -> Option<Duration> {
+pub fn duration(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
     let number: u64 = number.parse().ok()?;
