@@ -1,10 +1,16 @@
 //! Decides. No sockets, no clock, no async, no randomness: everything that varies is an argument.
 
+pub mod answer;
 pub mod bits;
 pub mod endpoint;
+pub mod fqdn;
 pub mod grant;
+pub mod guard;
 pub mod name;
 pub mod pattern;
+pub mod query;
+pub mod reply;
 pub mod ruleset;
 pub mod verdict;
+pub mod wire;
 pub mod world;
