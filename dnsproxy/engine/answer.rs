@@ -27,8 +27,6 @@ pub struct Answer<'a> {
     pub ends: [usize; 4],
     /// The OPT record, if there is one: from, to.
     pub opt: Option<(usize, usize)>,
-    /// Whether the authority or the additional section holds addresses or service bindings.
-    pub strays: bool,
 }
 
 /// One record, its octets in the message.
@@ -118,7 +116,7 @@ impl<'a> Answer<'a> {
         if at > octets {
             return Err(cut(octets));
         }
-        let mut answer = Answer { message, flags, counts, ends: [at; 4], opt: None, strays: false };
+        let mut answer = Answer { message, flags, counts, ends: [at; 4], opt: None };
         for (section, count) in counts.into_iter().enumerate() {
             for _ in 0..count {
                 let record = Record::read(message, at).ok_or(cut(at))?;
@@ -128,7 +126,6 @@ impl<'a> Answer<'a> {
                     }
                     answer.opt = Some((at, record.end));
                 }
-                answer.strays |= section > 0 && record.leads_somewhere();
                 at = record.end;
             }
             answer.ends[section + 1] = at;
@@ -180,15 +177,6 @@ impl<'a> Answer<'a> {
     /// The least TTL in the answer section, seconds; 0 when it is empty.
     pub fn ttl(&self) -> u32 {
         self.records(0).map(|record| record.ttl).min().unwrap_or(0)
-    }
-
-    /// Whether the answer section holds nothing but the chain from the name asked for and addresses of the asked type
-    /// at its end, and the sections behind it lead nowhere: then all the addresses in it are the learned ones.
-    pub fn only_learned(&self, learned: &Learned) -> bool {
-        !self.strays
-            && self.records(0).filter(Record::leads_somewhere).all(|record| {
-                record.class == CLASS_IN && record.address().is_some_and(|address| learned.addresses.contains(&address))
-            })
     }
 
     /// What it teaches about the name that `query` asked for.

@@ -145,6 +145,11 @@ impl FqdnTable {
         FqdnTable { caps, ..FqdnTable::default() }
     }
 
+    /// Other limits from now on. What is there already stays until its deadline.
+    pub fn set_caps(&mut self, caps: Caps) {
+        self.caps = caps;
+    }
+
     /// What the kernel must hold before an answer that taught `learned` may leave.
     ///
     /// A shorter TTL never shortens what the same name already has. A name that no selector selects grants nothing.

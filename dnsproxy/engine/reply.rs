@@ -117,6 +117,13 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     out
 }
 
+/// Octets that [`relayed`] needs at least, with the OPT record alone in the additional section.
+pub fn least_octets(query: &Query<'_>, answer: &Answer<'_>) -> usize {
+    const BARE_OPT: usize = 11;
+    let opt = answer.opt.map_or(BARE_OPT, |(start, end)| end - start);
+    answer.ends[2] + if query.edns.is_some() { opt } else { 0 }
+}
+
 /// Nothing but the question, marked as cut: the asker comes back over TCP.
 pub fn truncated(query: &Query<'_>, answer: &Answer<'_>) -> Vec<u8> {
     let mut out = Vec::with_capacity(HEADER + query.question.len() + 11);

@@ -22,18 +22,7 @@ fn rules(selectors: &[(&str, u8)]) -> RuleSet {
     for (pattern, bit) in selectors {
         names.insert(Pattern::pattern(pattern).expect("a pattern"), Bits::of(*bit), None);
     }
-    RuleSet {
-        selected: true,
-        deny_egress: true,
-        deny_ingress: false,
-        groups: Vec::new(),
-        ports: Vec::new(),
-        cidrs: Vec::new(),
-        peers: Vec::new(),
-        services: Vec::new(),
-        names: Arc::new(names),
-        dns: Vec::new(),
-    }
+    RuleSet { selected: true, deny_egress: true, names: Arc::new(names), ..RuleSet::unselected() }
 }
 
 fn learned(name: &str, addresses: &[u16], ttl: u32) -> Learned {
