@@ -392,14 +392,18 @@ static __always_inline int charge(const struct context *c)
 	__u32 zero = 0;
 	struct limits *limit = bpf_map_lookup_elem(&limits, &zero);
 	struct budget *own = budget_of(c->endpoint.slot), *pool = budget_of(0);
+	__u32 before;
 
 	if (!limit || !own || !pool)
 		return -1;
-	if (__sync_fetch_and_add(&own->flows, 1) < limit->flow_share)
-		return 0;
-	if (__sync_fetch_and_add(&pool->flows, 1) < limit->flow_pool)
-		return 1;
-	__sync_fetch_and_add(&pool->flows, -1);
+	before = __sync_fetch_and_add(&own->flows, 1);
+	if (before < limit->flow_limit) {
+		if (before < limit->flow_share)
+			return 0;
+		if (__sync_fetch_and_add(&pool->flows, 1) < limit->flow_pool)
+			return 1;
+		__sync_fetch_and_add(&pool->flows, -1);
+	}
 	__sync_fetch_and_add(&own->flows, -1);
 	return -1;
 }

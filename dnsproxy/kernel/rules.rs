@@ -14,6 +14,26 @@ use crate::engine::ruleset::{PeerId, RuleSet, ServiceVerdict};
 /// The most addresses that one endpoint can have (`struct endpoint`).
 pub const ADDRESSES: usize = 4;
 
+/// How many flows endpoints may have at a time (I8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowLimits {
+    /// No endpoint goes beyond this.
+    pub limit: u32,
+    /// Every endpoint is sure of this.
+    pub share: u32,
+    /// Beyond their shares, all endpoints together have this.
+    pub pool: u32,
+}
+
+impl FlowLimits {
+    /// Half of the table is shared out evenly, the other half goes to whoever needs it.
+    pub fn new(max_flows: u32, endpoints: usize, limit: u32) -> FlowLimits {
+        let half = max_flows / 2;
+        let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX).max(1);
+        FlowLimits { limit, share: (half / endpoints).min(limit), pool: max_flows - half }
+    }
+}
+
 /// An endpoint's row.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointRow {
@@ -216,7 +236,9 @@ impl Kernel {
     ///
     /// # Errors
     /// The call failed.
-    pub fn set_limits(&self, flow_share: u32, flow_pool: u32, proxy_port: u16) -> Result<(), KernelError> {
-        self.tables.limits.put(&0, &abi::limits { flow_share, flow_pool, steer_port: proxy_port.to_be(), pad: 0 })
+    pub fn set_limits(&self, flows: FlowLimits, proxy_port: u16) -> Result<(), KernelError> {
+        let FlowLimits { limit, share, pool } = flows;
+        let steer_port = proxy_port.to_be();
+        self.tables.limits.put(&0, &abi::limits { flow_limit: limit, flow_share: share, flow_pool: pool, steer_port, pad: 0 })
     }
 }

@@ -1,1 +1,272 @@
-//! (being written)
+//! The clients' side: sockets, workers, and the two transports.
+//!
+//! One worker per core, each a thread with its own runtime, its own sockets on the shared port, and its own way upstream.
+//! Workers share the directory, the endpoints' tables and the counters of the limits, and nothing else.
+
+use std::cell::{Cell, RefCell};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+use tokio::task::{LocalSet, spawn_local};
+
+use crate::kernel::GrantStore;
+use crate::observe::Observer;
+use crate::serve::{Directory, Proxy};
+use crate::upstream::Upstream;
+
+use datagrams::Inbox;
+
+pub mod datagrams;
+mod socket;
+mod tcp;
+mod udp;
+
+/// How long queries under way may take to end after a stop: a little more than a resolver has.
+const DRAIN: Duration = Duration::from_secs(5);
+/// How often another port is tried when the kernel's choice for UDP is taken for TCP.
+const PORT_TRIES: usize = 16;
+
+/// Where to listen.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The port, UDP and TCP, IPv4 and IPv6: 15 353. 0: the kernel's choice.
+    pub port: u16,
+    /// Threads; 0: one per core.
+    pub workers: usize,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { port: 15_353, workers: 0 }
+    }
+}
+
+/// The port can't be served.
+#[derive(Debug, thiserror::Error)]
+pub enum ListenError {
+    /// Another process has it, and may have it all.
+    #[error("port {address} is in use; it must be free")]
+    InUse {
+        /// The address and port.
+        address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A socket can't be had.
+    #[error("{what} on {address}")]
+    Socket {
+        /// `UDP` or `TCP`.
+        what: &'static str,
+        /// The address and port.
+        address: SocketAddr,
+        /// What the kernel said.
+        #[source]
+        source: io::Error,
+    },
+    /// A worker can't be started.
+    #[error("starting a worker")]
+    Worker(#[source] io::Error),
+}
+
+/// Running workers. Dropped, they end at once; see [`Listeners::stop`].
+pub struct Listeners {
+    port: u16,
+    stop: watch::Sender<Stop>,
+    workers: Vec<JoinHandle<()>>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Stop {
+    No,
+    Drain,
+    Now,
+}
+
+/// What a thread starts with.
+struct Sockets {
+    udp: Vec<UdpSocket>,
+    tcp: Vec<TcpListener>,
+}
+
+/// What the tasks of a worker share.
+struct Worker {
+    proxy: Arc<Proxy>,
+    upstream: Upstream,
+    inbox: RefCell<Inbox>,
+    under_way: Cell<usize>,
+    idle: Notify,
+}
+
+/// Starts to serve.
+///
+/// # Errors
+/// The port is in use, also by a process that would share it, or sockets or threads can't be had.
+pub fn start(
+    options: &Options,
+    directory: Arc<ArcSwap<Directory>>,
+    grants: Arc<dyn GrantStore>,
+    observer: Arc<dyn Observer>,
+) -> Result<Listeners, ListenError> {
+    let count = match options.workers {
+        0 => thread::available_parallelism().map_or(1, usize::from),
+        count => count,
+    };
+    let (port, sockets) = bind_all(options.port, count)?;
+    let proxy = Arc::new(Proxy::new(directory, grants, observer));
+    let (stop, stopped) = watch::channel(Stop::No);
+    let mut listeners = Listeners { port, stop, workers: Vec::new() };
+    for (at, sockets) in sockets.into_iter().enumerate() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
+        let (proxy, stopped) = (proxy.clone(), stopped.clone());
+        let worker = thread::Builder::new()
+            .name(format!("dns-{at}"))
+            .spawn(move || LocalSet::new().block_on(&runtime, work(sockets, proxy, stopped)))
+            .map_err(ListenError::Worker)?;
+        listeners.workers.push(worker);
+    }
+    Ok(listeners)
+}
+
+impl Listeners {
+    /// The port served.
+    pub fn port(&self) -> u16 {
+        self.port
+    }
+
+    /// Takes no new queries, answers those under way, and ends; at most 5 s. Blocks: from async code, in `spawn_blocking`.
+    pub fn stop(mut self) {
+        self.end(Stop::Drain);
+    }
+
+    fn end(&mut self, how: Stop) {
+        self.stop.send_replace(how);
+        for worker in self.workers.drain(..) {
+            if worker.join().is_err() {
+                tracing::error!("a DNS worker had panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Listeners {
+    fn drop(&mut self) {
+        self.end(Stop::Now);
+    }
+}
+
+/// Sockets for every worker, on one port. A family that the machine does not have is left out, if the other one is there.
+fn bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
+    let mut last = None;
+    for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
+        match try_bind_all(port, workers) {
+            Ok(bound) => return Ok(bound),
+            Err(error) => last = Some(error),
+        }
+    }
+    Err(last.expect("tried at least once"))
+}
+
+fn try_bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
+    let mut families: Vec<IpAddr> = Vec::new();
+    for address in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
+        match socket::exclusive((address, port).into()) {
+            Ok(()) => families.push(address),
+            Err(error) if is_no_family(&error) => {}
+            Err(source) => return Err(ListenError::InUse { address: (address, port).into(), source }),
+        }
+    }
+    let mut port = port;
+    let mut all = Vec::new();
+    for _ in 0..workers {
+        let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new() };
+        for &family in &families {
+            let address: SocketAddr = (family, port).into();
+            let failed = |what, address| move |source| ListenError::Socket { what, address, source };
+            let udp = socket::udp(address).map_err(failed("UDP", address))?;
+            port = udp.local_addr().map_err(failed("UDP", address))?.port();
+            let address = (family, port).into();
+            sockets.udp.push(udp);
+            sockets.tcp.push(socket::tcp(address).map_err(failed("TCP", address))?);
+        }
+        all.push(sockets);
+    }
+    Ok((port, all))
+}
+
+fn is_no_family(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
+}
+
+/// The life of a worker.
+async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<Stop>) {
+    let worker = Rc::new(Worker {
+        proxy,
+        upstream: Upstream::start(),
+        inbox: RefCell::default(),
+        under_way: Cell::new(0),
+        idle: Notify::new(),
+    });
+    let mut readers = Vec::new();
+    for socket in sockets.udp {
+        match udp::Listener::new(socket) {
+            Ok(listener) => {
+                let listener = Rc::new(listener);
+                spawn_local(udp::flush(listener.clone()));
+                readers.push(spawn_local(udp::receive(worker.clone(), listener)));
+            }
+            Err(error) => tracing::error!(%error, "a UDP socket can't be watched"),
+        }
+    }
+    for listener in sockets.tcp {
+        match tokio::net::TcpListener::from_std(listener) {
+            Ok(listener) => readers.push(spawn_local(tcp::accept(worker.clone(), listener))),
+            Err(error) => tracing::error!(%error, "a TCP listener can't be watched"),
+        }
+    }
+    let how = match stopped.wait_for(|stop| *stop != Stop::No).await {
+        Ok(how) => *how,
+        Err(_) => Stop::Now,
+    };
+    readers.iter().for_each(tokio::task::JoinHandle::abort);
+    if how == Stop::Drain {
+        let drained = async {
+            while worker.under_way.get() > 0 {
+                worker.idle.notified().await;
+            }
+            // One more turn for what flushes the last replies.
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+        };
+        let _ = tokio::time::timeout(DRAIN, drained).await;
+    }
+}
+
+impl Worker {
+    /// Counts one more query under way until the guard is dropped.
+    fn begin(self: &Rc<Self>) -> UnderWay {
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(self.clone())
+    }
+}
+
+struct UnderWay(Rc<Worker>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.under_way.set(self.0.under_way.get() - 1);
+        if self.0.under_way.get() == 0 {
+            self.0.idle.notify_one();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@ use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
 use namegate::kernel::abi::{Reason, flag};
 use namegate::kernel::load::{Kernel, LoadSettings};
-use namegate::kernel::rules::EndpointRow;
+use namegate::kernel::rules::{EndpointRow, FlowLimits};
 
 use super::frames::POD_MAC;
 
@@ -58,7 +58,7 @@ impl Bench {
     pub fn new() -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let kernel = Kernel::load(directory.path(), &settings(), 0x6e61_6d65).unwrap();
-        kernel.set_limits(1000, 1000, 15353).unwrap();
+        kernel.set_limits(FlowLimits { limit: 5000, share: 1000, pool: 1000 }, 15353).unwrap();
         let row = EndpointRow {
             id: ENDPOINT,
             slot: SLOT,

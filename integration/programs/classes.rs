@@ -6,6 +6,7 @@ use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, Protocol, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::{Reason, flag};
+use namegate::kernel::rules::FlowLimits;
 
 use super::bench::*;
 use super::frames::*;
@@ -435,7 +436,7 @@ pub fn a_closed_endpoint_and_an_unknown_interface_pass_nothing() {
 
 pub fn flows_beyond_the_budget_are_refused_until_one_ends() {
     let (bench, to) = (ready(), granted(4));
-    bench.kernel.set_limits(2, 1, 15353).unwrap();
+    bench.kernel.set_limits(FlowLimits { limit: 9, share: 2, pool: 1 }, 15353).unwrap();
     for port in 0..3 {
         counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000 + port, 443, 1, SYN)), Reason::REASON_GRANTED);
     }

@@ -8,6 +8,7 @@ use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::{Reason, flag};
+use namegate::kernel::rules::FlowLimits;
 
 use super::bench::*;
 use super::frames::*;
@@ -335,7 +336,7 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     bench.kernel.set_peers(&peers, || Ok(())).expect("peers are written");
     let pairs: Vec<(IpAddr, IpAddr)> = resolvers.iter().enumerate().map(|(n, resolver)| (*resolver, local(n, resolver))).collect();
     bench.kernel.set_steering(&pairs, 15353).expect("steering is written");
-    bench.kernel.set_limits(budget as u32, 0, 15353).expect("limits are written");
+    bench.kernel.set_limits(FlowLimits { limit: 5000, share: budget as u32, pool: 0 }, 15353).expect("limits are written");
     bench.flip();
     bench.kernel.delete_rules_except(&[policy_id]).expect("old rows are removed");
     let generation = bench.row.generation;

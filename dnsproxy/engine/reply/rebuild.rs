@@ -1,0 +1,212 @@
+//! An answer written anew, without what was taken out of it.
+//!
+//! Why not hickory: it would refuse records whose data it can't read and write others in its own way; here every record
+//! that stays keeps its octets, but for the compression of names. Its parser checks the result in the tests.
+
+use std::net::IpAddr;
+
+use super::{Ede, finish, put_opt};
+use crate::engine::answer::{Answer, Record};
+use crate::engine::query::Query;
+use crate::engine::wire::{HEADER, NameBuf, rtype, skip_name, skip_plain_name, u16_at};
+
+/// What is to be changed.
+pub struct Changes<'a> {
+    /// Which addresses stay; hints of service bindings go unless `hints` is set.
+    pub keep: &'a dyn Fn(IpAddr) -> bool,
+    /// Whether hints of service bindings (RFC 9460 section 7.3) stay.
+    pub hints: bool,
+    /// Whether names are compressed.
+    pub compress: bool,
+    /// What to say when addresses were taken out and none is left.
+    pub nothing_left: Option<&'a Ede>,
+}
+
+/// The new message.
+#[derive(Debug)]
+pub struct Rebuilt {
+    /// Its octets.
+    pub message: Vec<u8>,
+    /// The addresses that stayed in the answer section.
+    pub kept: Vec<IpAddr>,
+    /// How many address records went.
+    pub taken: usize,
+}
+
+/// A record's data could not be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("record of type {rtype} is malformed")]
+pub struct Malformed {
+    /// Its type.
+    pub rtype: u16,
+}
+
+/// Writes `answer` anew for the one who asked `query`.
+///
+/// # Errors
+/// A record that holds names, or a service binding, is malformed.
+pub fn rebuilt(query: &Query<'_>, answer: &Answer<'_>, changes: &Changes<'_>) -> Result<Rebuilt, Malformed> {
+    let mut source = answer.message.to_vec();
+    // In the asker's case before anything is compared with it: ours was random.
+    source[HEADER..answer.ends[0]].copy_from_slice(&query.question);
+    let mut writer = Writer::new(&source, answer.ends[0], changes.compress);
+    let mut counts = [0u16; 3];
+    let (mut kept, mut taken) = (Vec::new(), 0);
+    for (section, count) in counts.iter_mut().enumerate() {
+        for record in answer.records(section) {
+            match record.rtype {
+                rtype::OPT => continue,
+                rtype::A | rtype::AAAA => match record.address().filter(|address| (changes.keep)(*address)) {
+                    Some(address) if section == 0 => kept.push(address),
+                    Some(_) => {}
+                    None => {
+                        taken += 1;
+                        continue;
+                    }
+                },
+                _ => {}
+            }
+            writer.record(&record, changes.hints)?;
+            *count += 1;
+        }
+    }
+    let mut message = writer.out;
+    if query.edns.is_some() {
+        let ede = changes.nothing_left.filter(|_| taken > 0 && kept.is_empty());
+        put_opt(&mut message, answer, query, ede);
+        counts[2] += 1;
+    }
+    finish(&mut message, query, answer, counts);
+    Ok(Rebuilt { message, kept, taken })
+}
+
+/// Writes records, and remembers where names stand.
+struct Writer<'a> {
+    source: &'a [u8],
+    out: Vec<u8>,
+    /// Where labels start that later names may point at.
+    labels: Vec<u16>,
+    compress: bool,
+}
+
+/// How many places later names are compared with: enough for any usual answer, and a bound on the work for a hostile one.
+const PLACES: usize = 64;
+
+impl<'a> Writer<'a> {
+    fn new(source: &'a [u8], question_end: usize, compress: bool) -> Writer<'a> {
+        let mut out = Vec::with_capacity(source.len() + 16);
+        out.extend_from_slice(&source[..question_end]);
+        let mut labels = Vec::new();
+        let mut at = HEADER;
+        while out[at] != 0 {
+            labels.push(at as u16);
+            at += 1 + usize::from(out[at]);
+        }
+        Writer { source, out, labels, compress }
+    }
+
+    fn record(&mut self, record: &Record<'_>, hints: bool) -> Result<(), Malformed> {
+        let malformed = Malformed { rtype: record.rtype };
+        let owner = NameBuf::read(self.source, record.start).ok_or(malformed)?;
+        self.name(owner.as_wire(), true);
+        // Type, class and TTL stand before the length and the data.
+        self.out.extend_from_slice(&self.source[record.data - 10..record.data - 2]);
+        let length_at = self.out.len();
+        self.out.extend_from_slice(&[0, 0]);
+        self.data(record, hints).ok_or(malformed)?;
+        let length = u16::try_from(self.out.len() - length_at - 2).map_err(|_| malformed)?;
+        self.out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+        Ok(())
+    }
+
+    fn data(&mut self, record: &Record<'_>, hints: bool) -> Option<()> {
+        // Octets before the names, how many names, and whether they may be compressed again (RFC 3597 section 4).
+        let (before, names, compress) = match record.rtype {
+            2..=5 | 7..=9 | 12 => (0, 1, true), // NS, MD, MF, CNAME, MB, MG, MR, PTR
+            6 | 14 => (0, 2, true),             // SOA, MINFO
+            15 => (2, 1, true),                 // MX
+            17 => (0, 2, false),                // RP
+            18 | 21 | 36 => (2, 1, false),      // AFSDB, RT, KX
+            23 | 30 | 39 => (0, 1, false),      // NSAP-PTR, NXT, DNAME
+            24 => (18, 1, false),               // SIG
+            26 => (2, 2, false),                // PX
+            33 => (6, 1, false),                // SRV
+            35 => (naptr_fixed(record.rdata())?, 1, false),
+            rtype::SVCB | rtype::HTTPS if !hints => return self.binding(record.rdata()),
+            _ => (0, 0, false),
+        };
+        let mut at = record.data + before;
+        self.out.extend_from_slice(self.source.get(record.data..at).filter(|_| at <= record.end)?);
+        for _ in 0..names {
+            let name = NameBuf::read(self.source, at)?;
+            at = skip_name(self.source, at).filter(|end| *end <= record.end)?;
+            self.name(name.as_wire(), compress);
+        }
+        self.out.extend_from_slice(&self.source[at..record.end]);
+        Some(())
+    }
+
+    /// A service binding without `ipv4hint` and `ipv6hint`; `mandatory` no longer names them.
+    fn binding(&mut self, rdata: &[u8]) -> Option<()> {
+        const MANDATORY: u16 = 0;
+        const IS_HINT: fn(u16) -> bool = |key| matches!(key, 4 | 6);
+        let mut at = skip_plain_name(rdata, 2)?;
+        self.out.extend_from_slice(&rdata[..at]);
+        while at < rdata.len() {
+            let key = u16_at(rdata, at)?;
+            let value = rdata.get(at + 4..at + 4 + usize::from(u16_at(rdata, at + 2)?))?;
+            at += 4 + value.len();
+            if IS_HINT(key) {
+                continue;
+            }
+            let mut value = value.to_vec();
+            if key == MANDATORY {
+                if value.len() % 2 != 0 {
+                    return None;
+                }
+                value = value.chunks(2).filter(|key| !IS_HINT(u16::from_be_bytes([key[0], key[1]]))).flatten().copied().collect();
+                if value.is_empty() {
+                    continue;
+                }
+            }
+            self.out.extend_from_slice(&key.to_be_bytes());
+            self.out.extend_from_slice(&(value.len() as u16).to_be_bytes());
+            self.out.extend_from_slice(&value);
+        }
+        Some(())
+    }
+
+    /// Writes an uncompressed name, with a pointer for the longest end of it that stands in the message already, in the
+    /// same case.
+    fn name(&mut self, wire: &[u8], compress: bool) {
+        let mut at = 0;
+        while wire[at] != 0 {
+            let compress = compress && self.compress;
+            if let Some(place) = self.labels.iter().find(|place| compress && self.stands_at(usize::from(**place), &wire[at..])) {
+                let pointer = 0xc000 | place;
+                self.out.extend_from_slice(&pointer.to_be_bytes());
+                return;
+            }
+            if self.labels.len() < PLACES && self.out.len() < 0x4000 {
+                self.labels.push(self.out.len() as u16);
+            }
+            let next = at + 1 + usize::from(wire[at]);
+            self.out.extend_from_slice(&wire[at..next]);
+            at = next;
+        }
+        self.out.push(0);
+    }
+
+    fn stands_at(&self, place: usize, wire: &[u8]) -> bool {
+        NameBuf::read(&self.out, place).is_some_and(|name| name.as_wire() == wire)
+    }
+}
+
+/// Octets of a NAPTR record before its name: order, preference and three strings (RFC 3403 section 4.1).
+fn naptr_fixed(rdata: &[u8]) -> Option<usize> {
+    let mut at = 4;
+    for _ in 0..3 {
+        at += 1 + usize::from(*rdata.get(at)?);
+    }
+    Some(at)
+}

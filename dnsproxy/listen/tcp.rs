@@ -1,0 +1,138 @@
+//! Queries on connections (RFC 7766): pipelined, answered as answers come, each wait with its deadline.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::task::spawn_local;
+use tokio::time::timeout;
+
+use crate::serve::{Next, Packet};
+use crate::serve::directory::Taken;
+
+use super::Worker;
+use super::socket::interface_of;
+
+/// Queries of one connection under way; above that it is not read.
+const PIPELINE: usize = 64;
+/// Octets of a query at most: a question and an OPT record with room for its options.
+const QUERY: usize = 4_096;
+/// How long to wait when a connection can't be accepted for want of something.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// Who is at the other end, and what he may use.
+struct Caller {
+    peer: SocketAddr,
+    local: IpAddr,
+    interface: u32,
+    idle: Duration,
+    _slots: (Taken, Taken),
+}
+
+/// Accepts connections for ever.
+pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, peer)) => match admit(&worker, &stream, peer) {
+                Ok(caller) => {
+                    spawn_local(converse(worker.clone(), stream, caller));
+                }
+                Err(error) => tracing::debug!(%peer, %error, "a connection is closed"),
+            },
+            Err(error) => {
+                // No descriptor is free, most likely: others have to end first.
+                tracing::debug!(%error, "a connection could not be accepted");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Endpoints only, and within the limits.
+fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Caller> {
+    let local = stream.local_addr()?.ip();
+    let interface = interface_of(stream, local)?;
+    let directory = worker.proxy.directory.load();
+    let settings = &directory.settings;
+    let served = directory.endpoint(interface, peer.ip()).ok_or_else(|| io::Error::other("the sender is no endpoint"))?;
+    let limit = |counter: &Arc<_>, limit| Taken::take(counter, limit).ok_or_else(|| io::Error::other("too many connections"));
+    let own = limit(&served.connections, settings.tcp_connections)?;
+    let total = limit(&worker.proxy.connections, settings.tcp_connections_total)?;
+    stream.set_nodelay(true)?;
+    Ok(Caller { peer, local, interface, idle: settings.tcp_idle, _slots: (own, total) })
+}
+
+/// One connection, until the client ends it, waits too long or sends what is no query.
+async fn converse(worker: Rc<Worker>, stream: TcpStream, caller: Caller) {
+    let (mut reader, writer) = stream.into_split();
+    let (replies, outgoing) = mpsc::channel(PIPELINE);
+    let idle = caller.idle;
+    let mut writing = spawn_local(write(writer, outgoing, idle));
+    let pipeline = Arc::new(Semaphore::new(PIPELINE));
+    loop {
+        let Ok(slot) = pipeline.clone().acquire_owned().await else { break };
+        let message = tokio::select! {
+            message = timeout(idle, read(&mut reader)) => message,
+            // Replies can't be delivered any more.
+            _ = &mut writing => break,
+        };
+        let Ok(Ok(message)) = message else { break };
+        let packet = Packet {
+            bytes: &message,
+            client: caller.peer,
+            local: caller.local,
+            interface: caller.interface,
+            tcp: true,
+        };
+        match worker.proxy.accept(&packet) {
+            Next::Reply(Some(reply)) => {
+                if replies.send(reply).await.is_err() {
+                    break;
+                }
+            }
+            // Whoever sends such things has nothing to ask.
+            Next::Reply(None) => break,
+            Next::Ask(ask) => {
+                let (worker, replies) = (worker.clone(), replies.clone());
+                spawn_local(async move {
+                    let _slot = slot;
+                    let _under_way = worker.begin();
+                    if let Some(reply) = worker.proxy.finish(ask, &worker.upstream).await {
+                        let _ = replies.send(reply).await;
+                    }
+                });
+            }
+        }
+    }
+    drop(replies);
+    if !writing.is_finished() {
+        // What is under way still goes out; the slots are held until then.
+        let _ = writing.await;
+    }
+}
+
+async fn read(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
+    let octets = usize::from(reader.read_u16().await?);
+    if octets > QUERY {
+        return Err(io::Error::other(format!("a query of {octets} octets; the limit is {QUERY}")));
+    }
+    let mut message = vec![0; octets];
+    reader.read_exact(&mut message).await?;
+    Ok(message)
+}
+
+async fn write(mut writer: OwnedWriteHalf, mut outgoing: mpsc::Receiver<Vec<u8>>, idle: Duration) {
+    while let Some(reply) = outgoing.recv().await {
+        let Ok(length) = u16::try_from(reply.len()) else { continue };
+        let framed = [&length.to_be_bytes(), &reply[..]].concat();
+        if !matches!(timeout(idle, writer.write_all(&framed)).await, Ok(Ok(()))) {
+            return;
+        }
+    }
+}

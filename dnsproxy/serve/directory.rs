@@ -1,0 +1,217 @@
+//! Who may ask, where their questions go, and by which settings: replaced as a whole on every change.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::engine::fqdn::{Caps, FqdnTable, Timing};
+use crate::engine::guard::Guard;
+use crate::engine::name::Name;
+use crate::engine::ruleset::RuleSet;
+
+/// Everything that a query is served by.
+pub struct Directory {
+    /// What the operator set.
+    pub settings: Settings,
+    /// Which addresses may be learned.
+    pub guard: Guard,
+    endpoints: HashMap<(u32, IpAddr), Arc<Served>>,
+    resolvers: HashMap<IpAddr, Resolver>,
+}
+
+/// An endpoint as the proxy sees it. A clone shares what was learned, the rules and the counters.
+#[derive(Clone)]
+pub struct Served {
+    /// Its number in the kernel maps.
+    pub id: EndpointId,
+    /// The pod behind it.
+    pub pod: PodRef,
+    /// Its addresses.
+    pub addresses: Vec<IpAddr>,
+    /// Its host-side interface.
+    pub interface: u32,
+    /// The bridge that the interface is a port of: its packets come in by that one.
+    pub bridge: Option<u32>,
+    /// What it may do. Replaced only under the lock of `names` (see [`crate::engine::fqdn::Regroup`]).
+    pub rules: Arc<ArcSwap<RuleSet>>,
+    /// What it has learned.
+    pub names: Arc<Mutex<FqdnTable>>,
+    /// The suffixes that its resolver library tries: a denied name under one does not exist.
+    pub search: Vec<Name>,
+    /// Queries under way.
+    pub(crate) under_way: Arc<AtomicU32>,
+    /// Connections over TCP.
+    pub(crate) connections: Arc<AtomicU32>,
+}
+
+impl Served {
+    /// An endpoint that has learned nothing yet.
+    pub fn new(id: EndpointId, pod: PodRef, addresses: Vec<IpAddr>, interface: u32, rules: Arc<RuleSet>, caps: Caps) -> Served {
+        Served {
+            id,
+            pod,
+            addresses,
+            interface,
+            bridge: None,
+            rules: Arc::new(ArcSwap::new(rules)),
+            names: Arc::new(Mutex::new(FqdnTable::new(caps))),
+            search: Vec::new(),
+            under_way: Arc::default(),
+            connections: Arc::default(),
+        }
+    }
+}
+
+/// A DNS server that workloads ask.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Resolver {
+    /// Its address and port, as the workload knows them.
+    pub address: SocketAddr,
+    /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted anyway,
+    /// for the endpoints of that policy.
+    pub trusted: bool,
+}
+
+/// What a denied query is answered with. Cilium's `tofqdns-dns-reject-response-code`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RejectCode {
+    /// REFUSED.
+    #[default]
+    Refused,
+    /// NXDOMAIN.
+    NameError,
+}
+
+/// What the operator set, of what is needed here.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How TTLs become deadlines: 5 s at least (0 to 86 400 s), and 55 s on top.
+    pub timing: Timing,
+    /// How long a resolver has to answer, retries included: 4 s.
+    pub upstream_timeout: Duration,
+    /// What a denied query is answered with: REFUSED.
+    pub reject: RejectCode,
+    /// Whether names in replies are compressed: yes. Without, every reply is written anew.
+    pub compression: bool,
+    /// Queries of one endpoint under way: 512. Above that: SERVFAIL.
+    pub queries_in_flight: u32,
+    /// Connections over TCP of one endpoint: 64. Above that they are closed.
+    pub tcp_connections: u32,
+    /// Connections over TCP in all: 1 024.
+    pub tcp_connections_total: u32,
+    /// How long a connection may be without a whole query, or a reply unread: 10 s (RFC 7766 section 6.2.3).
+    pub tcp_idle: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            timing: Timing::default(),
+            upstream_timeout: Duration::from_secs(4),
+            reject: RejectCode::Refused,
+            compression: true,
+            queries_in_flight: 512,
+            tcp_connections: 64,
+            tcp_connections_total: 1_024,
+            tcp_idle: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Directory {
+    /// A directory of these endpoints, and of the resolvers by the local address that stands for each (DESIGN 3.1).
+    pub fn new(
+        settings: Settings,
+        guard: Guard,
+        endpoints: impl IntoIterator<Item = Arc<Served>>,
+        resolvers: impl IntoIterator<Item = (IpAddr, Resolver)>,
+    ) -> Directory {
+        let mut by_place = HashMap::new();
+        for served in endpoints {
+            let interface = served.bridge.unwrap_or(served.interface);
+            for address in &served.addresses {
+                by_place.insert((interface, *address), served.clone());
+            }
+        }
+        Directory { settings, guard, endpoints: by_place, resolvers: resolvers.into_iter().collect() }
+    }
+
+    /// The endpoint behind `interface` with this source address (I2).
+    ///
+    /// The interface says who it is; the kernel has dropped what came with an address that is not the endpoint's. On a
+    /// bridge several share the interface, and the address, checked by the kernel on the port, tells them apart.
+    pub fn endpoint(&self, interface: u32, source: IpAddr) -> Option<&Arc<Served>> {
+        self.endpoints.get(&(interface, source))
+    }
+
+    /// The resolver that the workload asked, by the local address that its query was steered to.
+    pub fn resolver(&self, local: IpAddr) -> Option<&Resolver> {
+        self.resolvers.get(&local)
+    }
+}
+
+/// One of a limited number, given back on drop.
+pub(crate) struct Taken(Arc<AtomicU32>);
+
+impl Taken {
+    /// Takes one more of `counter` unless `limit` are taken.
+    pub(crate) fn take(counter: &Arc<AtomicU32>, limit: u32) -> Option<Taken> {
+        counter
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |taken| (taken < limit).then_some(taken + 1))
+            .ok()
+            .map(|_| Taken(counter.clone()))
+    }
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn served(id: u32, address: &str, interface: u32, bridge: Option<u32>) -> Arc<Served> {
+        let pod = PodRef { namespace: "payments".to_owned(), name: format!("pod-{id}") };
+        let addresses = vec![address.parse().expect("an address")];
+        let rules = Arc::new(RuleSet::unselected());
+        Arc::new(Served { bridge, ..Served::new(EndpointId(id), pod, addresses, interface, rules, Caps::default()) })
+    }
+
+    #[track_caller]
+    fn finds(directory: &Directory, interface: u32, source: &str, id: Option<u32>) {
+        let found = directory.endpoint(interface, source.parse().expect("an address"));
+        assert_eq!(found.map(|served| served.id.0), id, "{source} by {interface}");
+    }
+
+    #[test]
+    fn an_endpoint_is_known_by_its_interface_and_never_by_its_address_alone() {
+        let guard = Guard::new(Vec::new(), Name::parse("cluster.local").expect("a name"));
+        let endpoints =
+            [served(1, "192.0.2.1", 7, None), served(2, "192.0.2.2", 8, Some(5)), served(3, "192.0.2.3", 9, Some(5))];
+        let directory = Directory::new(Settings::default(), guard, endpoints, []);
+        finds(&directory, 7, "192.0.2.1", Some(1));
+        finds(&directory, 8, "192.0.2.1", None);
+        finds(&directory, 7, "192.0.2.2", None);
+        finds(&directory, 5, "192.0.2.2", Some(2));
+        finds(&directory, 5, "192.0.2.3", Some(3));
+        finds(&directory, 8, "192.0.2.2", None);
+        finds(&directory, 5, "192.0.2.1", None);
+    }
+
+    #[test]
+    fn a_slot_is_given_back() {
+        let counter = Arc::new(AtomicU32::new(0));
+        let first = Taken::take(&counter, 1).expect("free");
+        assert!(Taken::take(&counter, 1).is_none());
+        drop(first);
+        assert!(Taken::take(&counter, 1).is_some());
+    }
+}
