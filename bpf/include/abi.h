@@ -25,13 +25,13 @@ struct group_bits {
 enum endpoint_flag {
 	ENDPOINT_DENY_EGRESS = 1,  /* egress is default deny */
 	ENDPOINT_DENY_INGRESS = 2, /* ingress is default deny */
-	ENDPOINT_STEER = 4,        /* port 53 goes to the proxy */
-	ENDPOINT_REJECT = 8,       /* refuse with RST or ICMP, not in silence */
-	ENDPOINT_AUDIT = 16,       /* count what would be dropped, and let it pass */
-	ENDPOINT_BRIDGED = 32,     /* the interface is a bridge port */
-	ENDPOINT_ENFORCE = 64,     /* a policy selects it; zero lets through what is well formed */
-	ENDPOINT_HAS_MAC = 128,    /* `mac` was given; otherwise the first good frame teaches it */
-	ENDPOINT_CLOSED = 256,     /* nothing passes: no policy yet, or no addresses known */
+	ENDPOINT_STEER = 4,	   /* port 53 goes to the proxy */
+	ENDPOINT_REJECT = 8,	   /* refuse with RST or ICMP, not in silence */
+	ENDPOINT_AUDIT = 16,	   /* count what would be dropped, and let it pass */
+	ENDPOINT_BRIDGED = 32,	   /* the interface is a bridge port */
+	ENDPOINT_ENFORCE = 64,	   /* a policy selects it; zero lets through what is well formed */
+	ENDPOINT_HAS_MAC = 128,	   /* `mac` was given; otherwise the first good frame teaches it */
+	ENDPOINT_CLOSED = 256,	   /* nothing passes: no policy yet, or no addresses known */
 	ENDPOINT_HAS_CIDR = 512,   /* the rule set has prefixes; without, the tries are not looked at */
 };
 
@@ -104,11 +104,11 @@ struct flow {
 	__u64 last_ns;
 	__u64 created_ns;
 	__u32 generation;
-	__u32 rule; /* enum reason that let it pass */
-	__u32 isn;  /* sequence number of the SYN, network order */
-	__u8 state;     /* enum flow_state */
+	__u32 rule;	/* enum reason that let it pass */
+	__u32 isn;	/* sequence number of the SYN, network order */
+	__u8 state;	/* enum flow_state */
 	__u8 direction; /* enum flow_direction: who opened it */
-	__u8 pooled;    /* charged to the shared part of the flow budget */
+	__u8 pooled;	/* charged to the shared part of the flow budget */
 	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 32, "no padding");
@@ -137,7 +137,7 @@ _Static_assert(sizeof(struct grant) == 112, "no padding");
 /* peers: address -> peer. Pods and nodes have ids from PEER_FIRST. */
 enum peer_id {
 	PEER_NONE = 0,
-	PEER_HOST = 1,     /* this node */
+	PEER_HOST = 1,	   /* this node */
 	PEER_SERVICE = 2,  /* a Service's address: only a row of `services` opens it */
 	PEER_STEERING = 3, /* a local address of the proxy: never opened */
 	PEER_FIRST = 16,
@@ -178,8 +178,8 @@ struct cidr6_key {
 /* ports: each row holds the union of all rows that cover it. Looked up: exact, then port 0, then protocol 0. */
 struct port_key {
 	__u32 policy_id;
-	__be16 port; /* ICMP: type << 8 | code; 0: any */
-	__u8 protocol; /* 0: any */
+	__be16 port;	/* ICMP: type << 8 | code; 0: any */
+	__u8 protocol;	/* 0: any */
 	__u8 direction; /* enum flow_direction */
 };
 _Static_assert(sizeof(struct port_key) == 8, "no padding");
@@ -227,16 +227,16 @@ enum reason {
 	REASON_ND_SPOOFED,
 	REASON_UNKNOWN_RESOLVER,
 	REASON_STEERING_ADDRESS,
-	REASON_NO_GRANT,       /* default deny, no policy row matched */
-	REASON_EXPIRED,        /* a grant was there, its time is over */
-	REASON_POLICY_DENY,    /* an explicit deny */
-	REASON_NOT_A_REPLY,    /* belongs to a flow, but opens the other direction */
+	REASON_NO_GRANT,    /* default deny, no policy row matched */
+	REASON_EXPIRED,	    /* a grant was there, its time is over */
+	REASON_POLICY_DENY, /* an explicit deny */
+	REASON_NOT_A_REPLY, /* belongs to a flow, but opens the other direction */
 	REASON_FLOW_BUDGET,
 	REASON_FLOW_TABLE,
 	REASON_ICMP_UNRELATED, /* an ICMP error that quotes no live flow */
 	REASON_INTERNAL,       /* a map look-up that can't fail did */
 	REASON_LAST_DROP = REASON_INTERNAL,
-	REASON_FLOW,           /* from here on: passed */
+	REASON_FLOW, /* from here on: passed */
 	REASON_GRANTED,
 	REASON_CIDR,
 	REASON_PEER,
@@ -247,8 +247,8 @@ enum reason {
 	REASON_ARP,
 	REASON_ND,
 	REASON_ICMP_RELATED,
-	REASON_UNENFORCED,     /* no policy selects the endpoint */
-	REASON_AUDIT,          /* would have been dropped */
+	REASON_UNENFORCED, /* no policy selects the endpoint */
+	REASON_AUDIT,	   /* would have been dropped */
 	REASON_COUNT,
 };
 

@@ -17,14 +17,15 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-/* A function that the verifier looks at once, by itself, and not again on every path that leads to it: without it from_pod
- * took 408 000 instructions to verify. Such a function is global, and its pointers may be null as far as it knows.
+/* A function that the verifier looks at once, by itself, and not again on every path that leads to it: without it
+ * from_pod took 408 000 instructions to verify. Such a function is global, and its pointers may be null as far as it
+ * knows.
  */
 #define SEPARATE __attribute__((noinline))
 
 #define ETHERNET 14
-#define PULL 192           /* octets made linear: every header that is walked lies within */
-#define EXTENSIONS_MAX 6   /* extension headers of one packet */
+#define PULL 192	 /* octets made linear: every header that is walked lies within */
+#define EXTENSIONS_MAX 6 /* extension headers of one packet */
 #define IPV4_OPTIONS_MAX 40
 
 #define TCP_FIN 1
@@ -184,8 +185,7 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 	return REASON_PROTOCOL;
 }
 
-static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data, void *data_end,
-					      struct frame *f)
+static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
 {
 	struct iphdr *ip = data + ETHERNET;
 	__u32 header, total;

@@ -214,8 +214,8 @@ SEPARATE int reject_icmp6(struct __sk_buff *skb)
 	pseudo.length = bpf_htonl(sizeof(out.icmp) + sizeof(out.quoted));
 	pseudo.next = bpf_htonl(IPPROTO_ICMPV6);
 	__builtin_memcpy(sum, &out.icmp, sizeof(sum));
-	out.icmp.icmp6_cksum = fold(
-		bpf_csum_diff(0, 0, sum, sizeof(sum), bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0)));
+	out.icmp.icmp6_cksum =
+		fold(bpf_csum_diff(0, 0, sum, sizeof(sum), bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0)));
 	if (bpf_skb_change_tail(skb, ETHERNET + sizeof(out.quoted), 0) ||
 	    bpf_skb_change_head(skb, sizeof(out.ip) + sizeof(out.icmp), 0) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))

@@ -51,7 +51,7 @@ static __always_inline enum reason steer_query(struct __sk_buff *skb, const stru
 {
 	const struct frame *f = &c->frame;
 	__u32 ifindex = c->ifindex;
-	struct steer_key key = { .port = f->destination_port, .family = f->family };
+	struct steer_key key = {.port = f->destination_port, .family = f->family};
 	struct steer *to;
 	struct bridge *bridge;
 
@@ -82,7 +82,7 @@ static __always_inline enum reason steer_query(struct __sk_buff *skb, const stru
 static __always_inline enum reason steer_reply(struct __sk_buff *skb, const struct context *c)
 {
 	const struct frame *f = &c->frame;
-	struct steer_key key = { .port = f->source_port, .family = f->family };
+	struct steer_key key = {.port = f->source_port, .family = f->family};
 	__u32 zero = 0;
 	struct limits *limit = bpf_map_lookup_elem(&limits, &zero);
 	struct steer *from;

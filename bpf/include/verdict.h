@@ -288,12 +288,12 @@ static __always_inline struct group_bits *cidr_of(const struct context *c, const
 	if (!(c->endpoint.flags & ENDPOINT_HAS_CIDR))
 		return 0;
 	if (c->frame.family == 4) {
-		struct cidr4_key key = { .prefix_len = 64, .policy_id = bpf_htonl(c->endpoint.policy_id) };
+		struct cidr4_key key = {.prefix_len = 64, .policy_id = bpf_htonl(c->endpoint.policy_id)};
 
 		__builtin_memcpy(key.addr, remote->octets + 12, 4);
 		return bpf_map_lookup_elem(&cidr4, &key);
 	}
-	struct cidr6_key key = { .prefix_len = 160, .policy_id = bpf_htonl(c->endpoint.policy_id) };
+	struct cidr6_key key = {.prefix_len = 160, .policy_id = bpf_htonl(c->endpoint.policy_id)};
 
 	__builtin_memcpy(key.addr, remote->octets, 16);
 	return bpf_map_lookup_elem(&cidr6, &key);
@@ -301,10 +301,10 @@ static __always_inline struct group_bits *cidr_of(const struct context *c, const
 
 static __always_inline struct port_row *ports_of(const struct context *c, __u8 direction, __be16 port)
 {
-	struct port_key key = { .policy_id = c->endpoint.policy_id,
-				.port = port,
-				.protocol = c->frame.protocol,
-				.direction = direction };
+	struct port_key key = {.policy_id = c->endpoint.policy_id,
+			       .port = port,
+			       .protocol = c->frame.protocol,
+			       .direction = direction};
 	struct port_row *row = bpf_map_lookup_elem(&ports, &key);
 
 	if (row)
@@ -321,9 +321,9 @@ static __always_inline struct port_row *ports_of(const struct context *c, __u8 d
  * `port`. A constant number of look-ups whatever the number of rules.
  */
 SEPARATE enum reason policy(const struct context *c, const struct address *remote, __u32 direction_and_port,
-				     int established)
+			    int established)
 {
-	struct group_bits matched = { .words = { 1, 0 } }, by_grant = {}, by_peer = {}, by_cidr = {};
+	struct group_bits matched = {.words = {1, 0}}, by_grant = {}, by_peer = {}, by_cidr = {};
 	__u8 direction = direction_and_port >> 16;
 	__be16 port = direction_and_port;
 	struct port_row *row;
@@ -338,9 +338,8 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 	if (peer && *peer == PEER_STEERING)
 		return REASON_STEERING_ADDRESS;
 	if (peer && *peer == PEER_SERVICE && direction == FLOW_EGRESS) {
-		struct service_key key = { .policy_id = c->endpoint.policy_id,
-					   .port = port,
-					   .protocol = c->frame.protocol };
+		struct service_key key = {
+			.policy_id = c->endpoint.policy_id, .port = port, .protocol = c->frame.protocol};
 		struct service *service;
 
 		__builtin_memcpy(key.addr, remote->octets, 16);
@@ -352,7 +351,7 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 		return c->endpoint.flags & ENDPOINT_DENY_EGRESS ? REASON_NO_GRANT : REASON_DEFAULT_ALLOW;
 	}
 	if (peer) {
-		struct peer_bits_key key = { .policy_id = c->endpoint.policy_id, .peer_id = *peer };
+		struct peer_bits_key key = {.policy_id = c->endpoint.policy_id, .peer_id = *peer};
 		struct group_bits *bits = bpf_map_lookup_elem(&peer_bits, &key);
 
 		if (bits)
@@ -487,7 +486,7 @@ static __always_inline enum reason remember(const struct context *c, const struc
 		.generation = c->endpoint.generation,
 		.rule = reason,
 		.isn = opens(&c->frame) ? c->frame.sequence : 0,
-		.state = c->frame.protocol != IPPROTO_TCP     ? FLOW_DATAGRAM
+		.state = c->frame.protocol != IPPROTO_TCP ? FLOW_DATAGRAM
 			 : (c->frame.tcp_flags & TCP_RST) ? FLOW_CLOSED
 							  : FLOW_SYN,
 		.direction = c->direction,

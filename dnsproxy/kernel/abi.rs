@@ -22,7 +22,7 @@ mod generated {
 
 pub use generated::types::{
     address, bridge, budget, cidr4_key, cidr6_key, counter, endpoint, flow, flow_event, flow_key, grant, grant_key,
-    grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_key, port_row, reason, rodata, service,
+    grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_key, port_row, rodata, service,
     service_key, steer, steer_key,
 };
 
@@ -118,67 +118,19 @@ pub fn engine_slots(slots: &[grant_slot; SLOTS]) -> [Slot; SLOTS] {
     slots.map(|slot| Slot { bits: Bits::from_words(slot.bits), until: MonoNs(slot.until_mono_ns) })
 }
 
-/// What the kernel programs say of a frame: `enum reason`.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Hash, PartialOrd, Ord)]
-pub struct Reason(pub u8);
-
-macro_rules! reasons {
-    ($($name:ident = $text:literal),* $(,)?) => {
-        impl Reason {
-            $(#[doc = $text] pub const $name: Reason = Reason(generated::types::reason::$name.0 as u8);)*
-            /// All of them, in the order of `enum reason`.
-            pub const ALL: &'static [Reason] = &[$(Reason::$name),*];
-
-            /// The word for metrics, flows and logs.
-            pub fn text(self) -> &'static str {
-                match self {
-                    $(Reason::$name => $text,)*
-                    _ => "unknown",
-                }
-            }
-        }
-    };
-}
-
-reasons! {
-    REASON_NO_ENDPOINT = "no_endpoint", REASON_ENDPOINT_CLOSED = "endpoint_closed", REASON_MALFORMED = "malformed",
-    REASON_ETHERTYPE = "ethertype", REASON_TAGGED = "tagged", REASON_SOURCE_ROUTE = "source_route",
-    REASON_EXTENSION_HEADER = "extension_header", REASON_FRAGMENT = "fragment", REASON_PROTOCOL = "protocol",
-    REASON_SPOOFED_ADDRESS = "spoofed_address", REASON_SPOOFED_MAC = "spoofed_mac",
-    REASON_OTHER_DESTINATION = "other_destination", REASON_ARP_SPOOFED = "arp_spoofed",
-    REASON_ND_SPOOFED = "nd_spoofed", REASON_UNKNOWN_RESOLVER = "unknown_resolver",
-    REASON_STEERING_ADDRESS = "steering_address", REASON_NO_GRANT = "no_grant", REASON_EXPIRED = "expired",
-    REASON_POLICY_DENY = "policy_deny", REASON_NOT_A_REPLY = "not_a_reply", REASON_FLOW_BUDGET = "flow_budget",
-    REASON_FLOW_TABLE = "flow_table", REASON_ICMP_UNRELATED = "icmp_unrelated", REASON_INTERNAL = "internal",
-    REASON_FLOW = "flow", REASON_GRANTED = "granted", REASON_CIDR = "cidr", REASON_PEER = "peer",
-    REASON_SERVICE = "service", REASON_DEFAULT_ALLOW = "default_allow", REASON_HOST = "host",
-    REASON_STEERED = "steered", REASON_ARP = "arp", REASON_ND = "nd", REASON_ICMP_RELATED = "icmp_related",
-    REASON_UNENFORCED = "unenforced", REASON_AUDIT = "audit",
-}
-
-impl Reason {
-    /// Whether the frame passed.
-    pub fn passes(self) -> bool {
-        self > Reason::REASON_INTERNAL
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn every_reason_of_the_kernel_has_a_text() {
-        assert_eq!(Reason::ALL.len(), generated::types::reason::REASON_COUNT.0 as usize);
-        for (number, reason) in Reason::ALL.iter().enumerate() {
-            assert_eq!(usize::from(reason.0), number);
-            assert_ne!(reason.text(), "unknown");
-        }
-    }
-
-    #[test]
-    fn the_zero_reason_refuses() {
-        assert!(!Reason(0).passes());
+    fn the_programs_and_the_records_know_the_same_reasons() {
+        use crate::observe::Reason;
+        use generated::types::reason as r;
+        assert_eq!(Reason::ALL.len(), r::REASON_COUNT.0 as usize);
+        assert_eq!(Reason::from_number(r::REASON_NO_GRANT.0 as u8), Reason::NoGrant);
+        assert_eq!(Reason::from_number(r::REASON_LAST_DROP.0 as u8), Reason::Internal);
+        assert_eq!(Reason::from_number(r::REASON_AUDIT.0 as u8), Reason::Audit);
+        assert!(!Reason::from_number(0).passed(), "zero refuses");
     }
 
     #[test]

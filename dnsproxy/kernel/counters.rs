@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::MapCore;
 
-use super::abi::{self, Plain, Reason, counter};
+use super::abi::{self, Plain, counter};
 use super::load::Kernel;
 use crate::engine::ruleset::Direction;
+use crate::observe::Reason;
 
 /// Packets and octets since the maps were made.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -54,7 +55,7 @@ impl Kernel {
             .into_iter()
             .flat_map(|direction| Reason::ALL.iter().map(move |reason| (direction, *reason)))
             .map(|(direction, reason)| {
-                let (packets, octets) = row(usize::from(reason.0) | usize::from(abi::direction(direction)) << 6);
+                let (packets, octets) = row(usize::from(reason as u8) | usize::from(abi::direction(direction)) << 6);
                 Counted { reason, direction, packets, octets }
             })
             .collect()

@@ -148,6 +148,14 @@ impl Kernel {
         Ok(sweep)
     }
 
+    /// Removes every flow: what they belong to is not known.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn delete_all_flows(&self) -> Result<usize, KernelError> {
+        self.tables.flows.delete_where(|_, _| true)
+    }
+
     /// Reckons every budget from the flows that are there: after a crash, counts and flows may not agree.
     ///
     /// # Errors

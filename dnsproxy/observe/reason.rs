@@ -42,6 +42,7 @@ reasons! {
     Protocol "protocol" UnknownL4Protocol, "A protocol that no rule can name.";
     SpoofedAddress "spoofed_address" InvalidSourceIp, "A source address that is not the endpoint's.";
     SpoofedMac "spoofed_mac" InvalidSourceMac, "A source link-layer address that is not the endpoint's.";
+    OtherDestination "other_destination" NoMatchingLocalContainerFound, "The destination is not one of the endpoint's addresses.";
     ArpSpoofed "arp_spoofed" InvalidSourceIp, "ARP that claims what is not the endpoint's.";
     NdSpoofed "nd_spoofed" ForbiddenIcmpv6Message, "Neighbour discovery that claims what is not the endpoint's.";
     UnknownResolver "unknown_resolver" PolicyDenied, "A query to a resolver that is not configured.";

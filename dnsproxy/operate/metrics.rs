@@ -11,7 +11,7 @@ use prometheus::{
 use super::status::EndpointState;
 use crate::clock;
 use crate::engine::ruleset::Direction;
-use crate::observe::{Outcome, QueryRecord, Reason};
+use crate::observe::{QueryRecord, Reason};
 
 /// The kernel's tables whose fill is told.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -374,7 +374,7 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 mod tests {
     use super::*;
     use crate::observe::samples;
-    use crate::observe::Record;
+    use crate::observe::{Outcome, Record};
 
     #[track_caller]
     fn has(metrics: &Metrics, line: &str) {

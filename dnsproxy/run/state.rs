@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::snapshot::LastGood;
-use crate::engine::compile::PeerIds;
+use crate::engine::world::PeerIds;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::Group;
 

@@ -26,8 +26,8 @@ pub(super) fn assign(
 ) -> Steering {
     let (range4, range6) = (settings.local_addresses_v4, settings.local_addresses_v6);
     known.retain(|_, local| match local {
-        IpAddr::V4(local) => range4.contains(local),
-        IpAddr::V6(local) => range6.contains(local),
+        IpAddr::V4(local) => range4.contains(&*local),
+        IpAddr::V6(local) => range6.contains(&*local),
     });
     let mut steering = Steering::default();
     for resolver in resolvers {

@@ -25,7 +25,7 @@ impl Watch {
         let told = move |event: notify::Result<notify::Event>| {
             // Reading the directory is an event too, and none to act on.
             if !matches!(event, Ok(notify::Event { kind: EventKind::Access(_), .. })) {
-                drop(tell.try_send(()));
+                let _ = tell.try_send(()); // full: one is waiting already
             }
         };
         let watcher = notify::recommended_watcher(told).and_then(|mut watcher| {

@@ -9,7 +9,8 @@ use namegate::engine::endpoint::EndpointId;
 use namegate::engine::grant::{GrantWrite, MonoNs, SLOTS, Slot};
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
-use namegate::kernel::abi::{Reason, flag};
+use namegate::kernel::abi::flag;
+use namegate::observe::Reason;
 use namegate::kernel::load::{Kernel, LoadSettings};
 use namegate::kernel::rules::{EndpointRow, FlowLimits};
 
@@ -100,7 +101,7 @@ impl Bench {
         let moved: Vec<_> = after.iter().zip(&before).filter(|(after, before)| after.packets != before.packets).collect();
         let [(counted, _)] = moved.as_slice() else { panic!("one frame was counted {} times", moved.len()) };
         assert_eq!(counted.direction, direction);
-        assert_eq!(counted.reason.passes(), run.action == -1, "{}: action {}", counted.reason.text(), run.action);
+        assert_eq!(counted.reason.passed(), run.action == -1, "{}: action {}", counted.reason.text(), run.action);
         (counted.reason, run.action, run.frame)
     }
 
@@ -134,18 +135,7 @@ impl Drop for Bench {
 
 /// An empty rule set that denies by default.
 pub fn no_rules() -> RuleSet {
-    RuleSet {
-        selected: true,
-        deny_egress: true,
-        deny_ingress: true,
-        groups: Vec::new(),
-        ports: Vec::new(),
-        cidrs: Vec::new(),
-        peers: Vec::new(),
-        services: Vec::new(),
-        names: std::sync::Arc::new(namegate::engine::pattern::PatternTrie::new(namegate::engine::pattern::Bare::Valid)),
-        dns: Vec::new(),
-    }
+    RuleSet { selected: true, deny_egress: true, deny_ingress: true, ..RuleSet::unselected() }
 }
 
 /// A port row.

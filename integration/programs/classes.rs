@@ -5,7 +5,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, Protocol, ServiceRow, ServiceVerdict};
-use namegate::kernel::abi::{Reason, flag};
+use namegate::kernel::abi::flag;
+use namegate::observe::Reason;
 use namegate::kernel::rules::FlowLimits;
 
 use super::bench::*;
@@ -58,10 +59,10 @@ pub fn a_granted_connection_passes_and_the_next_packet_is_its_flow() {
     for family in [4, 6] {
         let (bench, to) = (ready(), granted(family));
         let syn = from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 1, SYN));
-        counts(&bench, Egress, &syn, Reason::REASON_GRANTED);
-        counts(&bench, Egress, &syn, Reason::REASON_FLOW);
-        counts(&bench, Ingress, &to_pod(to, pod_for(to), TCP, &tcp(443, 40000, 9, SYN | ACK)), Reason::REASON_FLOW);
-        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::REASON_FLOW);
+        counts(&bench, Egress, &syn, Reason::Granted);
+        counts(&bench, Egress, &syn, Reason::Flow);
+        counts(&bench, Ingress, &to_pod(to, pod_for(to), TCP, &tcp(443, 40000, 9, SYN | ACK)), Reason::Flow);
+        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::Flow);
     }
 }
 
@@ -70,7 +71,7 @@ pub fn what_is_not_granted_is_refused() {
         let bench = ready();
         for (to, port) in [(other(family), 443), (granted(family), 80)] {
             for (protocol, payload) in [(TCP, tcp(40000, port, 1, SYN)), (UDP, udp(40000, port, 20))] {
-                counts(&bench, Egress, &from_pod(pod_for(to), to, protocol, &payload), Reason::REASON_NO_GRANT);
+                counts(&bench, Egress, &from_pod(pod_for(to), to, protocol, &payload), Reason::NoGrant);
             }
         }
     }
@@ -79,27 +80,27 @@ pub fn what_is_not_granted_is_refused() {
 pub fn an_expired_grant_opens_nothing_new_but_keeps_its_flow() {
     for family in [4, 6] {
         let (bench, to) = (ready(), granted(family));
-        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::REASON_GRANTED);
+        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
         bench.grant(to, Bits::of(1), MonoNs(1));
-        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40001, 443, 1, SYN)), Reason::REASON_EXPIRED);
-        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::REASON_FLOW);
+        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40001, 443, 1, SYN)), Reason::Expired);
+        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::Flow);
         // A SYN with another sequence number is a new connection on the old ports (I13).
-        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 5, SYN)), Reason::REASON_EXPIRED);
+        counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 443, 5, SYN)), Reason::Expired);
     }
 }
 
 pub fn a_flow_outlives_its_ttl_over_a_reload_but_not_its_rule() {
     let (mut bench, to) = (ready(), granted(4));
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::REASON_GRANTED);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
     bench.grant(to, Bits::of(1), MonoNs(1));
     bench.row.generation += 1;
     bench.flip();
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::REASON_FLOW);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::Flow);
     bench.grant(to, Bits::of(9), later());
     bench.row.generation += 1;
     bench.flip();
-    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 40000, 2, ACK)), Reason::REASON_NO_GRANT);
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 3, ACK)), Reason::REASON_NO_GRANT);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 40000, 2, ACK)), Reason::NoGrant);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 3, ACK)), Reason::NoGrant);
 }
 
 pub fn an_inbound_flow_opens_no_outbound_one() {
@@ -107,18 +108,18 @@ pub fn an_inbound_flow_opens_no_outbound_one() {
         let (bench, from) = (ready(), other(family));
         bench.kernel.set_peers(&[(from, A_PEER)], || Ok(())).unwrap();
         let pod = pod_for(from);
-        counts(&bench, Ingress, &to_pod(from, pod, TCP, &tcp(50000, 8080, 1, SYN)), Reason::REASON_PEER);
-        counts(&bench, Egress, &from_pod(pod, from, TCP, &tcp(8080, 50000, 1, SYN | ACK)), Reason::REASON_FLOW);
-        counts(&bench, Egress, &from_pod(pod, from, TCP, &tcp(8080, 50000, 1, SYN)), Reason::REASON_NOT_A_REPLY);
-        counts(&bench, Egress, &from_pod(pod, from, TCP, &tcp(8081, 50000, 1, SYN)), Reason::REASON_NO_GRANT);
+        counts(&bench, Ingress, &to_pod(from, pod, TCP, &tcp(50000, 8080, 1, SYN)), Reason::Peer);
+        counts(&bench, Egress, &from_pod(pod, from, TCP, &tcp(8080, 50000, 1, SYN | ACK)), Reason::Flow);
+        counts(&bench, Egress, &from_pod(pod, from, TCP, &tcp(8080, 50000, 1, SYN)), Reason::NotAReply);
+        counts(&bench, Egress, &from_pod(pod, from, TCP, &tcp(8081, 50000, 1, SYN)), Reason::NoGrant);
     }
 }
 
 pub fn an_outbound_flow_opens_no_inbound_one() {
     let (bench, to) = (ready(), granted(4));
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::REASON_GRANTED);
-    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 40000, 1, SYN)), Reason::REASON_NOT_A_REPLY);
-    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 22, 1, SYN)), Reason::REASON_NO_GRANT);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 40000, 1, SYN)), Reason::NotAReply);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 22, 1, SYN)), Reason::NoGrant);
 }
 
 pub fn a_cidr_rule_opens_no_peer_and_no_proxy_address() {
@@ -133,9 +134,9 @@ pub fn a_cidr_rule_opens_no_peer_and_no_proxy_address() {
         bench.kernel.set_peers(&[(pod, A_PEER), (proxy, PeerId::STEERING)], || Ok(())).unwrap();
         bench.grant(pod, Bits::NONE, MonoNs(0));
         for (to, wanted) in [
-            (world, Reason::REASON_CIDR),
-            (pod, Reason::REASON_NO_GRANT),
-            (proxy, Reason::REASON_STEERING_ADDRESS),
+            (world, Reason::Cidr),
+            (pod, Reason::NoGrant),
+            (proxy, Reason::SteeringAddress),
         ] {
             counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 80, 1, SYN)), wanted);
         }
@@ -156,7 +157,7 @@ pub fn a_service_is_what_its_row_says() {
     bench.rules(&rules);
     bench.kernel.set_peers(&[(service, PeerId::SERVICE)], || Ok(())).unwrap();
     for (port, wanted) in
-        [(80, Reason::REASON_SERVICE), (81, Reason::REASON_POLICY_DENY), (82, Reason::REASON_NO_GRANT)]
+        [(80, Reason::Service), (81, Reason::PolicyDeny), (82, Reason::NoGrant)]
     {
         counts(&bench, Egress, &from_pod(pod4(), service, TCP, &tcp(40000, port, 1, SYN)), wanted);
     }
@@ -169,19 +170,19 @@ pub fn a_deny_beats_every_allow() {
     bench.rules(&rules);
     let to = granted(4);
     bench.grant(to, Bits::of(1) | Bits::of(4), later());
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::REASON_POLICY_DENY);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::PolicyDeny);
 }
 
 pub fn fragments_are_dropped() {
     let (bench, to) = (ready(), granted(4));
     for fragment in [0x2000, 0x0001, 0x2010] {
         let packet = ip4(v4(pod4()), v4(to), TCP, fragment, &[], &tcp(40000, 443, 1, SYN));
-        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x0800, &packet), Reason::REASON_FRAGMENT);
+        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x0800, &packet), Reason::Fragment);
     }
     let to = granted(6);
     for body in [[0, 0, 1], [0, 0x51, 0], [0, 0, 0]] {
         let payload = [extension(TCP, &body[1..]), tcp(40000, 443, 1, SYN)].concat();
-        counts(&bench, Egress, &from_pod(pod6(), to, 44, &payload), Reason::REASON_FRAGMENT);
+        counts(&bench, Egress, &from_pod(pod6(), to, 44, &payload), Reason::Fragment);
     }
 }
 
@@ -190,12 +191,12 @@ pub fn options_pass_but_source_routes_do_not() {
     let with = |options: &[u8]| {
         ethernet(POD_MAC, NODE_MAC, 0x0800, &ip4(v4(pod4()), v4(to), TCP, 0, options, &tcp(40000, 443, 1, SYN)))
     };
-    counts(&bench, Egress, &with(&[7, 4, 4, 0]), Reason::REASON_GRANTED);
-    counts(&bench, Egress, &with(&[1, 1, 1, 0]), Reason::REASON_FLOW);
-    counts(&bench, Egress, &with(&[131, 7, 4, 203, 0, 113, 9, 0]), Reason::REASON_SOURCE_ROUTE);
-    counts(&bench, Egress, &with(&[1, 1, 137, 7, 4, 203, 0, 113, 9, 0, 0, 0]), Reason::REASON_SOURCE_ROUTE);
-    counts(&bench, Egress, &with(&[7, 0, 0, 0]), Reason::REASON_MALFORMED);
-    counts(&bench, Egress, &with(&[7, 9, 0, 0]), Reason::REASON_MALFORMED);
+    counts(&bench, Egress, &with(&[7, 4, 4, 0]), Reason::Granted);
+    counts(&bench, Egress, &with(&[1, 1, 1, 0]), Reason::Flow);
+    counts(&bench, Egress, &with(&[131, 7, 4, 203, 0, 113, 9, 0]), Reason::SourceRoute);
+    counts(&bench, Egress, &with(&[1, 1, 137, 7, 4, 203, 0, 113, 9, 0, 0, 0]), Reason::SourceRoute);
+    counts(&bench, Egress, &with(&[7, 0, 0, 0]), Reason::Malformed);
+    counts(&bench, Egress, &with(&[7, 9, 0, 0]), Reason::Malformed);
 }
 
 pub fn extension_headers_are_walked_up_to_a_bound() {
@@ -210,11 +211,11 @@ pub fn extension_headers_are_walked_up_to_a_bound() {
         }
         from_pod(pod6(), to, next, &payload)
     };
-    counts(&bench, Egress, &chain(&[0, 60]), Reason::REASON_GRANTED);
-    counts(&bench, Egress, &chain(&[0, 60, 60, 60, 60, 60]), Reason::REASON_FLOW);
-    counts(&bench, Egress, &chain(&[0, 60, 60, 60, 60, 60, 60]), Reason::REASON_EXTENSION_HEADER);
+    counts(&bench, Egress, &chain(&[0, 60]), Reason::Granted);
+    counts(&bench, Egress, &chain(&[0, 60, 60, 60, 60, 60]), Reason::Flow);
+    counts(&bench, Egress, &chain(&[0, 60, 60, 60, 60, 60, 60]), Reason::ExtensionHeader);
     let routed = [extension(TCP, &[0, 1]), syn.clone()].concat();
-    counts(&bench, Egress, &from_pod(pod6(), to, 43, &routed), Reason::REASON_SOURCE_ROUTE);
+    counts(&bench, Egress, &from_pod(pod6(), to, 43, &routed), Reason::SourceRoute);
 }
 
 pub fn tags_and_other_ethertypes_are_dropped() {
@@ -222,10 +223,10 @@ pub fn tags_and_other_ethertypes_are_dropped() {
     let packet = ip(pod4(), to, TCP, &tcp(40000, 443, 1, SYN));
     let tagged = [&[0, 0, 8, 0][..], &packet].concat();
     let stacked = [&[0, 5, 0x81, 0, 0, 6, 8, 0][..], &packet].concat();
-    counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x8100, &tagged), Reason::REASON_TAGGED);
-    counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x88a8, &stacked), Reason::REASON_TAGGED);
+    counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x8100, &tagged), Reason::Tagged);
+    counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x88a8, &stacked), Reason::Tagged);
     for ethertype in [0x88cc, 0x8863, 0x8847, 0x0026] {
-        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, ethertype, &packet), Reason::REASON_ETHERTYPE);
+        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, ethertype, &packet), Reason::Ethertype);
     }
 }
 
@@ -236,7 +237,7 @@ pub fn other_protocols_and_tunnels_are_dropped() {
         bench.grant(to, Bits::of(2), later()); // even where every protocol that can pass is allowed
         for protocol in [2, 4, 41, 47, 50, 51, 103, 115] {
             let frame = from_pod(pod_for(to), to, protocol, &[0x45; 40]);
-            counts(&bench, Egress, &frame, Reason::REASON_PROTOCOL);
+            counts(&bench, Egress, &frame, Reason::Protocol);
         }
     }
 }
@@ -250,13 +251,13 @@ pub fn malformed_headers_are_dropped() {
         ethernet(POD_MAC, NODE_MAC, 0x0800, &packet)
     };
     for (at, octet) in [(0, 0x55), (0, 0x44), (0, 0x4f), (2, 0xff), (3, 10), (32, 0x10)] {
-        counts(&bench, Egress, &bad(at, octet), Reason::REASON_MALFORMED);
+        counts(&bench, Egress, &bad(at, octet), Reason::Malformed);
     }
     let good = ip(pod6(), granted(6), TCP, &tcp(40000, 443, 1, SYN));
     for (at, octet) in [(0, 0x40), (4, 0xff)] {
         let mut packet = good.clone();
         packet[at] = octet;
-        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x86dd, &packet), Reason::REASON_MALFORMED);
+        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x86dd, &packet), Reason::Malformed);
     }
 }
 
@@ -265,15 +266,15 @@ pub fn foreign_sources_are_spoofed() {
     for family in [4, 6] {
         let (to, neighbour) = (granted(family), other(family));
         let frame = from_pod(neighbour, to, TCP, &tcp(40000, 443, 1, SYN));
-        counts(&bench, Egress, &frame, Reason::REASON_SPOOFED_ADDRESS);
+        counts(&bench, Egress, &frame, Reason::SpoofedAddress);
         let packet = ip(pod_for(to), to, TCP, &tcp(40000, 443, 1, SYN));
         let frame = ethernet([2, 9, 9, 9, 9, 9], NODE_MAC, ethertype_of(to), &packet);
-        counts(&bench, Egress, &frame, Reason::REASON_SPOOFED_MAC);
+        counts(&bench, Egress, &frame, Reason::SpoofedMac);
         let frame = to_pod(to, neighbour, TCP, &tcp(443, 40000, 1, ACK));
-        counts(&bench, Ingress, &frame, Reason::REASON_OTHER_DESTINATION);
+        counts(&bench, Ingress, &frame, Reason::OtherDestination);
     }
     let unspecified = from_pod("::".parse().unwrap(), granted(6), TCP, &tcp(40000, 443, 1, SYN));
-    counts(&bench, Egress, &unspecified, Reason::REASON_SPOOFED_ADDRESS);
+    counts(&bench, Egress, &unspecified, Reason::SpoofedAddress);
 }
 
 pub fn the_first_good_frame_teaches_the_mac() {
@@ -282,25 +283,25 @@ pub fn the_first_good_frame_teaches_the_mac() {
     bench.flip();
     let packet = ip(pod4(), to, TCP, &tcp(40000, 443, 1, SYN));
     let other_mac = ethernet([2, 9, 9, 9, 9, 9], NODE_MAC, 0x0800, &packet);
-    counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x0800, &packet), Reason::REASON_GRANTED);
-    counts(&bench, Egress, &other_mac, Reason::REASON_SPOOFED_MAC);
+    counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x0800, &packet), Reason::Granted);
+    counts(&bench, Egress, &other_mac, Reason::SpoofedMac);
     bench.kernel.forget_mac(IFINDEX);
-    counts(&bench, Egress, &other_mac, Reason::REASON_FLOW);
+    counts(&bench, Egress, &other_mac, Reason::Flow);
 }
 
 pub fn arp_is_policed() {
     let bench = ready();
     let (own, stranger, none) = (v4(pod4()), v4(other(4)), Ipv4Addr::UNSPECIFIED);
     let send = |mac, message: &[u8]| ethernet(mac, [0xff; 6], 0x0806, message);
-    counts(&bench, Egress, &send(POD_MAC, &arp(1, POD_MAC, own, stranger)), Reason::REASON_ARP);
-    counts(&bench, Egress, &send(POD_MAC, &arp(2, POD_MAC, own, stranger)), Reason::REASON_ARP);
-    counts(&bench, Egress, &send(POD_MAC, &arp(1, POD_MAC, none, own)), Reason::REASON_ARP);
-    counts(&bench, Egress, &send(POD_MAC, &arp(2, POD_MAC, none, own)), Reason::REASON_ARP_SPOOFED);
-    counts(&bench, Egress, &send(POD_MAC, &arp(2, POD_MAC, stranger, own)), Reason::REASON_ARP_SPOOFED);
-    counts(&bench, Egress, &send(POD_MAC, &arp(1, [2, 9, 9, 9, 9, 9], own, own)), Reason::REASON_ARP_SPOOFED);
+    counts(&bench, Egress, &send(POD_MAC, &arp(1, POD_MAC, own, stranger)), Reason::Arp);
+    counts(&bench, Egress, &send(POD_MAC, &arp(2, POD_MAC, own, stranger)), Reason::Arp);
+    counts(&bench, Egress, &send(POD_MAC, &arp(1, POD_MAC, none, own)), Reason::Arp);
+    counts(&bench, Egress, &send(POD_MAC, &arp(2, POD_MAC, none, own)), Reason::ArpSpoofed);
+    counts(&bench, Egress, &send(POD_MAC, &arp(2, POD_MAC, stranger, own)), Reason::ArpSpoofed);
+    counts(&bench, Egress, &send(POD_MAC, &arp(1, [2, 9, 9, 9, 9, 9], own, own)), Reason::ArpSpoofed);
     let alien = [2, 9, 9, 9, 9, 9];
-    counts(&bench, Egress, &send(alien, &arp(1, alien, own, own)), Reason::REASON_SPOOFED_MAC);
-    counts(&bench, Ingress, &send(NODE_MAC, &arp(1, NODE_MAC, stranger, own)), Reason::REASON_ARP);
+    counts(&bench, Egress, &send(alien, &arp(1, alien, own, own)), Reason::SpoofedMac);
+    counts(&bench, Ingress, &send(NODE_MAC, &arp(1, NODE_MAC, stranger, own)), Reason::Arp);
 }
 
 pub fn neighbour_discovery_is_policed() {
@@ -311,22 +312,22 @@ pub fn neighbour_discovery_is_policed() {
     let send = |source: Ipv6Addr, hops: u8, message: &[u8]| {
         ethernet(POD_MAC, NODE_MAC, 0x86dd, &ip6_hops(source, stranger, ICMPV6, hops, message))
     };
-    let nd = Reason::REASON_ND;
+    let nd = Reason::Nd;
     counts(&bench, Egress, &send(own, 255, &neighbour(135, stranger, POD_MAC)), nd);
     counts(&bench, Egress, &send(own, 255, &neighbour(136, own, POD_MAC)), nd);
     counts(&bench, Egress, &send(Ipv6Addr::UNSPECIFIED, 255, &icmp(133, 0, &[0; 4])), nd);
-    let spoofed = Reason::REASON_ND_SPOOFED;
+    let spoofed = Reason::NdSpoofed;
     counts(&bench, Egress, &send(own, 64, &neighbour(136, own, POD_MAC)), spoofed);
     counts(&bench, Egress, &send(own, 255, &neighbour(136, stranger, POD_MAC)), spoofed);
     counts(&bench, Egress, &send(own, 255, &neighbour(136, own, NODE_MAC)), spoofed);
     counts(&bench, Egress, &send(own, 255, &icmp(134, 0, &[0; 12])), spoofed);
     counts(&bench, Egress, &send(own, 255, &icmp(137, 0, &[0; 36])), spoofed);
-    counts(&bench, Egress, &send(stranger, 255, &neighbour(135, own, POD_MAC)), Reason::REASON_SPOOFED_ADDRESS);
+    counts(&bench, Egress, &send(stranger, 255, &neighbour(135, own, POD_MAC)), Reason::SpoofedAddress);
     // On a shared segment a link-local address must be made of the pod's MAC.
     counts(&bench, Egress, &send(alien, 255, &neighbour(136, alien, POD_MAC)), nd);
     bench.flags(flag::BRIDGED, 0);
     counts(&bench, Egress, &send(link_local, 255, &neighbour(136, link_local, POD_MAC)), nd);
-    counts(&bench, Egress, &send(alien, 255, &neighbour(136, alien, POD_MAC)), Reason::REASON_SPOOFED_ADDRESS);
+    counts(&bench, Egress, &send(alien, 255, &neighbour(136, alien, POD_MAC)), Reason::SpoofedAddress);
     counts(&bench, Egress, &send(own, 255, &neighbour(136, alien, POD_MAC)), spoofed);
 }
 
@@ -334,25 +335,25 @@ pub fn echo_follows_the_rules_and_errors_follow_flows() {
     for (family, protocol, request, reply) in [(4, ICMP, 8, 0), (6, ICMPV6, 128, 129)] {
         let (bench, to) = (ready(), granted(family));
         let pod = pod_for(to);
-        counts(&bench, Egress, &from_pod(pod, to, protocol, &echo(request, 5)), Reason::REASON_NO_GRANT);
+        counts(&bench, Egress, &from_pod(pod, to, protocol, &echo(request, 5)), Reason::NoGrant);
         bench.grant(to, Bits::of(2), later());
-        counts(&bench, Egress, &from_pod(pod, to, protocol, &echo(request, 5)), Reason::REASON_GRANTED);
-        counts(&bench, Ingress, &to_pod(to, pod, protocol, &echo(reply, 5)), Reason::REASON_FLOW);
-        counts(&bench, Ingress, &to_pod(to, pod, protocol, &echo(reply, 6)), Reason::REASON_NOT_A_REPLY);
-        counts(&bench, Ingress, &to_pod(to, pod, protocol, &echo(request, 5)), Reason::REASON_NOT_A_REPLY);
+        counts(&bench, Egress, &from_pod(pod, to, protocol, &echo(request, 5)), Reason::Granted);
+        counts(&bench, Ingress, &to_pod(to, pod, protocol, &echo(reply, 5)), Reason::Flow);
+        counts(&bench, Ingress, &to_pod(to, pod, protocol, &echo(reply, 6)), Reason::NotAReply);
+        counts(&bench, Ingress, &to_pod(to, pod, protocol, &echo(request, 5)), Reason::NotAReply);
         let unknown = if family == 4 { 13 } else { 200 };
-        counts(&bench, Egress, &from_pod(pod, to, protocol, &echo(unknown, 5)), Reason::REASON_PROTOCOL);
+        counts(&bench, Egress, &from_pod(pod, to, protocol, &echo(unknown, 5)), Reason::Protocol);
 
-        counts(&bench, Egress, &from_pod(pod, to, TCP, &tcp(40000, 443, 1, SYN)), Reason::REASON_GRANTED);
+        counts(&bench, Egress, &from_pod(pod, to, TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
         let too_big = if family == 4 { (3, 4) } else { (2, 0) };
         let quoting = |port: u16| {
             let quoted = ip(pod, to, TCP, &tcp(port, 443, 1, SYN));
             icmp(too_big.0, too_big.1, &[&[0, 0, 5, 0][..], &quoted].concat())
         };
         let router = other(family);
-        counts(&bench, Ingress, &to_pod(router, pod, protocol, &quoting(40000)), Reason::REASON_ICMP_RELATED);
-        counts(&bench, Ingress, &to_pod(router, pod, protocol, &quoting(40001)), Reason::REASON_ICMP_UNRELATED);
-        counts(&bench, Egress, &from_pod(pod, to, protocol, &quoting(40000)), Reason::REASON_ICMP_UNRELATED);
+        counts(&bench, Ingress, &to_pod(router, pod, protocol, &quoting(40000)), Reason::IcmpRelated);
+        counts(&bench, Ingress, &to_pod(router, pod, protocol, &quoting(40001)), Reason::IcmpUnrelated);
+        counts(&bench, Egress, &from_pod(pod, to, protocol, &quoting(40000)), Reason::IcmpUnrelated);
     }
 }
 
@@ -363,19 +364,19 @@ pub fn a_query_is_steered_to_the_proxy_and_its_reply_back() {
         bench.kernel.set_steering(&[(resolver, local)], 15353).unwrap();
         let pod = pod_for(resolver);
         let query = |to, port| from_pod(pod, to, UDP, &udp(40000, port, 30));
-        counts(&bench, Egress, &query(resolver, 53), Reason::REASON_NO_GRANT);
+        counts(&bench, Egress, &query(resolver, 53), Reason::NoGrant);
         bench.flags(flag::STEER, 0);
         let (reason, _, steered) = bench.run_whole(Egress, &query(resolver, 53));
-        assert_eq!(reason, Reason::REASON_STEERED);
+        assert_eq!(reason, Reason::Steered);
         assert_eq!(addresses_and_ports(&steered), (pod, local, 40000, 15353));
-        counts(&bench, Egress, &query(granted(family), 53), Reason::REASON_UNKNOWN_RESOLVER);
-        counts(&bench, Egress, &query(resolver, 443), Reason::REASON_NO_GRANT);
+        counts(&bench, Egress, &query(granted(family), 53), Reason::UnknownResolver);
+        counts(&bench, Egress, &query(resolver, 443), Reason::NoGrant);
         let reply = to_pod(local, pod, UDP, &udp(15353, 40000, 30));
         let (reason, _, steered) = bench.run_whole(Ingress, &reply);
-        assert_eq!(reason, Reason::REASON_STEERED);
+        assert_eq!(reason, Reason::Steered);
         assert_eq!(addresses_and_ports(&steered), (resolver, pod, 53, 40000));
         let forged = to_pod(resolver, pod, UDP, &udp(53, 40000, 30));
-        counts(&bench, Ingress, &forged, Reason::REASON_NO_GRANT);
+        counts(&bench, Ingress, &forged, Reason::NoGrant);
     }
 }
 
@@ -417,33 +418,33 @@ pub fn without_a_policy_the_pod_does_what_it_likes_as_itself() {
     let mut bench = ready();
     bench.flags(0, flag::ENFORCE);
     let to = other(4);
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 80, 1, SYN)), Reason::REASON_UNENFORCED);
-    counts(&bench, Egress, &from_pod(pod4(), to, 47, &[0; 20]), Reason::REASON_UNENFORCED);
-    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(40000, 80, 1, SYN)), Reason::REASON_UNENFORCED);
-    counts(&bench, Egress, &from_pod(other(4), to, TCP, &tcp(1, 80, 1, SYN)), Reason::REASON_SPOOFED_ADDRESS);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 80, 1, SYN)), Reason::Unenforced);
+    counts(&bench, Egress, &from_pod(pod4(), to, 47, &[0; 20]), Reason::Unenforced);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(40000, 80, 1, SYN)), Reason::Unenforced);
+    counts(&bench, Egress, &from_pod(other(4), to, TCP, &tcp(1, 80, 1, SYN)), Reason::SpoofedAddress);
 }
 
 pub fn a_closed_endpoint_and_an_unknown_interface_pass_nothing() {
     let mut bench = ready();
     bench.flags(flag::CLOSED, 0);
     let syn = from_pod(pod4(), granted(4), TCP, &tcp(40000, 443, 1, SYN));
-    counts(&bench, Egress, &syn, Reason::REASON_ENDPOINT_CLOSED);
-    counts(&bench, Ingress, &syn, Reason::REASON_ENDPOINT_CLOSED);
+    counts(&bench, Egress, &syn, Reason::EndpointClosed);
+    counts(&bench, Ingress, &syn, Reason::EndpointClosed);
     bench.kernel.delete_endpoint(IFINDEX);
-    counts(&bench, Egress, &syn, Reason::REASON_NO_ENDPOINT);
-    counts(&bench, Ingress, &syn, Reason::REASON_NO_ENDPOINT);
+    counts(&bench, Egress, &syn, Reason::NoEndpoint);
+    counts(&bench, Ingress, &syn, Reason::NoEndpoint);
 }
 
 pub fn flows_beyond_the_budget_are_refused_until_one_ends() {
     let (bench, to) = (ready(), granted(4));
     bench.kernel.set_limits(FlowLimits { limit: 9, share: 2, pool: 1 }, 15353).unwrap();
     for port in 0..3 {
-        counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000 + port, 443, 1, SYN)), Reason::REASON_GRANTED);
+        counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000 + port, 443, 1, SYN)), Reason::Granted);
     }
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40003, 443, 1, SYN)), Reason::REASON_FLOW_BUDGET);
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40002, 443, 2, ACK)), Reason::REASON_FLOW);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40003, 443, 1, SYN)), Reason::FlowBudget);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40002, 443, 2, ACK)), Reason::Flow);
     bench.forget_flows();
-    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40003, 443, 1, SYN)), Reason::REASON_GRANTED);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40003, 443, 1, SYN)), Reason::Granted);
 }
 
 pub fn a_dry_run_leaves_no_trace() {

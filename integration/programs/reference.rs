@@ -7,7 +7,8 @@ use std::net::IpAddr;
 use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
-use namegate::kernel::abi::{Reason, flag};
+use namegate::kernel::abi::flag;
+use namegate::observe::Reason;
 use namegate::kernel::rules::FlowLimits;
 
 use super::bench::*;
@@ -17,7 +18,7 @@ const PACKETS: usize = 100_000;
 const RULE_SETS: usize = 400;
 const SEED: u64 = 20_261_121;
 /// What a run can't bring about at will: a full hash, a look-up that can't fail, a mode of a later issue.
-const UNREACHED: [Reason; 3] = [Reason::REASON_INTERNAL, Reason::REASON_FLOW_TABLE, Reason::REASON_AUDIT];
+const UNREACHED: [Reason; 3] = [Reason::Internal, Reason::FlowTable, Reason::Audit];
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
 struct Random(u64);
@@ -131,17 +132,17 @@ impl Model {
         let denies = self.flags & default_deny != 0;
         let place = self.places.get(&key.remote).map_or(Place::World, |peer| Place::Peer(*peer));
         if place == Place::Peer(PeerId::STEERING) {
-            return Reason::REASON_STEERING_ADDRESS;
+            return Reason::SteeringAddress;
         }
         if place == Place::Peer(PeerId::SERVICE) && opened == Direction::Egress {
             let row = self.rules.services.iter().find(|row| {
                 row.address == key.remote && row.port == port && row.protocol.number() == key.protocol
             });
             return match row.map(|row| row.verdict) {
-                Some(ServiceVerdict::Allow) => Reason::REASON_SERVICE,
-                Some(ServiceVerdict::Deny) => Reason::REASON_POLICY_DENY,
-                None if denies => Reason::REASON_NO_GRANT,
-                None => Reason::REASON_DEFAULT_ALLOW,
+                Some(ServiceVerdict::Allow) => Reason::Service,
+                Some(ServiceVerdict::Deny) => Reason::PolicyDeny,
+                None if denies => Reason::NoGrant,
+                None => Reason::DefaultAllow,
             };
         }
         let by_place = match place {
@@ -161,23 +162,23 @@ impl Model {
         let row = row(key.protocol, port).or_else(|| row(key.protocol, 0)).or_else(|| row(0, 0));
         if let Some(row) = row {
             if matched.meets(row.deny) {
-                return Reason::REASON_POLICY_DENY;
+                return Reason::PolicyDeny;
             }
             if matched.meets(row.allow) {
                 return match place {
-                    _ if granted.meets(row.allow) => Reason::REASON_GRANTED,
-                    Place::Peer(_) if by_place.meets(row.allow) => Reason::REASON_PEER,
-                    _ => Reason::REASON_CIDR,
+                    _ if granted.meets(row.allow) => Reason::Granted,
+                    Place::Peer(_) if by_place.meets(row.allow) => Reason::Peer,
+                    _ => Reason::Cidr,
                 };
             }
         }
         if opened == Direction::Ingress && place == Place::Peer(PeerId::HOST) {
-            return Reason::REASON_HOST;
+            return Reason::Host;
         }
         match (denies, stale) {
-            (false, _) => Reason::REASON_DEFAULT_ALLOW,
-            (true, true) => Reason::REASON_EXPIRED,
-            (true, false) => Reason::REASON_NO_GRANT,
+            (false, _) => Reason::DefaultAllow,
+            (true, true) => Reason::Expired,
+            (true, false) => Reason::NoGrant,
         }
     }
 
@@ -192,8 +193,8 @@ impl Model {
         };
         if self.flags & flag::STEER != 0 && !echo && packet.direction == Direction::Egress && packet.remote_port == 53 {
             return match self.resolvers.contains(&packet.remote) {
-                true => Reason::REASON_STEERED,
-                false => Reason::REASON_UNKNOWN_RESOLVER,
+                true => Reason::Steered,
+                false => Reason::UnknownResolver,
             };
         }
         let port = |opened| match opened {
@@ -213,7 +214,7 @@ impl Model {
             is_reply = flow.opened != packet.direction;
             if flow.generation != self.generation {
                 let again = self.policy(flow.opened, key, port(flow.opened), true);
-                if !again.passes() {
+                if !again.passed() {
                     self.flows.remove(&key);
                     return again;
                 }
@@ -224,27 +225,27 @@ impl Model {
                 if let Kind::Tcp { flags, .. } = packet.kind {
                     stored.answered_or_closed |= is_reply || flags & (RST | FIN) != 0;
                 }
-                return Reason::REASON_FLOW;
+                return Reason::Flow;
             }
             if !echo && !is_reply && !flow.answered_or_closed && flow.sequence == sequence {
-                return Reason::REASON_FLOW;
+                return Reason::Flow;
             }
             replaces = true;
         }
         if echo && !opens {
-            return Reason::REASON_NOT_A_REPLY;
+            return Reason::NotAReply;
         }
         let reason = self.policy(packet.direction, key, port(packet.direction), false);
-        if !reason.passes() {
-            return if replaces && is_reply && reason == Reason::REASON_NO_GRANT {
-                Reason::REASON_NOT_A_REPLY
+        if !reason.passed() {
+            return if replaces && is_reply && reason == Reason::NoGrant {
+                Reason::NotAReply
             } else {
                 reason
             };
         }
         self.flows.remove(&key);
         if self.flows.len() >= self.budget {
-            return Reason::REASON_FLOW_BUDGET;
+            return Reason::FlowBudget;
         }
         let closed = matches!(packet.kind, Kind::Tcp { flags, .. } if flags & RST != 0);
         let isn = if opens { sequence } else { 0 };
@@ -401,31 +402,31 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
     let own6 = if let IpAddr::V6(own) = pod6() { own } else { unreachable!("pod6 is IPv6") };
     let egress = |frame, reason| (Direction::Egress, frame, reason);
     match random.below(19) {
-        0 => egress(wrap(0x8100, &[&[0, 0, 8, 0][..], &good].concat()), Reason::REASON_TAGGED),
-        1 => egress(wrap(0x88cc, &good), Reason::REASON_ETHERTYPE),
-        2 => egress(wrap(ethertype, &good[..30]), Reason::REASON_MALFORMED),
+        0 => egress(wrap(0x8100, &[&[0, 0, 8, 0][..], &good].concat()), Reason::Tagged),
+        1 => egress(wrap(0x88cc, &good), Reason::Ethertype),
+        2 => egress(wrap(ethertype, &good[..30]), Reason::Malformed),
         3 => {
             let options = [131, 3, 4, 0];
-            egress(wrap(0x0800, &ip4(own4, own4, TCP, 0, &options, &syn)), Reason::REASON_SOURCE_ROUTE)
+            egress(wrap(0x0800, &ip4(own4, own4, TCP, 0, &options, &syn)), Reason::SourceRoute)
         }
         4 => {
             let headers: Vec<u8> = (0..6).flat_map(|_| extension(60, &[])).chain(extension(TCP, &[])).collect();
-            egress(wrap(0x86dd, &ip6(own6, own6, 0, &[headers, syn].concat())), Reason::REASON_EXTENSION_HEADER)
+            egress(wrap(0x86dd, &ip6(own6, own6, 0, &[headers, syn].concat())), Reason::ExtensionHeader)
         }
-        5 => egress(wrap(0x0800, &ip4(own4, own4, UDP, 0x2000, &[], &syn)), Reason::REASON_FRAGMENT),
-        6 => egress(from_pod(pod, remote, 47, &[0; 24]), Reason::REASON_PROTOCOL),
-        7 => egress(from_pod(remote, pod, TCP, &syn), Reason::REASON_SPOOFED_ADDRESS),
-        8 => egress(ethernet(NODE_MAC, NODE_MAC, ethertype, &good), Reason::REASON_SPOOFED_MAC),
-        9 => (Direction::Ingress, to_pod(remote, remote, TCP, &syn), Reason::REASON_OTHER_DESTINATION),
-        10 => egress(wrap(0x0806, &arp(2, POD_MAC, [9, 9, 9, 9].into(), own4)), Reason::REASON_ARP_SPOOFED),
-        11 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 64, &neighbour(136, own6, POD_MAC))), Reason::REASON_ND_SPOOFED),
-        12 => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::REASON_ARP),
-        13 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 255, &neighbour(135, own6, POD_MAC))), Reason::REASON_ND),
+        5 => egress(wrap(0x0800, &ip4(own4, own4, UDP, 0x2000, &[], &syn)), Reason::Fragment),
+        6 => egress(from_pod(pod, remote, 47, &[0; 24]), Reason::Protocol),
+        7 => egress(from_pod(remote, pod, TCP, &syn), Reason::SpoofedAddress),
+        8 => egress(ethernet(NODE_MAC, NODE_MAC, ethertype, &good), Reason::SpoofedMac),
+        9 => (Direction::Ingress, to_pod(remote, remote, TCP, &syn), Reason::OtherDestination),
+        10 => egress(wrap(0x0806, &arp(2, POD_MAC, [9, 9, 9, 9].into(), own4)), Reason::ArpSpoofed),
+        11 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 64, &neighbour(136, own6, POD_MAC))), Reason::NdSpoofed),
+        12 => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::Arp),
+        13 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 255, &neighbour(135, own6, POD_MAC))), Reason::Nd),
         14 => {
             let quoted = ip(pod, remote, TCP, &tcp(1, 2, 1, SYN));
             let (protocol, kind) = if remote.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
             let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
-            (Direction::Ingress, to_pod(remote, pod, protocol, &payload), Reason::REASON_ICMP_UNRELATED)
+            (Direction::Ingress, to_pod(remote, pod, protocol, &payload), Reason::IcmpUnrelated)
         }
         15 => match model.flows.iter().find(|(key, flow)| key.protocol == UDP && flow.generation == model.generation) {
             Some((key, _)) => {
@@ -433,21 +434,21 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
                 let quoted = ip(pod, key.remote, UDP, &udp(key.local_port, key.remote_port, 8));
                 let (protocol, kind) = if pod.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
                 let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
-                (Direction::Ingress, to_pod(key.remote, pod, protocol, &payload), Reason::REASON_ICMP_RELATED)
+                (Direction::Ingress, to_pod(key.remote, pod, protocol, &payload), Reason::IcmpRelated)
             }
-            None => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::REASON_ARP),
+            None => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::Arp),
         },
         16 => {
             bench.flags(flag::CLOSED, 0);
-            egress(wrap(ethertype, &good), Reason::REASON_ENDPOINT_CLOSED)
+            egress(wrap(ethertype, &good), Reason::EndpointClosed)
         }
         17 => {
             bench.flags(0, flag::ENFORCE);
-            egress(wrap(ethertype, &good), Reason::REASON_UNENFORCED)
+            egress(wrap(ethertype, &good), Reason::Unenforced)
         }
         _ => {
             bench.kernel.delete_endpoint(IFINDEX);
-            egress(wrap(ethertype, &good), Reason::REASON_NO_ENDPOINT)
+            egress(wrap(ethertype, &good), Reason::NoEndpoint)
         }
     }
 }
