@@ -97,13 +97,16 @@ impl Drop for Budgets {
     }
 }
 
+/// `FLOW_REVOKED`: remembered, but it keeps no grant alive.
+const REVOKED: u8 = 7;
+
 /// When a flow in this state is over.
 fn timeout(settings: &LoadSettings, state: u8) -> u64 {
     let duration = match state {
         1..=3 => settings.established_timeout,
         4 => settings.closed_timeout,
         5 => settings.datagram_timeout,
-        6 => settings.datagram_both_timeout,
+        6 | REVOKED => settings.datagram_both_timeout,
         _ => settings.syn_timeout,
     };
     duration.as_nanos() as u64
@@ -133,7 +136,9 @@ impl Kernel {
             let slot = slot_of(endpoint);
             if slot.is_some() && !is_over(settings, &flow, now) {
                 sweep.live += 1;
-                sweep.remotes.insert((endpoint, abi::unmapped(key.remote.octets)));
+                if flow.state != REVOKED {
+                    sweep.remotes.insert((endpoint, abi::unmapped(key.remote.octets)));
+                }
                 continue;
             }
             if let Some(taken) = self.tables.flows.take(&key) {

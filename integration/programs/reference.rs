@@ -74,6 +74,7 @@ struct Flow {
     generation: u32,
     sequence: u32,
     answered_or_closed: bool,
+    revoked: Option<Reason>,
 }
 
 /// One world: rules, grants, peers, and the flows as the model believes them to be.
@@ -212,23 +213,34 @@ impl Model {
         let mut is_reply = false;
         if let Some(flow) = self.flows.get(&key).copied() {
             is_reply = flow.opened != packet.direction;
-            if flow.generation != self.generation {
-                let again = self.policy(flow.opened, key, port(flow.opened), true);
-                if !again.passed() {
-                    self.flows.remove(&key);
-                    return again;
-                }
-            }
+            let again = match flow.generation == self.generation {
+                true => None,
+                false => Some(self.policy(flow.opened, key, port(flow.opened), true)),
+            };
             let stored = self.flows.get_mut(&key).expect("it was there a moment ago");
             stored.generation = self.generation;
-            if !opens || (echo && !is_reply) {
-                if let Kind::Tcp { flags, .. } = packet.kind {
-                    stored.answered_or_closed |= is_reply || flags & (RST | FIN) != 0;
+            match again {
+                Some(again) if !again.passed() => {
+                    stored.revoked = Some(again);
+                    return again;
                 }
-                return Reason::Flow;
+                // Taken away and given back: as if it had been answered.
+                Some(_) if stored.revoked.take().is_some() => stored.answered_or_closed = true,
+                _ => (),
             }
-            if !echo && !is_reply && !flow.answered_or_closed && flow.sequence == sequence {
-                return Reason::Flow;
+            match stored.revoked {
+                Some(why) if is_reply && !opens => return why,
+                Some(_) => (),
+                None if !opens || (echo && !is_reply) => {
+                    if let Kind::Tcp { flags, .. } = packet.kind {
+                        stored.answered_or_closed |= is_reply || flags & (RST | FIN) != 0;
+                    }
+                    return Reason::Flow;
+                }
+                None if !echo && !is_reply && !stored.answered_or_closed && stored.sequence == sequence => {
+                    return Reason::Flow;
+                }
+                None => (),
             }
             replaces = true;
         }
@@ -254,6 +266,7 @@ impl Model {
             generation: self.generation,
             sequence: isn,
             answered_or_closed: closed,
+            revoked: None,
         };
         self.flows.insert(key, flow);
         reason
@@ -428,7 +441,9 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
             let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
             (Direction::Ingress, to_pod(remote, pod, protocol, &payload), Reason::IcmpUnrelated)
         }
-        15 => match model.flows.iter().find(|(key, flow)| key.protocol == UDP && flow.generation == model.generation) {
+        15 => match model.flows.iter().find(|(key, flow)| {
+            key.protocol == UDP && flow.generation == model.generation && flow.revoked.is_none()
+        }) {
             Some((key, _)) => {
                 let pod = pod_for(key.remote);
                 let quoted = ip(pod, key.remote, UDP, &udp(key.local_port, key.remote_port, 8));
