@@ -408,4 +408,6 @@ async fn keep_time(shared: Rc<Shared>) {
 }
 
 #[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
 mod tests;
