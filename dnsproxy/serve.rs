@@ -406,5 +406,3 @@ fn ede_of(error: UpstreamError) -> EdeCode {
     }
 }
 
-#[cfg(test)]
-mod tests;
