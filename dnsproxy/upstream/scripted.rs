@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::engine::wire::{HEADER, skip_plain_name, u16_at};
+use crate::engine::wire::{HEADER, skip_plain_name};
 
 /// A query as the server got it.
 #[derive(Clone, Debug)]
@@ -156,11 +156,6 @@ pub fn name_in(query: &[u8]) -> String {
     let end = skip_plain_name(query, HEADER).expect("a name");
     let name = crate::engine::name::Name::from_wire(&query[HEADER..end]).expect("a name");
     name.to_string().trim_end_matches('.').to_owned()
-}
-
-/// The type in a query.
-pub fn type_in(query: &[u8]) -> u16 {
-    u16_at(query, skip_plain_name(query, HEADER).expect("a name")).expect("a type")
 }
 
 /// `change`, applied to the octets.

@@ -307,8 +307,9 @@ proptest! {
                     });
                     let open = bench.open(last, second);
                     prop_assert_eq!(open & !may, Bits::NONE, "never late, at {} s", second);
+                    // Else the row waits to be written again, which only some histories here do in time.
                     let exact = bench.table.addresses.get(&ip(last)).is_none_or(|holder| holder.held.rewrite_at.is_none());
-                    if exact || second == now {
+                    if exact {
                         prop_assert_eq!(open, may, "nothing missing at {} s", second);
                     }
                 }

@@ -160,6 +160,18 @@ fn addresses_off_the_chain_are_taken_out() {
 }
 
 #[test]
+fn glue_stays_behind_where_addresses_count() {
+    let world = World::new(Setup::default(), |asked| {
+        let glue = b"\x02ns\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\xc6\x33\x64\x09";
+        vec![Say::Reply(with(answer(&asked.octets, &["@ 60 A 192.0.2.1"]), |octets| (octets[11] = 1, octets.extend(glue)).1))]
+    });
+    let has_glue = |name| world.exchange(&query(name, 1, None)).ends_with(&[198, 51, 100, 9]);
+    assert!(!has_glue("www.test"));
+    assert!(has_glue("www.example"));
+    assert_eq!(world.kernel.open(1), ["192.0.2.1"]);
+}
+
+#[test]
 fn an_answer_of_another_type_teaches_nothing() {
     let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
     assert_eq!(world.asks("www.test", 28).1.len(), 0);
