@@ -304,11 +304,7 @@ pub fn matches(message: &[u8], question: &[u8]) -> Match {
         return Match::Exact;
     }
     let (name, fixed) = question.split_at(question.len() - 4);
-    if back[name.len()..] == *fixed && back[..name.len()].eq_ignore_ascii_case(name) {
-        Match::Case
-    } else {
-        Match::No
-    }
+    if back[name.len()..] == *fixed && back[..name.len()].eq_ignore_ascii_case(name) { Match::Case } else { Match::No }
 }
 
 /// Whether a reply's flags say that it was cut; for those who have not parsed it.

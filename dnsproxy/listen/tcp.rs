@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::serve::{Next, Packet};
 use crate::serve::directory::Taken;
+use crate::serve::{Next, Packet};
 
 use super::Worker;
 use super::socket::interface_of;
@@ -36,7 +36,7 @@ struct Caller {
 }
 
 /// Accepts connections for ever.
-pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => match admit(&worker, &stream, peer) {
@@ -60,8 +60,10 @@ fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Ca
     let interface = interface_of(stream, local)?;
     let directory = worker.proxy.directory.load();
     let settings = &directory.settings;
-    let served = directory.endpoint(interface, peer.ip()).ok_or_else(|| io::Error::other("the sender is no endpoint"))?;
-    let limit = |counter: &Arc<_>, limit| Taken::take(counter, limit).ok_or_else(|| io::Error::other("too many connections"));
+    let served =
+        directory.endpoint(interface, peer.ip()).ok_or_else(|| io::Error::other("the sender is no endpoint"))?;
+    let limit =
+        |counter: &Arc<_>, limit| Taken::take(counter, limit).ok_or_else(|| io::Error::other("too many connections"));
     let own = limit(&served.connections, settings.tcp_connections)?;
     let total = limit(&worker.proxy.connections, settings.tcp_connections_total)?;
     stream.set_nodelay(true)?;

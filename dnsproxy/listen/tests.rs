@@ -59,7 +59,8 @@ impl Model {
     /// The addresses that `endpoint` may reach now.
     fn open(&self, endpoint: u32) -> Vec<String> {
         let rows = self.rows.lock().expect("the rows");
-        let mine = rows.iter().filter(|((id, _), row)| id.0 == endpoint && open_at(&row.slots, clock::mono()) != Bits::NONE);
+        let mine =
+            rows.iter().filter(|((id, _), row)| id.0 == endpoint && open_at(&row.slots, clock::mono()) != Bits::NONE);
         mine.map(|((_, address), _)| address.to_string()).collect()
     }
 }
@@ -110,7 +111,11 @@ impl Default for Setup {
 
 /// toFQDNs of these patterns, and a policy payments/wall whose `rules.dns` are those.
 fn rules(names: &[&str], dns: &[&str]) -> RuleSet {
-    let wall = RuleRef(Arc::new(RuleText { namespace: "payments".to_owned(), policy: "wall".to_owned(), ..RuleText::default() }));
+    let wall = RuleRef(Arc::new(RuleText {
+        namespace: "payments".to_owned(),
+        policy: "wall".to_owned(),
+        ..RuleText::default()
+    }));
     let mut selectors = PatternTrie::new(Bare::Valid);
     for pattern in names {
         selectors.insert(Pattern::pattern(pattern).expect("a pattern"), Bits::of(3), None);
@@ -157,7 +162,8 @@ impl World {
             Arc::new(Served { search: setup.search.clone(), ..served })
         };
         let served = endpoint(1, &["127.0.0.1", "::1"]);
-        let guard = Guard::new(vec!["203.0.113.1".parse().expect("an address")], Name::parse("cluster.local").expect("a name"));
+        let guard =
+            Guard::new(vec!["203.0.113.1".parse().expect("an address")], Name::parse("cluster.local").expect("a name"));
         let resolver = Resolver { address: server.address, trusted: setup.trusted };
         let directory = Arc::new(ArcSwap::from_pointee(Directory::new(
             setup.settings,

@@ -51,7 +51,14 @@ pub struct Served {
 
 impl Served {
     /// An endpoint that has learned nothing yet.
-    pub fn new(id: EndpointId, pod: PodRef, addresses: Vec<IpAddr>, interface: u32, rules: Arc<RuleSet>, caps: Caps) -> Served {
+    pub fn new(
+        id: EndpointId,
+        pod: PodRef,
+        addresses: Vec<IpAddr>,
+        interface: u32,
+        rules: Arc<RuleSet>,
+        caps: Caps,
+    ) -> Served {
         Served {
             id,
             pod,
@@ -72,8 +79,8 @@ impl Served {
 pub struct Resolver {
     /// Its address and port, as the workload knows them.
     pub address: SocketAddr,
-    /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted anyway,
-    /// for the endpoints of that policy.
+    /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted
+    /// anyway, for the endpoints of that policy.
     pub trusted: bool,
 }
 

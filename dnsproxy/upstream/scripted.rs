@@ -124,7 +124,8 @@ impl Drop for Scripted {
     }
 }
 
-/// The reply to `query` with these records, each a line `owner ttl type data` (A, AAAA, CNAME); `@` is the name asked for.
+/// The reply to `query` with these records, each a line `owner ttl type data` (A, AAAA, CNAME); `@` is the name asked
+/// for.
 pub fn answer(query: &[u8], records: &[&str]) -> Vec<u8> {
     let question_end = skip_plain_name(query, HEADER).expect("a name") + 4;
     let mut reply = query[..question_end].to_vec();
@@ -138,7 +139,10 @@ pub fn answer(query: &[u8], records: &[&str]) -> Vec<u8> {
             "A" => (1u16, data.parse::<std::net::Ipv4Addr>().expect("an address").octets().to_vec()),
             "AAAA" => (28, data.parse::<std::net::Ipv6Addr>().expect("an address").octets().to_vec()),
             "CNAME" => (5, wire(data)),
-            "HEX65" => (65, (0..data.len()).step_by(2).map(|at| u8::from_str_radix(&data[at..at + 2], 16).expect("hex")).collect()),
+            "HEX65" => (
+                65,
+                (0..data.len()).step_by(2).map(|at| u8::from_str_radix(&data[at..at + 2], 16).expect("hex")).collect(),
+            ),
             other => panic!("no {other}"),
         };
         reply.extend(if owner == "@" { vec![0xc0, 0x0c] } else { wire(owner) });

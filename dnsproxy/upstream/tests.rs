@@ -187,9 +187,15 @@ fn who_stops_waiting_takes_the_answer_from_nobody() {
     let server = Scripted::start(|asked| vec![Say::Wait(Duration::from_millis(50)), Say::Reply(good(asked))]);
     run(async |upstream| {
         let address = server.address;
-        let first = { let upstream = upstream.clone(); spawn_local(async move { upstream.resolve(address, &query("www.test", false), WITHIN).await }) };
+        let first = {
+            let upstream = upstream.clone();
+            spawn_local(async move { upstream.resolve(address, &query("www.test", false), WITHIN).await })
+        };
         tokio::task::yield_now().await;
-        let second = { let upstream = upstream.clone(); spawn_local(async move { upstream.resolve(address, &query("www.test", false), WITHIN).await }) };
+        let second = {
+            let upstream = upstream.clone();
+            spawn_local(async move { upstream.resolve(address, &query("www.test", false), WITHIN).await })
+        };
         tokio::task::yield_now().await;
         first.abort();
         assert_eq!(addresses(second.await.expect("no panic")), Ok(vec!["192.0.2.1".to_owned()]));

@@ -1,4 +1,3 @@
-
 use hickory_proto::op::{Message, MessageType, OpCode, Query as HickoryQuery, ResponseCode};
 use hickory_proto::rr::{Name as HickoryName, RData, Record as HickoryRecord, RecordType};
 use proptest::prelude::*;
@@ -55,7 +54,8 @@ fn teaches_nothing(qtype: RecordType, lines: &[&str], why: Nothing) {
 
 #[test]
 fn addresses_of_the_name_are_learned_once_each() {
-    let lines = ["www.example.com. 60 A 192.0.2.1", "www.example.com. 30 A 192.0.2.2", "www.example.com. 60 A 192.0.2.1"];
+    let lines =
+        ["www.example.com. 60 A 192.0.2.1", "www.example.com. 30 A 192.0.2.2", "www.example.com. 60 A 192.0.2.1"];
     teaches(RecordType::A, &lines, &["192.0.2.1", "192.0.2.2"], 30);
     teaches(RecordType::AAAA, &["www.example.com. 9 AAAA 2001:db8::1"], &["2001:db8::1"], 9);
 }

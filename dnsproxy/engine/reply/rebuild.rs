@@ -89,7 +89,8 @@ struct Writer<'a> {
     compress: bool,
 }
 
-/// How many places later names are compared with: enough for any usual answer, and a bound on the work for a hostile one.
+/// How many places later names are compared with: enough for any usual answer, and a bound on the work for a hostile
+/// one.
 const PLACES: usize = 64;
 
 impl<'a> Writer<'a> {
@@ -164,7 +165,12 @@ impl<'a> Writer<'a> {
                 if value.len() % 2 != 0 {
                     return None;
                 }
-                value = value.chunks(2).filter(|key| !IS_HINT(u16::from_be_bytes([key[0], key[1]]))).flatten().copied().collect();
+                value = value
+                    .chunks(2)
+                    .filter(|key| !IS_HINT(u16::from_be_bytes([key[0], key[1]])))
+                    .flatten()
+                    .copied()
+                    .collect();
                 if value.is_empty() {
                     continue;
                 }
@@ -182,7 +188,9 @@ impl<'a> Writer<'a> {
         let mut at = 0;
         while wire[at] != 0 {
             let compress = compress && self.compress;
-            if let Some(place) = self.labels.iter().find(|place| compress && self.stands_at(usize::from(**place), &wire[at..])) {
+            if let Some(place) =
+                self.labels.iter().find(|place| compress && self.stands_at(usize::from(**place), &wire[at..]))
+            {
                 let pointer = 0xc000 | place;
                 self.out.extend_from_slice(&pointer.to_be_bytes());
                 return;

@@ -71,7 +71,10 @@ fn an_answer_goes_back_as_it_came_with_the_askers_id_and_case() {
     let reply = replied(&full_answer(), Some(1232), |query, answer| relayed(query, answer, Additional::Whole));
     let sent = full_answer();
     assert_eq!(reply.answers.len(), 4);
-    assert_eq!((&reply.answers[1..], &reply.authorities, &reply.additionals), (&sent.answers[1..], &sent.authorities, &sent.additionals));
+    assert_eq!(
+        (&reply.answers[1..], &reply.authorities, &reply.additionals),
+        (&sent.answers[1..], &sent.authorities, &sent.additionals)
+    );
     assert!(reply.recursion_desired && reply.recursion_available);
 }
 
@@ -110,7 +113,12 @@ fn a_code_that_needs_an_opt_becomes_servfail_without_one() {
 fn a_cut_reply_holds_the_question_alone() {
     for edns in [None, Some(1232)] {
         let reply = replied(&full_answer(), edns, truncated);
-        assert!(reply.truncation && reply.answers.is_empty() && reply.authorities.is_empty() && reply.additionals.is_empty());
+        assert!(
+            reply.truncation
+                && reply.answers.is_empty()
+                && reply.authorities.is_empty()
+                && reply.additionals.is_empty()
+        );
     }
 }
 

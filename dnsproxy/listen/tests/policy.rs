@@ -14,7 +14,10 @@ fn a_reply_leaves_after_the_kernel_holds_its_grants() {
         assert_eq!(world.kernel.open(1), ["192.0.2.1", "192.0.2.2"], "at the moment of the reply");
     }
     let record = world.seen.last();
-    assert_eq!((record.outcome, record.reason, record.granted, record.rcode), (Outcome::Forwarded, "allowed", 2, Some(0)));
+    assert_eq!(
+        (record.outcome, record.reason, record.granted, record.rcode),
+        (Outcome::Forwarded, "allowed", 2, Some(0))
+    );
     assert_eq!(record.rule.expect("a rule").to_string(), "payments/wall");
     assert!(record.install.expect("a time") >= Duration::from_millis(30) && record.upstream.is_some());
 }
@@ -163,7 +166,9 @@ fn addresses_off_the_chain_are_taken_out() {
 fn glue_stays_behind_where_addresses_count() {
     let world = World::new(Setup::default(), |asked| {
         let glue = b"\x02ns\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\xc6\x33\x64\x09";
-        vec![Say::Reply(with(answer(&asked.octets, &["@ 60 A 192.0.2.1"]), |octets| (octets[11] = 1, octets.extend(glue)).1))]
+        vec![Say::Reply(with(answer(&asked.octets, &["@ 60 A 192.0.2.1"]), |octets| {
+            (octets[11] = 1, octets.extend(glue)).1
+        }))]
     });
     let has_glue = |name| world.exchange(&query(name, 1, None)).ends_with(&[198, 51, 100, 9]);
     assert!(!has_glue("www.test"));
@@ -195,8 +200,15 @@ fn an_address_that_a_rule_opens_without_a_name_stays() {
     use crate::engine::ruleset::{Direction, PortRow};
     let mut open = rules(&["**.test"], &["*"]);
     open.cidrs = vec![("10.0.0.0/8".parse().expect("a network"), Bits::of(5))];
-    open.ports = vec![PortRow { direction: Direction::Egress, protocol: Protocol::Tcp, port: 443, allow: Bits::of(5), deny: Bits::NONE }];
-    let world = World::new(Setup { rules: open, ..Setup::default() }, always(&["@ 60 A 10.0.0.1", "@ 60 A 172.16.0.1"]));
+    open.ports = vec![PortRow {
+        direction: Direction::Egress,
+        protocol: Protocol::Tcp,
+        port: 443,
+        allow: Bits::of(5),
+        deny: Bits::NONE,
+    }];
+    let world =
+        World::new(Setup { rules: open, ..Setup::default() }, always(&["@ 60 A 10.0.0.1", "@ 60 A 172.16.0.1"]));
     world.resolves("www.test", &["10.0.0.1"]);
     assert!(world.kernel.open(1).is_empty(), "the guard keeps it from being learned");
 }

@@ -55,7 +55,8 @@ fn both_families_are_served() {
 fn many_queries_at_once_are_all_answered() {
     let setup = Setup { workers: 2, ..Setup::default() };
     let world = World::new(setup, |asked| {
-        let number: u32 = name_in(&asked.octets).trim_start_matches('n').trim_end_matches(".test").parse().expect("a number");
+        let number: u32 =
+            name_in(&asked.octets).trim_start_matches('n').trim_end_matches(".test").parse().expect("a number");
         let address = format!("@ 60 A {}", Ipv4Addr::from(0xc633_6400 + number));
         vec![Say::Reply(answer(&asked.octets, &[&address]))]
     });
@@ -76,7 +77,10 @@ fn many_queries_at_once_are_all_answered() {
 fn the_askers_letters_come_back() {
     let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
     let asked = with(query("www.test", 1, None), |octets| octets[13] = b'W');
-    assert_eq!(world.exchange(&asked)[12..], [&asked[12..], b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\xc0\0\x02\x01"].concat());
+    assert_eq!(
+        world.exchange(&asked)[12..],
+        [&asked[12..], b"\xc0\x0c\0\x01\0\x01\0\0\0\x3c\0\x04\xc0\0\x02\x01"].concat()
+    );
 }
 
 #[test]
@@ -121,7 +125,7 @@ fn queries_on_one_connection_are_answered_as_their_answers_come() {
     }
     let order: Vec<u8> = (0..3).map(|_| receive(&mut stream)[0]).collect();
     assert_eq!((order[2], order.len()), (1, 3), "{order:?}");
-    assert_eq!(world.seen.last().tcp, true);
+    assert!(world.seen.last().tcp);
 }
 
 #[test]
@@ -134,7 +138,9 @@ fn connections_end_when_nothing_comes_or_nonsense_does() {
     half.write_all(&[0, 40, 1, 2, 3]).expect("sent");
     is_closed(&mut half);
     assert!(clock::now() - started < Duration::from_secs(2));
-    for nonsense in [&[0, 3, 1, 2, 3][..], &[0xff, 0xff, 0, 0], &framed(&with(query("www.test", 1, None), |o| o[2] |= 0x80))] {
+    for nonsense in
+        [&[0, 3, 1, 2, 3][..], &[0xff, 0xff, 0, 0], &framed(&with(query("www.test", 1, None), |o| o[2] |= 0x80))]
+    {
         let mut stream = connect(&world);
         stream.write_all(nonsense).expect("sent");
         is_closed(&mut stream);
@@ -169,7 +175,8 @@ fn a_stranger_has_no_connection() {
 
 #[test]
 fn queries_of_one_workload_under_way_are_limited() {
-    let settings = Settings { queries_in_flight: 2, upstream_timeout: Duration::from_millis(400), ..Settings::default() };
+    let settings =
+        Settings { queries_in_flight: 2, upstream_timeout: Duration::from_millis(400), ..Settings::default() };
     let world = World::new(Setup { settings, ..Setup::default() }, |_| Vec::new());
     let client = world.client("127.0.0.1", "127.0.0.1");
     for at in 0..3 {
@@ -216,6 +223,7 @@ fn a_stop_answers_what_is_under_way() {
 fn a_second_namegate_does_not_share_the_port() {
     let world = World::new(Setup::default(), always(&[]));
     let options = Options { port: world.listeners.port(), workers: 1 };
-    let error = start(&options, world.directory.clone(), world.kernel.clone(), world.seen.clone()).err().expect("in use");
+    let error =
+        start(&options, world.directory.clone(), world.kernel.clone(), world.seen.clone()).err().expect("in use");
     assert!(matches!(error, ListenError::InUse { .. }), "{error}");
 }
