@@ -133,6 +133,16 @@ impl Proxy {
         }))
     }
 
+    /// Counts a connection that is closed before anything was asked.
+    pub fn turned_away(&self, packet: &Packet<'_>, reason: &'static str) {
+        let mut record = Record::new(packet);
+        let directory = self.directory.load();
+        if let Some(served) = directory.endpoint(packet.interface, packet.client.ip()) {
+            record.endpoint(served);
+        }
+        record.close(&*self.observer, Outcome::Malformed, reason, None);
+    }
+
     /// Asks the resolver, lets the kernel hold what the answer grants, and says what goes back.
     pub async fn finish(&self, ask: Box<Ask>, upstream: &Upstream) -> Option<Vec<u8>> {
         let mut ask = *ask;
@@ -239,6 +249,7 @@ type Ending = (Outcome, &'static str, Vec<u8>);
 /// What the stages found out about an answer to a selected name.
 struct Findings<'a> {
     rules: &'a RuleSet,
+    /// Sorted.
     granted: Vec<IpAddr>,
     withheld: Option<Withheld>,
     limit: usize,
@@ -291,10 +302,9 @@ fn relay(ask: &mut Ask, answer: &Answer<'_>, limit: usize, settings: &Settings) 
 /// The answer to a selected name: only with addresses that were granted now or that need no name.
 fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Ending {
     let Findings { rules, granted, withheld, limit, settings } = findings;
-    let clean =
-        answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
-            record.class == CLASS_IN && record.address().is_some_and(|address| granted.contains(&address))
-        });
+    let clean = answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
+        record.class == CLASS_IN && record.address().is_some_and(|address| granted.binary_search(&address).is_ok())
+    });
     if clean && settings.compression {
         // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
         let message = reply::relayed(&ask.query, answer, Additional::OptOnly);
@@ -305,7 +315,7 @@ fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Endi
         Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
         None => "the addresses do not belong to the name asked for".to_owned(),
     };
-    let keep = |address| granted.contains(&address) || rules.opens_without_name(address);
+    let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
     let nothing_left = Ede::new(EdeCode::Filtered, why);
     let changes =
         Changes { keep: &keep, hints: false, compress: settings.compression, nothing_left: Some(&nothing_left) };

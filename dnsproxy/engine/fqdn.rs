@@ -312,7 +312,7 @@ impl FqdnTable {
         }
         let mut old: Vec<(MonoNs, IpAddr)> = known
             .iter()
-            .filter(|address| !learned.addresses.contains(address))
+            .filter(|address| learned.addresses.binary_search(address).is_err())
             .filter_map(|&address| Some((self.claim(address, &learned.name)?.until, address)))
             .collect();
         let excess = (old.len() + learned.addresses.len()).saturating_sub(limit);

@@ -54,16 +54,18 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>) {
     }
 }
 
-/// Endpoints only, and within the limits.
+/// Endpoints only, and within the limits; others are counted.
 fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Caller> {
     let local = stream.local_addr()?.ip();
     let interface = interface_of(stream, local)?;
     let directory = worker.proxy.directory.load();
     let settings = &directory.settings;
-    let served =
-        directory.endpoint(interface, peer.ip()).ok_or_else(|| io::Error::other("the sender is no endpoint"))?;
-    let limit =
-        |counter: &Arc<_>, limit| Taken::take(counter, limit).ok_or_else(|| io::Error::other("too many connections"));
+    let refused = |reason: &'static str| {
+        worker.proxy.turned_away(&Packet { bytes: &[], client: peer, local, interface, tcp: true }, reason);
+        io::Error::other(reason)
+    };
+    let served = directory.endpoint(interface, peer.ip()).ok_or_else(|| refused("no_endpoint"))?;
+    let limit = |counter, limit| Taken::take(counter, limit).ok_or_else(|| refused("tcp_connections"));
     let own = limit(&served.connections, settings.tcp_connections)?;
     let total = limit(&worker.proxy.connections, settings.tcp_connections_total)?;
     stream.set_nodelay(true)?;

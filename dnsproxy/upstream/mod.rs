@@ -36,7 +36,7 @@ mod server;
 mod tcp;
 
 /// Queries that one worker has outstanding at most, about 600 octets each.
-pub const OUTSTANDING: usize = 16_384;
+pub const OUTSTANDING: usize = 32_768;
 /// How long a server that does not repeat the case of letters is asked over TCP only.
 const OVER_TCP: Duration = Duration::from_secs(600);
 

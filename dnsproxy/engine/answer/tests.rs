@@ -219,16 +219,13 @@ fn naive(message: &Message) -> Vec<String> {
         }
         seen.push(owner.clone());
     }
-    let mut found: Vec<String> = Vec::new();
+    let mut found = std::collections::BTreeSet::new();
     for record in message.answers.iter().filter(|record| record.name.to_lowercase() == owner) {
         if let RData::A(address) = &record.data {
-            let text = address.to_string();
-            if !found.contains(&text) {
-                found.push(text);
-            }
+            found.insert(address.0);
         }
     }
-    found
+    found.iter().map(ToString::to_string).collect()
 }
 
 fn walk(octets: &[u8]) {

@@ -224,6 +224,22 @@ fn some_data(kind: usize, target: Name) -> RData {
     }
 }
 
+#[test]
+fn names_are_written_out_after_so_many_comparisons_and_stay_the_same() {
+    // Many owners of many labels, all alike at first sight: after so many comparisons names are written out.
+    let mut message = Message::new(1, MessageType::Response, OpCode::Query);
+    message.add_query(HickoryQuery::query(name(ASKED), RecordType::A));
+    for at in 0..900 {
+        let owner = format!("{}{at}.test.", "a.".repeat(20));
+        message.add_answer(Record::from_rdata(name(&owner), 60, RData::A(A::new(192, 0, 2, 1))));
+    }
+    let (octets, asked) = (message.to_vec().expect("octets"), query_of(ASKED, RecordType::A, None));
+    let (query, answer) = (Query::parse(&asked).expect("a query"), Answer::parse(&octets).expect("an answer"));
+    let changes = Changes { keep: &|_| true, hints: false, compress: true, nothing_left: None };
+    let result = rebuilt(&query, &answer, &changes).expect("rebuilt");
+    assert_eq!(Message::from_vec(&result.message).expect("a reply").answers, message.answers);
+}
+
 proptest! {
     #[test]
     fn a_rebuilt_answer_reads_as_the_original_without_what_went(

@@ -157,6 +157,7 @@ fn a_workload_has_so_many_connections_and_no_more() {
         assert_eq!(understood(&receive(stream)).1, ["192.0.2.1"]);
     }
     is_closed(&mut connect(&world));
+    assert_eq!(world.seen.count("tcp_connections"), 1);
     drop(asked);
     thread::sleep(Duration::from_millis(100));
     let mut stream = connect(&world);
@@ -171,6 +172,7 @@ fn a_stranger_has_no_connection() {
     socket.bind(&SocketAddr::from(([127, 0, 0, 3], 0)).into()).expect("bound");
     socket.connect(&SocketAddr::from(([127, 0, 0, 1], world.listeners.port())).into()).expect("connected");
     is_closed(&mut socket.into());
+    assert_eq!(world.seen.count("no_endpoint"), 1);
 }
 
 #[test]
