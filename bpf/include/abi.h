@@ -14,7 +14,7 @@
 
 struct address {
 	__u8 octets[16];
-};
+} __attribute__((aligned(8))); /* compared as two words */
 _Static_assert(sizeof(struct address) == 16, "no padding");
 
 /* One bit a group of peers; bit 0 is "any peer" and is always set in what a packet matches. */
@@ -25,13 +25,14 @@ struct group_bits {
 enum endpoint_flag {
 	ENDPOINT_DENY_EGRESS = 1,  /* egress is default deny */
 	ENDPOINT_DENY_INGRESS = 2, /* ingress is default deny */
-	ENDPOINT_STEER = 4,        /* port 53 goes to the proxy */
-	ENDPOINT_REJECT = 8,       /* refuse with RST or ICMP, not in silence */
-	ENDPOINT_AUDIT = 16,       /* count what would be dropped, and let it pass */
-	ENDPOINT_BRIDGED = 32,     /* the interface is a bridge port */
-	ENDPOINT_ENFORCE = 64,     /* a policy selects it; zero lets through what is well formed */
-	ENDPOINT_HAS_MAC = 128,    /* `mac` was given; otherwise the first good frame teaches it */
-	ENDPOINT_CLOSED = 256,     /* nothing passes: no policy yet, or no addresses known */
+	ENDPOINT_STEER = 4,	   /* port 53 goes to the proxy */
+	ENDPOINT_REJECT = 8,	   /* refuse with RST or ICMP, not in silence */
+	ENDPOINT_AUDIT = 16,	   /* count what would be dropped, and let it pass */
+	ENDPOINT_BRIDGED = 32,	   /* the interface is a bridge port */
+	ENDPOINT_ENFORCE = 64,	   /* a policy selects it; zero lets through what is well formed */
+	ENDPOINT_HAS_MAC = 128,	   /* `mac` was given; otherwise the first good frame teaches it */
+	ENDPOINT_CLOSED = 256,	   /* nothing passes: no policy yet, or no addresses known */
+	ENDPOINT_HAS_CIDR = 512,   /* the rule set has prefixes; without, the tries are not looked at */
 };
 
 /* endpoints: ifindex -> who is behind it. Replaced as a whole, so that a packet sees the old row or the new one. */
@@ -42,16 +43,34 @@ struct endpoint {
 	__u32 generation;
 	__u32 flags; /* enum endpoint_flag */
 	__u8 mac[6];
-	__u8 pad[2];
+	__u8 pad[6];
 	struct address addresses[4]; /* unused ones are all zero, which no packet may claim */
 };
-_Static_assert(sizeof(struct endpoint) == 92, "no padding");
+_Static_assert(sizeof(struct endpoint) == 96, "no padding");
 
 /* budgets: slot -> what the endpoint has in use. Atomics only, on both sides. */
 struct budget {
 	__u32 flows;
 	__u32 grants;
 	__u32 fragments;
+	__u32 pad;
+};
+
+/* limits: one row. What endpoints may have, as user space reckons it from their number. */
+struct limits {
+	__u32 flow_limit; /* flows that no endpoint may go beyond */
+	__u32 flow_share; /* flows that every endpoint is sure of */
+	__u32 flow_pool;  /* flows that all share beyond that; in use: budgets[0].flows */
+	__u16 steer_port; /* network order: where the proxy listens */
+	__u16 pad;
+};
+
+/* buckets: slot -> what this CPU may still say and send about the endpoint in this second. */
+struct bucket {
+	__u64 second;
+	__u32 events;
+	__u32 rejects;
+	__u32 suppressed; /* events not sent since the last one */
 	__u32 pad;
 };
 
@@ -85,11 +104,12 @@ struct flow {
 	__u64 last_ns;
 	__u64 created_ns;
 	__u32 generation;
-	__u32 rule; /* enum reason that let it pass */
-	__u32 isn;  /* sequence number of the SYN, network order */
-	__u8 state;
-	__u8 direction;
-	__u8 pad[2];
+	__u32 rule;	/* enum reason that let it pass */
+	__u32 isn;	/* sequence number of the SYN, network order */
+	__u8 state;	/* enum flow_state */
+	__u8 direction; /* enum flow_direction: who opened it */
+	__u8 pooled;	/* charged to the shared part of the flow budget */
+	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 32, "no padding");
 
@@ -117,7 +137,7 @@ _Static_assert(sizeof(struct grant) == 112, "no padding");
 /* peers: address -> peer. Pods and nodes have ids from PEER_FIRST. */
 enum peer_id {
 	PEER_NONE = 0,
-	PEER_HOST = 1,     /* this node */
+	PEER_HOST = 1,	   /* this node */
 	PEER_SERVICE = 2,  /* a Service's address: only a row of `services` opens it */
 	PEER_STEERING = 3, /* a local address of the proxy: never opened */
 	PEER_FIRST = 16,
@@ -158,8 +178,8 @@ struct cidr6_key {
 /* ports: each row holds the union of all rows that cover it. Looked up: exact, then port 0, then protocol 0. */
 struct port_key {
 	__u32 policy_id;
-	__be16 port; /* ICMP: type << 8 | code; 0: any */
-	__u8 protocol; /* 0: any */
+	__be16 port;	/* ICMP: type << 8 | code; 0: any */
+	__u8 protocol;	/* 0: any */
 	__u8 direction; /* enum flow_direction */
 };
 _Static_assert(sizeof(struct port_key) == 8, "no padding");
@@ -202,20 +222,21 @@ enum reason {
 	REASON_PROTOCOL,
 	REASON_SPOOFED_ADDRESS,
 	REASON_SPOOFED_MAC,
+	REASON_OTHER_DESTINATION, /* to the pod, but not to an address of the pod */
 	REASON_ARP_SPOOFED,
 	REASON_ND_SPOOFED,
 	REASON_UNKNOWN_RESOLVER,
 	REASON_STEERING_ADDRESS,
-	REASON_NO_GRANT,       /* default deny, no policy row matched */
-	REASON_EXPIRED,        /* a grant was there, its time is over */
-	REASON_POLICY_DENY,    /* an explicit deny */
-	REASON_NOT_A_REPLY,    /* belongs to a flow, but opens the other direction */
+	REASON_NO_GRANT,    /* default deny, no policy row matched */
+	REASON_EXPIRED,	    /* a grant was there, its time is over */
+	REASON_POLICY_DENY, /* an explicit deny */
+	REASON_NOT_A_REPLY, /* belongs to a flow, but opens the other direction */
 	REASON_FLOW_BUDGET,
 	REASON_FLOW_TABLE,
 	REASON_ICMP_UNRELATED, /* an ICMP error that quotes no live flow */
 	REASON_INTERNAL,       /* a map look-up that can't fail did */
 	REASON_LAST_DROP = REASON_INTERNAL,
-	REASON_FLOW,           /* from here on: passed */
+	REASON_FLOW, /* from here on: passed */
 	REASON_GRANTED,
 	REASON_CIDR,
 	REASON_PEER,
@@ -226,18 +247,18 @@ enum reason {
 	REASON_ARP,
 	REASON_ND,
 	REASON_ICMP_RELATED,
-	REASON_UNENFORCED,     /* no policy selects the endpoint */
-	REASON_AUDIT,          /* would have been dropped */
+	REASON_UNENFORCED, /* no policy selects the endpoint */
+	REASON_AUDIT,	   /* would have been dropped */
 	REASON_COUNT,
 };
 
-/* counters: reason | direction << 8 -> packets and octets, one row a CPU. */
+/* counters: reason | direction << 6 -> packets and octets, one row a CPU. */
 struct counter {
 	__u64 packets;
 	__u64 octets;
 };
-#define COUNTER_ROWS 512
-_Static_assert(REASON_COUNT < 256, "a direction's rows");
+#define COUNTER_ROWS 128
+_Static_assert(REASON_COUNT <= 64, "a direction's rows");
 
 struct flow_event {
 	__u64 time_mono_ns;

@@ -2,6 +2,7 @@
 
 pub mod answer;
 pub mod bits;
+pub mod compile;
 pub mod endpoint;
 pub mod fqdn;
 pub mod grant;
@@ -11,6 +12,7 @@ pub mod name;
 pub mod pattern;
 pub mod policy;
 pub mod query;
+pub mod reference;
 pub mod reply;
 pub mod ruleset;
 pub mod verdict;

@@ -338,7 +338,7 @@ impl RuleSet {
             Direction::Egress | Direction::Ingress => PacketVerdict::DefaultAllowed,
         };
         let peer = self.known.get(&address).copied();
-        if peer == Some(PeerId::SERVICE) {
+        if peer == Some(PeerId::SERVICE) && direction == Direction::Egress {
             return match self.service(address, protocol, port) {
                 Some(ServiceVerdict::Allow) => PacketVerdict::Allowed,
                 Some(ServiceVerdict::Deny) => PacketVerdict::Denied,

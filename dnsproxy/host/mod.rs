@@ -1,1 +1,3 @@
-//! (being written)
+//! The machine's side: interfaces, addresses, and what changes about them.
+
+pub mod links;

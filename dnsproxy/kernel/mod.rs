@@ -1,4 +1,19 @@
-//! The BPF side.
+//! The BPF side: loads the programs, attaches them, writes their maps, reads what they count and tell.
+//!
+//! In reading order: [`abi`] (the types both sides share), [`table`] (a map as typed rows), [`load`] (bpffs, pins, both
+//! programs), [`attach`] (TCX links and clsact filters), [`rules`] (endpoints and what a rule set compiles to),
+//! [`grants`], [`sweep`] (what time takes away), [`probe`] (is it really in force?), [`events`] and [`counters`].
+
+pub mod abi;
+pub mod attach;
+pub mod counters;
+pub mod events;
+pub mod grants;
+pub mod load;
+pub mod probe;
+pub mod rules;
+pub mod sweep;
+pub mod table;
 
 use crate::engine::endpoint::EndpointId;
 use crate::engine::grant::GrantWrite;
@@ -13,6 +28,16 @@ pub enum KernelError {
         map: &'static str,
         /// How many rows it can hold, for this endpoint or as a whole.
         rows: u32,
+    },
+    /// A pinned map, or the object file, was built from another abi.h.
+    #[error("map {map} has keys and values of {found:?} octets; this build has {wanted:?}")]
+    Layout {
+        /// The map's name.
+        map: &'static str,
+        /// Key and value octets found.
+        found: (u32, u32),
+        /// Key and value octets of this build.
+        wanted: (u32, u32),
     },
     /// A system call failed.
     #[error("{what}")]

@@ -1,10 +1,26 @@
 //! Those who watch: one record a query, one a packet verdict.
+//!
+//! [`Watchers`] takes records from the proxy's threads and the kernel's ring, counts them, and hands them to a writer
+//! thread for each output ([`sink`]): Hubble's JSON form ([`flow`]) and lines for people ([`human`]).
+
+pub mod flow;
+pub mod human;
+mod reason;
+#[cfg(test)]
+pub(crate) mod samples;
+pub mod sink;
+pub mod text;
+mod watchers;
 
 use std::net::{IpAddr, SocketAddr};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::engine::ruleset::Direction;
 use crate::engine::verdict::RuleRef;
+
+pub use reason::Reason;
+pub use watchers::{Known, Record, Watchers, Workload};
 
 /// How a query ended, in one word for metrics, flows and logs.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Hash)]
@@ -54,6 +70,82 @@ pub struct QueryRecord {
     pub upstream: Option<Duration>,
     /// How long the kernel took to hold the grants; `None` when there were none.
     pub install: Option<Duration>,
+}
+
+/// A verdict of the kernel on one packet.
+#[derive(Clone, Debug)]
+pub struct PacketRecord {
+    /// When, by the clock on the wall.
+    pub time: SystemTime,
+    /// Whose packet it is; `None` when the interface has no endpoint.
+    pub endpoint: Option<(EndpointId, PodRef)>,
+    /// The host-side interface.
+    pub ifindex: u32,
+    /// Its name; empty when unknown.
+    pub interface: String,
+    /// Where the packet came from; `None` for what is not IP. Port 0 for what has none.
+    pub source: Option<SocketAddr>,
+    /// Where it went.
+    pub destination: Option<SocketAddr>,
+    /// The protocol's number in the IP header.
+    pub protocol: u8,
+    /// The flags octet of a TCP header, CWR first.
+    pub tcp_flags: u8,
+    /// The type of an ICMP message.
+    pub icmp_type: u8,
+    /// Which way the packet went, seen from the workload.
+    pub direction: Direction,
+    /// Why it passed or not.
+    pub reason: Reason,
+    /// Whether it was answered with a RST or an ICMP error.
+    pub rejected: bool,
+    /// Whether it is a reply of its flow.
+    pub reply: bool,
+    /// Its length, octets.
+    pub octets: u32,
+    /// The rows that decided.
+    pub policy_id: u32,
+    /// The endpoint's generation.
+    pub generation: u32,
+    /// How many events of this endpoint were not sent since the last one.
+    pub suppressed: u32,
+    /// The names that the workload knows the other side by, presentation form.
+    pub names: Vec<String>,
+    /// The policies that decided, where they are known.
+    pub policies: Vec<RuleRef>,
+}
+
+impl PacketRecord {
+    /// Which way the connection was opened: a reply goes the other way.
+    pub fn opened(&self) -> Direction {
+        match (self.direction, self.reply) {
+            (Direction::Egress, false) | (Direction::Ingress, true) => Direction::Egress,
+            (Direction::Ingress, false) | (Direction::Egress, true) => Direction::Ingress,
+        }
+    }
+
+    /// The other side's address and port.
+    pub fn remote(&self) -> Option<SocketAddr> {
+        match self.direction {
+            Direction::Egress => self.destination,
+            Direction::Ingress => self.source,
+        }
+    }
+}
+
+impl Outcome {
+    /// Every outcome.
+    pub const ALL: &[Outcome] = &[Outcome::Forwarded, Outcome::Denied, Outcome::Failed, Outcome::Malformed];
+
+    /// The word for metrics.
+    pub fn text(self) -> &'static str {
+        match self {
+            Outcome::Forwarded => "forwarded",
+            Outcome::Denied => "denied",
+            Outcome::Failed => "failed",
+            Outcome::Malformed => "malformed",
+        }
+    }
 }
 
 /// Takes records. Never blocks and never fails: a record may be lost, a reply may not.

@@ -1,1 +1,12 @@
-//! (being written)
+//! For those who run it: metrics, health, status, the admin socket, the log.
+
+pub mod client;
+pub mod http;
+pub mod log;
+pub mod metrics;
+mod ready;
+mod status;
+
+pub use http::{Operator, Server};
+pub use ready::Readiness;
+pub use status::{AttachedBy, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status};

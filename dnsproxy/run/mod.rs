@@ -1,1 +1,44 @@
-//! (being written)
+//! The ways of running. One so far: [`node`], every endpoint that the operator names, from the host's side.
+
+mod attachments;
+mod node;
+mod packets;
+mod reload;
+pub mod state;
+mod steering;
+mod upkeep;
+mod watch;
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::config::Config;
+use crate::host::links;
+use crate::kernel::attach::detach_all;
+
+pub use node::node;
+
+/// Takes everything away that a node left: programs, pins, filters, local addresses. The state stays: numbers in it must
+/// not be given out again.
+///
+/// # Errors
+/// Something could not be removed.
+pub fn detach(config: &Config) -> anyhow::Result<()> {
+    let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
+    let nothing = if found { "" } else { "nothing was attached; " };
+    tracing::info!("{nothing}endpoints are not enforced any more");
+    Ok(())
+}
+
+async fn remove_local_addresses(state_dir: &Path) -> anyhow::Result<()> {
+    let state::Read::Good(state) = state::read(state_dir)? else { return Ok(()) };
+    let (netlink, _events) = links::open()?;
+    for local in state.resolvers.values() {
+        netlink.remove_local(*local).await?;
+    }
+    Ok(())
+}
+

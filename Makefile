@@ -1,0 +1,63 @@
+# make demo   installs what is missing, builds, and plays the story of README.md in network namespaces of its own
+# make test   installs what is missing, checks the code, runs all tests; its last line counts them
+
+SHELL := /bin/bash
+.ONESHELL:
+.SHELLFLAGS := -euo pipefail -c
+
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+# Command and the Debian or Ubuntu package that has it.
+BUILD_TOOLS := clang:clang llvm-strip:llvm clang-format:clang-format make:make cc:gcc pkg-config:pkg-config
+LAB_TOOLS := ip:iproute2 nft:nftables curl:curl dig:bind9-dnsutils nsenter:util-linux
+BENCH_TOOLS := dnsperf:dnsperf nsd:nsd dnsdist:dnsdist iperf3:iperf3
+HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/include/bpf/bpf_helpers.h:libbpf-dev
+
+export NEEDRESTART_MODE := a
+export DEBIAN_FRONTEND := noninteractive
+
+.PHONY: demo test lint build deps deps-deny deps-bench bench clean
+
+demo: deps
+	cargo build --release --bin namegate --example demo
+	target_dir="$$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')"
+	$(SUDO) "$$target_dir/release/examples/demo"
+
+test: deps lint
+	@integration/test.sh
+
+lint: deps deps-deny
+	cargo fmt --check
+	cargo clippy --all-targets -- -D warnings
+	clang-format --dry-run -Werror bpf/*.bpf.c bpf/include/*.h
+	cargo deny --offline --config .deny.toml check licenses bans sources
+
+build: deps
+	cargo build --release
+
+bench: deps deps-bench
+	cargo bench --bench figures
+
+# Installs nothing when nothing is missing.
+deps:
+	@missing=()
+	for pair in $(BUILD_TOOLS) $(LAB_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
+	for pair in $(HEADERS); do [ -e "$${pair%%:*}" ] || missing+=("$${pair##*:}"); done
+	if [ "$${#missing[@]}" -gt 0 ]; then
+		echo "installing $${missing[*]}"
+		$(SUDO) apt-get update -qq
+		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
+	fi
+
+deps-deny:
+	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+
+deps-bench:
+	@missing=()
+	for pair in $(BENCH_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
+	if [ "$${#missing[@]}" -gt 0 ]; then
+		$(SUDO) apt-get update -qq
+		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
+	fi
+
+clean:
+	cargo clean

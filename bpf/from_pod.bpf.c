@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* TC ingress of the host's side of a pod's veth: what the pod sends. */
+#include "include/reject.h"
+#include "include/steer.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define NEXT -1 /* TCX_NEXT, and TC_ACT_UNSPEC for clsact: other agents' programs still run */
+
+static __always_inline enum reason verdict(struct __sk_buff *skb, struct context *c)
+{
+	enum reason reason = begin(skb, c, FLOW_EGRESS);
+
+	if (reason != REASON_FLOW)
+		return reason;
+	make_linear(skb);
+	reason = parse(skb, &c->frame);
+	if (reason == REASON_ARP)
+		return police_arp(skb, c);
+	if (reason == REASON_ND)
+		return police_nd(skb, c);
+	if (c->frame.family) {
+		enum reason spoofed = police_addresses(skb, c);
+
+		if (spoofed != REASON_FLOW)
+			return spoofed;
+	}
+	if (reason != REASON_FLOW)
+		return reason;
+	if (!(c->endpoint.flags & ENDPOINT_ENFORCE))
+		return REASON_UNENFORCED;
+	reason = steer_query(skb, c);
+	return reason == REASON_FLOW ? decide(skb, c) : reason;
+}
+
+SEC("tc")
+int from_pod(struct __sk_buff *skb)
+{
+	struct context c = {};
+	enum reason reason = verdict(skb, &c);
+	int rejected;
+
+	if (reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED && !passes(reason) &&
+	    !(c.endpoint.flags & ENDPOINT_ENFORCE))
+		reason = unenforced(reason);
+	if (c.probe)
+		return passes(reason) ? NEXT : DROP;
+	count(reason, FLOW_EGRESS, skb->len);
+	if (passes(reason)) {
+		if (reason >= REASON_GRANTED && reason <= REASON_DEFAULT_ALLOW)
+			tell(&c, reason, 0);
+		return NEXT;
+	}
+	rejected = may_reject(&c, reason);
+	tell(&c, reason, rejected);
+	return rejected ? reject(skb, &c) : DROP;
+}

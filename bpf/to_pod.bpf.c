@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
+/* TC egress of the host's side of a pod's veth: what the pod receives. */
+#include "include/steer.h"
+
+char LICENSE[] SEC("license") = "Dual BSD/GPL";
+
+#define NEXT -1 /* TCX_NEXT, and TC_ACT_UNSPEC for clsact */
+#define DROP 2	/* TC_ACT_SHOT */
+
+static __always_inline enum reason verdict(struct __sk_buff *skb, struct context *c)
+{
+	enum reason reason = begin(skb, c, FLOW_INGRESS);
+
+	if (reason != REASON_FLOW)
+		return reason;
+	if (!(c->endpoint.flags & ENDPOINT_ENFORCE))
+		return REASON_UNENFORCED;
+	make_linear(skb);
+	reason = parse(skb, &c->frame);
+	if (reason != REASON_FLOW)
+		return reason; /* ARP and ND of others are policed where they come from */
+	reason = police_addresses(skb, c);
+	if (reason != REASON_FLOW)
+		return reason;
+	reason = steer_reply(skb, c);
+	return reason == REASON_FLOW ? decide(skb, c) : reason;
+}
+
+SEC("tc")
+int to_pod(struct __sk_buff *skb)
+{
+	struct context c = {};
+	enum reason reason = verdict(skb, &c);
+
+	if (c.probe)
+		return passes(reason) ? NEXT : DROP;
+	count(reason, FLOW_INGRESS, skb->len);
+	if (!passes(reason) || (reason >= REASON_GRANTED && reason <= REASON_HOST))
+		tell(&c, reason, 0);
+	return passes(reason) ? NEXT : DROP;
+}

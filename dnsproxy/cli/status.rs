@@ -1,0 +1,92 @@
+//! `namegate status`.
+
+use std::fmt::Write as _;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::node::CommonArgs;
+use super::table::Table;
+use super::{FAILED, Output, complain, print, usage};
+use crate::observe::text::clean;
+use crate::operate::{Status, client};
+
+/// What `namegate status` takes.
+#[derive(Args, Debug)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    common: CommonArgs,
+    /// How to print it
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Output,
+}
+
+impl StatusArgs {
+    pub(super) fn run(self) -> ExitCode {
+        let config = match self.common.source().load() {
+            Ok(config) => config,
+            Err(errors) => return usage(&errors),
+        };
+        let failed = |text: String| {
+            complain(&text);
+            ExitCode::from(FAILED)
+        };
+        let answer = match client::get(&config.admin_socket(), "/status", Duration::from_secs(10)) {
+            Ok(answer) if answer.status == 200 => answer,
+            Ok(answer) => return failed(format!("namegate answered with HTTP status {}", answer.status)),
+            Err(error) => return failed(format!("{:#}", anyhow::Error::new(error))),
+        };
+        match serde_json::from_str::<Status>(&answer.body) {
+            Ok(status) if self.output == Output::Table => print(text(&status).as_bytes()),
+            Ok(_) => print((answer.body + "\n").as_bytes()), // as it came: a newer namegate may say more than we know
+            Err(error) => failed(format!("reading namegate's status: {error}")),
+        }
+    }
+}
+
+/// The status for people.
+pub(super) fn text(status: &Status) -> String {
+    let mut text = String::new();
+    let _ = writeln!(text, "namegate {} on {}, process {}, since {}", clean(&status.version), clean(&status.node_name), status.pid, clean(&status.started));
+    if status.ready {
+        let _ = writeln!(text, "ready");
+    }
+    for reason in &status.reasons {
+        let _ = writeln!(text, "not ready: {}", clean(reason));
+    }
+    let policy = &status.policy;
+    let _ = writeln!(text, "policy: generation {}, in force since {}, {} objects of no use", policy.generation, clean(&policy.loaded), policy.skipped);
+    for refused in &policy.refusals {
+        let stands = if refused.kept { "the last good version is in force" } else { "what it selects is closed" };
+        let _ = writeln!(text, "refused: {}: {}: {} ({stands})", clean(&refused.place), clean(&refused.object), clean(&refused.text));
+    }
+    let mut endpoints = Table::new(&["INTERFACE", "POD", "ID", "STATE", "ATTACHED", "STEERED", "GRANTS", "FLOWS", "PROBLEM"]);
+    for endpoint in &status.endpoints {
+        endpoints.row([
+            endpoint.interface.clone(),
+            endpoint.pod.clone(),
+            endpoint.id.to_string(),
+            endpoint.state.text().to_owned(),
+            endpoint.attached.text().to_owned(),
+            if endpoint.steered { "yes" } else { "no" }.to_owned(),
+            endpoint.grants.to_string(),
+            endpoint.flows.to_string(),
+            endpoint.problem.clone(),
+        ]);
+    }
+    let mut maps = Table::new(&["MAP", "ROWS", "MAX"]);
+    for map in &status.maps {
+        maps.row([map.name.clone(), map.rows.to_string(), map.max.to_string()]);
+    }
+    for table in [endpoints, maps] {
+        if !table.is_empty() {
+            text.push('\n');
+            text.push_str(&table.text());
+        }
+    }
+    if status.events_lost > 0 {
+        let _ = writeln!(text, "\n{} flow events were lost; no verdict depends on them", status.events_lost);
+    }
+    text
+}

@@ -1,0 +1,160 @@
+use std::sync::Arc;
+
+use super::*;
+use crate::config::ConfigErrors;
+use crate::operate::metrics::Metrics;
+use crate::operate::{
+    AttachedBy, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness, RefusalStatus, Server, Status,
+};
+
+fn words(line: &str) -> impl Iterator<Item = OsString> {
+    std::iter::once("namegate").chain(line.split_whitespace()).map(OsString::from).collect::<Vec<_>>().into_iter()
+}
+
+/// The configuration that `namegate node LINE` runs with.
+#[track_caller]
+fn node(line: &str) -> Result<crate::config::Config, ConfigErrors> {
+    match parse(words(&format!("node {line}"))).unwrap().command {
+        Command::Node(args) => args.source().load(),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn flags_are_settings() {
+    let line = "--snapshot /s --endpoint veth-pay=payments/a --endpoint veth-rep=payments/b,mac=02:00:00:00:00:01 \
+        --flows - --metrics 127.0.0.1:9090 --state-dir /st --pin-dir /p --run-dir /r --node-name n1 -v --detach \
+        --log debug --set dns.min_ttl=7 --set dns.resolvers=192.0.2.1,2001:db8::1";
+    let config = node(line).unwrap();
+    let endpoints: Vec<_> = config.endpoints.iter().map(ToString::to_string).collect();
+    assert_eq!(endpoints, ["veth-pay=payments/a", "veth-rep=payments/b,mac=02:00:00:00:00:01"]);
+    assert_eq!(config.observe.flows, Some(crate::config::Output::Stdout));
+    assert_eq!(config.observe.metrics, Some("127.0.0.1:9090".parse().unwrap()));
+    assert_eq!(config.admin_socket().to_str(), Some("/r/admin.sock"));
+    let dirs = [&config.snapshot, &config.state_dir, &config.pin_dir].map(|dir| dir.to_str().unwrap());
+    assert_eq!((dirs, config.node_name.as_str()), (["/s", "/st", "/p"], "n1"));
+    assert!(config.observe.verbose && config.detach && config.observe.log == "debug");
+    assert_eq!((config.dns.min_ttl.as_secs(), config.dns.resolvers.len()), (7, 2));
+}
+
+#[test]
+fn a_wrong_flag_is_named_as_it_was_typed() {
+    let errors = node("--metrics 9090 --endpoint veth0 --set dns.prot=1").unwrap_err().to_string();
+    let mut lines: Vec<_> = errors.lines().collect();
+    lines.sort_unstable();
+    assert_eq!(lines, [
+        "--endpoint: endpoint[0]: found \"veth0\"; allowed is IFACE=NAMESPACE/POD[,mac=…]",
+        "--metrics: observe.metrics: found \"9090\"; allowed is an address and port as 127.0.0.1:9090",
+        "--set dns.prot: dns.prot: no such setting; did you mean dns.port",
+    ]);
+}
+
+#[test]
+fn a_wrong_command_line_exits_with_2_and_help_with_0() {
+    for (line, code) in [("", 2), ("nodee", 2), ("node --nope", 2), ("ready --timeout 5", 2), ("ready --wait --timeout x", 2)] {
+        assert_eq!(parse(words(line)).unwrap_err().exit_code(), code, "{line}");
+    }
+    for line in ["--help", "--version", "node --help"] {
+        assert_eq!(parse(words(line)).unwrap_err().exit_code(), 0, "{line}");
+    }
+}
+
+fn status() -> Status {
+    Status {
+        version: "0.1.0".to_owned(),
+        node_name: "node-1".to_owned(),
+        pid: 42,
+        started: "2026-11-21T04:27:15Z".to_owned(),
+        ready: false,
+        reasons: vec!["veth-rep: not first in the chain".to_owned()],
+        policy: PolicyStatus {
+            generation: 3,
+            loaded: "2026-11-21T04:27:16Z".to_owned(),
+            refusals: vec![RefusalStatus {
+                object: "CiliumNetworkPolicy payments/egress".to_owned(),
+                place: "p.yaml:7:5".to_owned(),
+                text: "no such \u{1b}field".to_owned(),
+                kept: true,
+            }],
+            skipped: 2,
+        },
+        endpoints: vec![EndpointStatus {
+            interface: "veth-rep".to_owned(),
+            ifindex: 12,
+            pod: "payments/reports".to_owned(),
+            id: 7,
+            state: EndpointState::Enforced,
+            attached: AttachedBy::Tcx,
+            steered: true,
+            grants: 5,
+            flows: 9,
+            problem: String::new(),
+        }],
+        maps: vec![MapStatus { name: "grants".to_owned(), rows: 5, max: 262_144 }],
+        events_lost: 0,
+    }
+}
+
+#[test]
+fn the_status_for_people_says_everything() {
+    assert_eq!(
+        status::text(&status()),
+        "namegate 0.1.0 on node-1, process 42, since 2026-11-21T04:27:15Z\n\
+         not ready: veth-rep: not first in the chain\n\
+         policy: generation 3, in force since 2026-11-21T04:27:16Z, 2 objects of no use\n\
+         refused: p.yaml:7:5: CiliumNetworkPolicy payments/egress: no such \\u{1b}field (the last good version is in force)\n\
+         \n\
+         INTERFACE  POD               ID  STATE     ATTACHED  STEERED  GRANTS  FLOWS  PROBLEM\n\
+         veth-rep   payments/reports  7   enforced  tcx       yes      5       9      -\n\
+         \n\
+         MAP     ROWS  MAX\n\
+         grants  5     262144\n"
+    );
+}
+
+#[test]
+fn ready_waits_until_it_is_and_says_why_not() {
+    use std::time::Duration;
+    let dir = tempfile::tempdir().unwrap();
+    let socket = dir.path().join("admin.sock");
+    let reasons = ready::wait(&socket, Duration::ZERO).unwrap_err();
+    assert!(reasons[0].starts_with("not ready: asking namegate on ") && reasons[0].ends_with("(os error 2)"), "{reasons:?}");
+
+    let readiness = Readiness::waiting_for("start");
+    let operator = Operator {
+        metrics: Arc::new(Metrics::new()),
+        readiness: readiness.clone(),
+        status: Box::new(status),
+        refresh: Box::new(|_| ()),
+    };
+    let _server = Server::start(None, &socket, Arc::new(operator)).unwrap();
+    assert_eq!(ready::wait(&socket, Duration::from_millis(150)).unwrap_err(), ["not ready: start: not done yet"]);
+    let later = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_millis(200));
+        readiness.set("start", Vec::new());
+    });
+    assert_eq!(ready::wait(&socket, Duration::from_secs(10)), Ok(()));
+    later.join().unwrap();
+}
+
+#[test]
+fn every_setting_is_listed_once() {
+    let rows = settings::rows();
+    assert_eq!(rows.len(), crate::config::KEYS.len());
+    let expected = ["dns.min_ttl", "5s", "0s to 24h", "NAMEGATE_DNS_MIN_TTL", "reload"].map(str::to_owned);
+    assert!(rows.contains(&expected));
+}
+
+#[test]
+fn completions_know_the_commands() {
+    for shell in [clap_complete::Shell::Bash, clap_complete::Shell::Zsh, clap_complete::Shell::Fish] {
+        let mut script = Vec::new();
+        clap_complete::generate(shell, &mut Cli::command(), "namegate", &mut script);
+        assert!(String::from_utf8(script).unwrap().contains("endpoint"), "{shell}");
+    }
+}

@@ -1,0 +1,437 @@
+//! What an operator can set: one struct, each field with its meaning, default and range.
+//!
+//! A file, `NAMEGATE_*` variables and flags are merged, the later over the earlier; what leaves here is typed and in
+//! range. See [`Source`] for where values come from, and `config/namegate.toml` for the same list as a file.
+
+mod read;
+mod source;
+mod text;
+
+use std::fmt;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::engine::endpoint::PodRef;
+use crate::engine::name::Name;
+use crate::engine::pattern::Pattern;
+
+pub use read::{Range, ranges};
+pub use source::{ConfigError, ConfigErrors, DEFAULT_PATH, Place, Source};
+pub use text::{duration as duration_from_text, endpoint_from_text, mac_text};
+
+/// Everything that can be set.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Config {
+    /// The name of this node's Node object. The host's name unless set; `NODE_NAME` sets it too.
+    pub node_name: String,
+    /// The cluster's name, as Cilium's `cluster-name` and pods' label `io.cilium.k8s.policy.cluster` have it. `default` unless set.
+    pub cluster_name: String,
+    /// The directory of Kubernetes objects. `/etc/namegate/snapshot` unless set.
+    pub snapshot: PathBuf,
+    /// The workloads: a host-side interface and the pod behind it. None unless set.
+    pub endpoints: Vec<EndpointSetting>,
+    /// What must survive a restart beside the pinned maps. `/var/lib/namegate` unless set.
+    pub state_dir: PathBuf,
+    /// Where programs and maps are pinned, on a bpffs. `/sys/fs/bpf/namegate` unless set.
+    pub pin_dir: PathBuf,
+    /// Where the admin socket is. `/run/namegate` unless set.
+    pub run_dir: PathBuf,
+    /// Whether a clean end takes enforcement away with it. `false` unless set: it stays.
+    pub detach: bool,
+    /// The kernel side.
+    pub enforcement: Enforcement,
+    /// The DNS side.
+    pub dns: Dns,
+    /// How policies are read.
+    pub policy: PolicySettings,
+    /// What is written about it all.
+    pub observe: Observe,
+}
+
+/// A workload as the operator names it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSetting {
+    /// The host-side interface; 1 to 15 octets.
+    pub interface: String,
+    /// The pod behind it, whose labels and addresses the snapshot knows.
+    pub pod: PodRef,
+    /// The pod's own link-layer address; learned from its first good frame unless given.
+    pub mac: Option<[u8; 6]>,
+}
+
+/// How programs are attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Attach {
+    /// TCX where the kernel has it (6.6), else clsact.
+    #[default]
+    Auto,
+    /// TCX, or fail.
+    Tcx,
+    /// A clsact queueing discipline with a direct-action filter.
+    Clsact,
+}
+
+/// Section `[enforcement]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Enforcement {
+    /// How programs are attached.
+    pub attach: Attach,
+    /// Whether refused packets are answered (TCP RST, ICMP) instead of dropped in silence.
+    pub reject: bool,
+    /// See [`EVENTS_PER_SECOND`].
+    pub events_per_second: u32,
+    /// See [`SYN_TIMEOUT`].
+    pub syn_timeout: Duration,
+    /// See [`ESTABLISHED_TIMEOUT`].
+    pub established_timeout: Duration,
+    /// See [`CLOSED_TIMEOUT`].
+    pub closed_timeout: Duration,
+    /// See [`UDP_TIMEOUT`].
+    pub udp_timeout: Duration,
+    /// See [`FLOWS_PER_ENDPOINT`].
+    pub flows_per_endpoint: u32,
+    /// See [`GRANTS_PER_ENDPOINT`].
+    pub grants_per_endpoint: u32,
+    /// See [`MAX_ENDPOINTS`].
+    pub max_endpoints: u32,
+    /// See [`MAX_FLOWS`].
+    pub max_flows: u32,
+    /// See [`MAX_GRANTS`].
+    pub max_grants: u32,
+}
+
+/// What a denied query is answered with. Cilium's `tofqdns-dns-reject-response-code`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum RejectCode {
+    /// REFUSED.
+    #[default]
+    Refused,
+    /// NXDOMAIN: resolvers of old C libraries go on with their search list after it.
+    NameError,
+}
+
+/// Section `[dns]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Dns {
+    /// See [`DNS_PORT`].
+    pub port: u16,
+    /// Local addresses that resolvers are mapped to, one each, IPv4: `169.254.77.0/24` unless set; /16 to /30.
+    ///
+    /// Link-local, because such an address never leaves the node (RFC 3927, 2.6.2), is no pod's, Service's or node's, and
+    /// no policy can open it. Clear of 169.254.1.1 (Calico), .20.10 and .25.10 (NodeLocal DNSCache), .169.254 and .170.x (clouds).
+    pub local_addresses_v4: Ipv4Net,
+    /// The same for IPv6: `fd6e:616d:6567:6174::/112` unless set; /64 to /126. A ULA, because link-local addresses need
+    /// a scope that a DNS client doesn't give; never routed off the node, so the same on every node.
+    pub local_addresses_v6: Ipv6Net,
+    /// See [`MIN_TTL`].
+    pub min_ttl: Duration,
+    /// See [`GRACE`].
+    pub grace: Duration,
+    /// See [`UPSTREAM_TIMEOUT`].
+    pub upstream_timeout: Duration,
+    /// What a denied query is answered with.
+    pub reject_response_code: RejectCode,
+    /// Whether names in replies that namegate builds are compressed. Cilium's `dns-proxy-enable-…-compression`.
+    pub enable_dns_compression: bool,
+    /// See [`ENDPOINT_MAX_IP_PER_HOSTNAME`].
+    pub endpoint_max_ip_per_hostname: u32,
+    /// The cluster's own domain; names under it never grant. `cluster.local` unless set.
+    pub cluster_domain: Name,
+    /// Resolvers to learn from beside those that policies name. None unless set.
+    pub resolvers: Vec<IpAddr>,
+    /// See [`QUERIES_IN_FLIGHT`].
+    pub queries_in_flight: u32,
+    /// See [`TCP_CONNECTIONS`].
+    pub tcp_connections: u32,
+    /// See [`TCP_CONNECTIONS_TOTAL`].
+    pub tcp_connections_total: u32,
+    /// See [`WORKERS`].
+    pub workers: u32,
+    /// Which private addresses a name may stand for.
+    pub guard: Guard,
+}
+
+/// Section `[dns.guard]`: exceptions from the rebinding guard (private and CGNAT ranges, pod and service networks).
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Guard {
+    /// Networks that any selected name may stand for.
+    pub allow: Vec<IpNet>,
+    /// Networks that only names of a pattern may stand for, in the order of the patterns' texts.
+    pub names: Vec<(Pattern, Vec<IpNet>)>,
+}
+
+/// What happens to a policy that can't be read.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnInvalid {
+    /// Its last good version stays in force; without one, what it selects is default-deny.
+    #[default]
+    Refuse,
+    /// It is as if it were not there. The operator's way out.
+    Ignore,
+}
+
+/// Section `[policy]`.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct PolicySettings {
+    /// What happens to a policy that can't be read.
+    pub on_invalid: OnInvalid,
+}
+
+/// Where flow records go.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Output {
+    /// Standard output; `-`.
+    Stdout,
+    /// A file, appended to, opened anew when it was renamed away.
+    File(PathBuf),
+}
+
+/// How the log looks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Section `[observe]`.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Observe {
+    /// Whether each verdict is written to standard error as a line for people.
+    pub verbose: bool,
+    /// Where flow records go, as JSON lines; nowhere unless set.
+    pub flows: Option<Output>,
+    /// Where /metrics, /readyz and /livez are served; nowhere but the admin socket unless set.
+    pub metrics: Option<SocketAddr>,
+    /// Which log events are written, as in `RUST_LOG`; `info` unless set.
+    pub log: String,
+    /// How the log looks.
+    pub log_format: LogFormat,
+}
+
+/// A setting's default and the least and greatest value it may have.
+#[derive(Clone, Copy, Debug)]
+pub struct Bounded<T> {
+    /// What it is when nobody sets it.
+    pub default: T,
+    /// The least allowed.
+    pub min: T,
+    /// The greatest allowed.
+    pub max: T,
+}
+
+/// How many flow events a second one endpoint may cause; further ones are counted, not sent.
+pub const EVENTS_PER_SECOND: Bounded<u32> = Bounded { default: 500, min: 1, max: 100_000 };
+
+/// How long a TCP connection without an answer to its SYN is remembered.
+pub const SYN_TIMEOUT: Bounded<Duration> = Bounded { default: secs(60), min: secs(1), max: secs(600) };
+
+/// How long an established TCP connection may be idle.
+pub const ESTABLISHED_TIMEOUT: Bounded<Duration> = Bounded { default: hours(8), min: secs(60), max: hours(168) };
+
+/// How long a TCP connection is remembered after FIN both ways, or RST: for retransmits.
+pub const CLOSED_TIMEOUT: Bounded<Duration> = Bounded { default: secs(10), min: secs(1), max: secs(300) };
+
+/// How long a UDP, QUIC or ICMP exchange may be idle.
+pub const UDP_TIMEOUT: Bounded<Duration> = Bounded { default: secs(180), min: secs(10), max: hours(1) };
+
+/// How many flows one endpoint may have at a time. At most `max_flows`.
+pub const FLOWS_PER_ENDPOINT: Bounded<u32> = Bounded { default: 16_384, min: 64, max: 8_388_608 };
+
+/// How many addresses one endpoint may hold grants for at a time. At most `max_grants`.
+pub const GRANTS_PER_ENDPOINT: Bounded<u32> = Bounded { default: 16_384, min: 64, max: 8_388_608 };
+
+/// How many endpoints the kernel's tables have room for.
+pub const MAX_ENDPOINTS: Bounded<u32> = Bounded { default: 4_096, min: 1, max: 65_536 };
+
+/// How many flows of all endpoints the kernel's table has room for; its memory is taken at start.
+pub const MAX_FLOWS: Bounded<u32> = Bounded { default: 131_072, min: 1_024, max: 8_388_608 };
+
+/// How many grants of all endpoints the kernel's table has room for; memory is taken as they come.
+pub const MAX_GRANTS: Bounded<u32> = Bounded { default: 262_144, min: 1_024, max: 8_388_608 };
+
+/// The port that steered queries arrive at, on the local addresses.
+pub const DNS_PORT: Bounded<u16> = Bounded { default: 15_353, min: 1, max: 65_535 };
+
+/// The least TTL that a grant is reckoned with; the grace comes on top. Cilium's `tofqdns-min-ttl`.
+///
+/// Clients connect some time after they resolve: at a TTL of 0 the door would close first.
+pub const MIN_TTL: Bounded<Duration> = Bounded { default: secs(5), min: secs(0), max: hours(24) };
+
+/// How long a grant outlives the TTL that it was learned with.
+pub const GRACE: Bounded<Duration> = Bounded { default: secs(55), min: secs(0), max: hours(24) };
+
+/// How long a resolver may take, retransmits and the change to TCP included.
+pub const UPSTREAM_TIMEOUT: Bounded<Duration> = Bounded { default: secs(4), min: millis(100), max: secs(30) };
+
+/// How many addresses one name may stand for, for one endpoint. Cilium's `tofqdns-endpoint-max-ip-per-hostname`.
+pub const ENDPOINT_MAX_IP_PER_HOSTNAME: Bounded<u32> = Bounded { default: 1_000, min: 1, max: 16_384 };
+
+/// How many queries one endpoint may have under way; further ones get SERVFAIL.
+pub const QUERIES_IN_FLIGHT: Bounded<u32> = Bounded { default: 512, min: 1, max: 65_535 };
+
+/// How many DNS connections over TCP one endpoint may have open. At most `tcp_connections_total`.
+pub const TCP_CONNECTIONS: Bounded<u32> = Bounded { default: 64, min: 1, max: 65_535 };
+
+/// How many DNS connections over TCP all endpoints together may have open.
+pub const TCP_CONNECTIONS_TOTAL: Bounded<u32> = Bounded { default: 1_024, min: 1, max: 65_535 };
+
+/// How many threads serve DNS; 0 for one a core.
+pub const WORKERS: Bounded<u32> = Bounded { default: 0, min: 0, max: 256 };
+
+/// When a changed setting takes effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Takes {
+    /// On SIGHUP.
+    Reload,
+    /// At the next start.
+    Restart,
+}
+
+/// A setting's name and when a change of it takes effect.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Key {
+    /// As in the file: `dns.min_ttl`.
+    pub name: &'static str,
+    /// When a change takes effect.
+    pub takes: Takes,
+}
+
+impl Key {
+    /// The variable that sets it: `NAMEGATE_DNS_MIN_TTL`; none for the one setting whose keys are free text.
+    pub fn variable(&self) -> Option<String> {
+        let upper = |name: &str| name.to_ascii_uppercase().replace('.', "_");
+        match self.name {
+            "dns.guard.names" => None,
+            "endpoint" => Some("NAMEGATE_ENDPOINTS".to_owned()),
+            name => Some(format!("NAMEGATE_{}", upper(name))),
+        }
+    }
+}
+
+/// A setting that differs between two configurations.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Difference {
+    /// Its name.
+    pub key: &'static str,
+    /// Whether the new value has to wait for the next start.
+    pub needs_restart: bool,
+}
+
+/// The one list of settings: name, field, when a change takes effect.
+macro_rules! settings {
+    ($($name:literal $($field:ident).+ $takes:ident;)*) => {
+        /// Every setting, in the order of the file.
+        pub const KEYS: &[Key] = &[$(Key { name: $name, takes: Takes::$takes }),*];
+
+        impl Config {
+            /// What differs in `new`, in the order of the file.
+            pub fn differences(&self, new: &Config) -> Vec<Difference> {
+                let mut found = Vec::new();
+                $(if self.$($field).+ != new.$($field).+ {
+                    found.push(Difference { key: $name, needs_restart: matches!(Takes::$takes, Takes::Restart) });
+                })*
+                found
+            }
+
+            /// What is in force after a reload: `new`, but with this one's value wherever a change needs a restart.
+            pub fn reloaded(&self, new: &Config) -> Config {
+                let mut merged = new.clone();
+                $(if matches!(Takes::$takes, Takes::Restart) {
+                    merged.$($field).+ = self.$($field).+.clone();
+                })*
+                merged
+            }
+        }
+    };
+}
+
+settings! {
+    "node_name" node_name Restart;
+    "cluster_name" cluster_name Restart;
+    "snapshot" snapshot Restart;
+    "endpoint" endpoints Reload;
+    "state_dir" state_dir Restart;
+    "pin_dir" pin_dir Restart;
+    "run_dir" run_dir Restart;
+    "detach" detach Reload;
+    "enforcement.attach" enforcement.attach Restart;
+    "enforcement.reject" enforcement.reject Reload;
+    "enforcement.events_per_second" enforcement.events_per_second Restart;
+    "enforcement.syn_timeout" enforcement.syn_timeout Restart;
+    "enforcement.established_timeout" enforcement.established_timeout Restart;
+    "enforcement.closed_timeout" enforcement.closed_timeout Restart;
+    "enforcement.udp_timeout" enforcement.udp_timeout Restart;
+    "enforcement.flows_per_endpoint" enforcement.flows_per_endpoint Restart;
+    "enforcement.grants_per_endpoint" enforcement.grants_per_endpoint Restart;
+    "enforcement.max_endpoints" enforcement.max_endpoints Restart;
+    "enforcement.max_flows" enforcement.max_flows Restart;
+    "enforcement.max_grants" enforcement.max_grants Restart;
+    "dns.port" dns.port Restart;
+    "dns.local_addresses_v4" dns.local_addresses_v4 Restart;
+    "dns.local_addresses_v6" dns.local_addresses_v6 Restart;
+    "dns.min_ttl" dns.min_ttl Reload;
+    "dns.grace" dns.grace Reload;
+    "dns.upstream_timeout" dns.upstream_timeout Restart;
+    "dns.reject_response_code" dns.reject_response_code Reload;
+    "dns.enable_dns_compression" dns.enable_dns_compression Reload;
+    "dns.endpoint_max_ip_per_hostname" dns.endpoint_max_ip_per_hostname Reload;
+    "dns.cluster_domain" dns.cluster_domain Reload;
+    "dns.resolvers" dns.resolvers Reload;
+    "dns.queries_in_flight" dns.queries_in_flight Restart;
+    "dns.tcp_connections" dns.tcp_connections Restart;
+    "dns.tcp_connections_total" dns.tcp_connections_total Restart;
+    "dns.workers" dns.workers Restart;
+    "dns.guard.allow" dns.guard.allow Reload;
+    "dns.guard.names" dns.guard.names Reload;
+    "policy.on_invalid" policy.on_invalid Reload;
+    "observe.verbose" observe.verbose Restart;
+    "observe.flows" observe.flows Restart;
+    "observe.metrics" observe.metrics Restart;
+    "observe.log" observe.log Reload;
+    "observe.log_format" observe.log_format Restart;
+}
+
+impl Config {
+    /// The admin socket's place.
+    pub fn admin_socket(&self) -> PathBuf {
+        self.run_dir.join("admin.sock")
+    }
+}
+
+impl Default for Config {
+    /// What holds when nothing is set anywhere; the node's name is the host's.
+    fn default() -> Config {
+        Source::nothing().load().expect("no value can be wrong when none is set")
+    }
+}
+
+impl fmt::Display for EndpointSetting {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}={}", self.interface, self.pod)?;
+        match self.mac {
+            Some(mac) => write!(f, ",mac={}", mac_text(mac)),
+            None => Ok(()),
+        }
+    }
+}
+
+const fn millis(count: u64) -> Duration {
+    Duration::from_millis(count)
+}
+
+const fn secs(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+const fn hours(count: u64) -> Duration {
+    Duration::from_secs(count * 3600)
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,297 @@
+//! Programs on interfaces: TCX links (kernel 6.6 and later), clsact filters before.
+//!
+//! **Invariant:** enforcement outlives the process (I12). Links are pinned and updated in place, a clsact filter is
+//! replaced at its fixed priority and handle; nothing is ever detached in order to be attached again.
+
+use std::ffi::CString;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libbpf_rs::query::LinkTypeInfo;
+use libbpf_rs::{
+    Link, MapCore, MapHandle, Program, ProgramMut, TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder,
+};
+
+use super::KernelError;
+use super::load::{Kernel, pins_of};
+
+/// How to attach: `enforcement.attach`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Deserialize, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Attach {
+    /// TCX where the kernel has it, else clsact.
+    Auto,
+    /// TCX or nothing.
+    Tcx,
+    /// clsact, also where the kernel has TCX.
+    Clsact,
+}
+
+/// How an interface is attached.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Method {
+    /// Two pinned links, at the head of the chain.
+    Tcx,
+    /// Two direct-action filters of priority 1.
+    Clsact,
+}
+
+/// Where a clsact filter of ours stands: before every other.
+const PRIORITY: u32 = 1;
+const HANDLE: u32 = 1;
+
+/// The two hooks of an interface.
+#[derive(Clone, Copy)]
+enum Hook {
+    FromPod,
+    ToPod,
+}
+
+impl Hook {
+    const BOTH: [Hook; 2] = [Hook::FromPod, Hook::ToPod];
+
+    fn name(self) -> &'static str {
+        match self {
+            Hook::FromPod => "from_pod",
+            Hook::ToPod => "to_pod",
+        }
+    }
+
+    fn tcx(self) -> u32 {
+        match self {
+            Hook::FromPod => libbpf_sys::BPF_TCX_INGRESS,
+            Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
+        }
+    }
+
+    fn tc(self) -> TcAttachPoint {
+        match self {
+            Hook::FromPod => TC_INGRESS,
+            Hook::ToPod => TC_EGRESS,
+        }
+    }
+}
+
+impl Kernel {
+    /// Attaches both programs to the interface, or replaces those of an earlier run in place.
+    ///
+    /// # Errors
+    /// The interface is gone, or the kernel can't do what `attach` asks for.
+    pub fn attach(&self, ifindex: u32, attach: Attach) -> Result<Method, KernelError> {
+        if attach != Attach::Clsact {
+            match self.attach_tcx(ifindex) {
+                Ok(()) => {
+                    detach_clsact(ifindex, self.from_pod().as_fd());
+                    return Ok(Method::Tcx);
+                }
+                Err(error) if attach == Attach::Tcx || !is_unsupported(&error) => return Err(error),
+                Err(_) => (),
+            }
+        }
+        for hook in Hook::BOTH {
+            let program = self.program(hook);
+            let mut builder = TcHookBuilder::new(program.as_fd());
+            builder.ifindex(ifindex as i32).replace(true).handle(HANDLE).priority(PRIORITY);
+            let mut filter = builder.hook(hook.tc());
+            let failed = |error| {
+                let what = format!("attach {} to interface {ifindex} with clsact", hook.name());
+                KernelError::call(what, std::io::Error::other(error))
+            };
+            filter.create().map_err(failed)?;
+            filter.attach().map_err(failed)?;
+        }
+        self.detach_tcx(ifindex);
+        Ok(Method::Clsact)
+    }
+
+    fn attach_tcx(&self, ifindex: u32) -> Result<(), KernelError> {
+        for hook in Hook::BOTH {
+            let program = self.program(hook);
+            let pin = self.link_pin(ifindex, hook);
+            let what = || format!("attach {} to interface {ifindex} with TCX", hook.name());
+            if let Some(mut link) = live_link(&pin, ifindex) {
+                link.update_prog(&program).map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
+                continue;
+            }
+            drop(std::fs::remove_file(&pin)); // severed for ever when its device was deleted
+            let link = create_link(program.as_fd().as_raw_fd(), ifindex, hook.tcx())
+                .map_err(|source| KernelError::call(what(), source))?;
+            let path = CString::new(pin.as_os_str().as_bytes())
+                .map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
+            // SAFETY: a descriptor of our own and a string that ends in NUL.
+            if unsafe { libbpf_sys::bpf_obj_pin(link.as_raw_fd(), path.as_ptr()) } < 0 {
+                return Err(KernelError::last(format!("pin {}", pin.display())));
+            }
+        }
+        Ok(())
+    }
+
+    fn program(&self, hook: Hook) -> ProgramMut<'_> {
+        match hook {
+            Hook::FromPod => self.from_pod(),
+            Hook::ToPod => self.to_pod(),
+        }
+    }
+
+    fn link_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
+        self.pins.join("links").join(format!("{ifindex}_{}", hook.name()))
+    }
+
+    fn detach_tcx(&self, ifindex: u32) {
+        for hook in Hook::BOTH {
+            drop(std::fs::remove_file(self.link_pin(ifindex, hook)));
+        }
+    }
+
+    /// Takes both programs off the interface, if it is still there, and removes the pins.
+    pub fn detach(&self, ifindex: u32) {
+        self.detach_tcx(ifindex);
+        detach_clsact(ifindex, self.from_pod().as_fd());
+    }
+
+    /// The interfaces that have pinned links of ours, live or severed.
+    pub fn pinned_interfaces(&self) -> Vec<u32> {
+        let entries = std::fs::read_dir(self.pins.join("links")).into_iter().flatten().flatten();
+        let mut found: Vec<u32> =
+            entries.filter_map(|entry| entry.file_name().to_str()?.split_once('_')?.0.parse().ok()).collect();
+        found.sort_unstable();
+        found.dedup();
+        found
+    }
+
+    /// Whether both programs are on the interface, first in the chain.
+    ///
+    /// # Errors
+    /// What is wrong, in words for status and log.
+    pub fn check_attached(&self, ifindex: u32, method: Method) -> Result<(), String> {
+        for hook in Hook::BOTH {
+            let program = self.program(hook);
+            let ours = Program::id_from_fd(program.as_fd()).map_err(|error| error.to_string())?;
+            let found = match method {
+                Method::Tcx => first_tcx(ifindex, hook.tcx()).map_err(|error| error.to_string())?,
+                Method::Clsact => filter(ifindex, hook, program.as_fd()).query().ok(),
+            };
+            match found {
+                Some(id) if id == ours => (),
+                Some(id) => {
+                    return Err(format!("{}: program {id} is first in the chain, not ours ({ours})", hook.name()));
+                }
+                None => return Err(format!("{}: no program is attached", hook.name())),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Takes everything away that any run with this pin directory has left: filters, links, maps. Whether there was any.
+///
+/// # Errors
+/// A pin can't be removed.
+pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
+    let pins = pins_of(pin_dir);
+    if !pins.exists() {
+        return Ok(false);
+    }
+    if let Ok(endpoints) = MapHandle::from_pinned_path(pins.join("maps").join("endpoints")) {
+        for key in endpoints.keys() {
+            if let Ok(octets) = <[u8; 4]>::try_from(key.as_slice()) {
+                detach_clsact(u32::from_ne_bytes(octets), endpoints.as_fd());
+            }
+        }
+    }
+    let remove = |path: &Path| -> std::io::Result<()> {
+        for entry in std::fs::read_dir(path)? {
+            std::fs::remove_file(entry?.path())?;
+        }
+        std::fs::remove_dir(path)
+    };
+    let failed = |path: &Path| {
+        let what = format!("remove {}", path.display());
+        move |source| KernelError::Call { what, source }
+    };
+    // Links first: without them nothing looks at the maps.
+    for part in ["links", "maps"] {
+        let path = pins.join(part);
+        if path.exists() {
+            remove(&path).map_err(failed(&path))?;
+        }
+    }
+    std::fs::remove_dir(&pins).map_err(failed(&pins))?;
+    Ok(true)
+}
+
+fn filter(ifindex: u32, hook: Hook, any: std::os::fd::BorrowedFd<'_>) -> TcHook {
+    let mut builder = TcHookBuilder::new(any);
+    builder.ifindex(ifindex as i32).handle(HANDLE).priority(PRIORITY);
+    builder.hook(hook.tc())
+}
+
+/// Removes our filters; others' filters and the qdisc stay.
+fn detach_clsact(ifindex: u32, any: std::os::fd::BorrowedFd<'_>) {
+    for hook in Hook::BOTH {
+        let mut filter = filter(ifindex, hook, any);
+        let ours = filter.query().ok().is_some_and(|id| is_named(id, hook.name()));
+        if ours {
+            drop(filter.detach());
+        }
+    }
+}
+
+fn is_named(program_id: u32, name: &str) -> bool {
+    Program::fd_from_id(program_id)
+        .ok()
+        .and_then(|_| libbpf_rs::query::ProgInfoIter::default().find(|info| info.id == program_id))
+        .is_some_and(|info| info.name.as_bytes() == name.as_bytes())
+}
+
+/// The pinned link, if it is still on that interface: a link whose device was deleted is severed for ever.
+fn live_link(pin: &Path, ifindex: u32) -> Option<Link> {
+    let link = Link::open(pin).ok()?;
+    match link.info().ok()?.info {
+        LinkTypeInfo::Tcx(tcx) if tcx.ifindex == ifindex => Some(link),
+        _ => None,
+    }
+}
+
+/// libbpf-rs 0.27 has no TCX attach: the low-level call, at the head of the chain.
+fn create_link(program: i32, ifindex: u32, attach_type: u32) -> std::io::Result<OwnedFd> {
+    // SAFETY: plain data, of which zero is a value.
+    let mut options: libbpf_sys::bpf_link_create_opts = unsafe { std::mem::zeroed() };
+    options.sz = size_of_val(&options) as libbpf_sys::size_t;
+    options.flags = libbpf_sys::BPF_F_BEFORE;
+    // SAFETY: `options` is of the size that it says.
+    let fd = unsafe { libbpf_sys::bpf_link_create(program, ifindex as i32, attach_type, &options) };
+    if fd < 0 {
+        return Err(std::io::Error::from_raw_os_error(-fd));
+    }
+    // SAFETY: the call has just handed this descriptor to us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// The program that runs first on a TCX hook.
+fn first_tcx(ifindex: u32, attach_type: u32) -> std::io::Result<Option<u32>> {
+    let mut ids = [0u32; 64];
+    // SAFETY: plain data, of which zero is a value.
+    let mut options: libbpf_sys::bpf_prog_query_opts = unsafe { std::mem::zeroed() };
+    options.sz = size_of_val(&options) as libbpf_sys::size_t;
+    options.prog_ids = ids.as_mut_ptr();
+    options.__bindgen_anon_1.count = ids.len() as u32;
+    // SAFETY: `options` is of the size that it says, and `ids` has room for as many as it says.
+    let failed = unsafe { libbpf_sys::bpf_prog_query_opts(ifindex as i32, attach_type, &mut options) };
+    if failed < 0 && failed != -libc::ENOSPC {
+        return Err(std::io::Error::from_raw_os_error(-failed));
+    }
+    // SAFETY: both members of the union are the same u32.
+    let count = unsafe { options.__bindgen_anon_1.count };
+    Ok((count > 0).then_some(ids[0]))
+}
+
+fn is_unsupported(error: &KernelError) -> bool {
+    match error {
+        KernelError::Call { source, .. } => {
+            matches!(source.raw_os_error(), Some(libc::EINVAL | libc::EOPNOTSUPP))
+        }
+        _ => false,
+    }
+}

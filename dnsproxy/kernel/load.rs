@@ -1,0 +1,258 @@
+//! Both programs and all maps, loaded once and pinned, or adopted from an earlier run.
+
+use std::ffi::CString;
+use std::mem::offset_of;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramMut};
+
+use super::KernelError;
+use super::abi::{self, rodata};
+use super::table::Table;
+
+/// How large the maps are and how the programs behave; fixed at load.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LoadSettings {
+    /// Rows of `endpoints`, `budgets`, `macs`.
+    pub max_endpoints: u32,
+    /// Rows of `flows`.
+    pub max_flows: u32,
+    /// Rows of `grants`.
+    pub max_grants: u32,
+    /// A TCP connection that has not been answered.
+    pub syn_timeout: Duration,
+    /// A TCP connection without traffic.
+    pub established_timeout: Duration,
+    /// A TCP connection after FIN both ways or RST.
+    pub closed_timeout: Duration,
+    /// UDP without a reply.
+    pub datagram_timeout: Duration,
+    /// UDP after a reply.
+    pub datagram_both_timeout: Duration,
+    /// Flow events an endpoint and CPU.
+    pub events_per_second: u32,
+    /// RSTs and ICMP errors an endpoint and CPU.
+    pub rejects_per_second: u32,
+}
+
+/// The loaded programs and their maps.
+pub struct Kernel {
+    from_pod: Object,
+    to_pod: Object,
+    /// Where pins of this ABI version are: `maps/` and `links/`.
+    pub(super) pins: PathBuf,
+    /// Packets with this mark in a test run leave no trace.
+    pub(super) probe_mark: u32,
+    /// Whether the maps were there before.
+    pub adopted: bool,
+    /// See bpf/include/maps.h, where each map has its comment.
+    pub tables: Tables,
+}
+
+/// Every map of bpf/include/maps.h as a typed table.
+#[expect(missing_docs, reason = "named and documented in bpf/include/maps.h and abi.h")]
+pub struct Tables {
+    pub endpoints: Table<u32, abi::endpoint>,
+    pub budgets: Table<u32, abi::budget>,
+    pub limits: Table<u32, abi::limits>,
+    pub macs: Table<u32, abi::learned_mac>,
+    pub bridges: Table<u32, abi::bridge>,
+    pub flows: Table<abi::flow_key, abi::flow>,
+    pub grants: Table<abi::grant_key, abi::grant>,
+    pub peers: Table<abi::address, u32>,
+    pub peer_bits: Table<abi::peer_bits_key, abi::group_bits>,
+    pub services: Table<abi::service_key, abi::service>,
+    pub cidr4: Table<abi::cidr4_key, abi::group_bits>,
+    pub cidr6: Table<abi::cidr6_key, abi::group_bits>,
+    pub ports: Table<abi::port_key, abi::port_row>,
+    pub dns_to: Table<abi::steer_key, abi::steer>,
+    pub dns_from: Table<abi::steer_key, abi::steer>,
+    pub counters: MapHandle,
+    pub events: MapHandle,
+}
+
+impl Kernel {
+    /// Loads both programs with the maps pinned under `pin_dir`; maps that are there already are adopted.
+    ///
+    /// `probe_mark` must be hard to guess and not zero.
+    ///
+    /// # Errors
+    /// No bpffs can be mounted, the kernel refuses a program, or pinned maps have another shape or size.
+    pub fn load(pin_dir: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
+        mount_bpffs(pin_dir)?;
+        let pins = pins_of(pin_dir);
+        let maps = pins.join("maps");
+        for directory in [&maps, &pins.join("links")] {
+            std::fs::create_dir_all(directory)
+                .map_err(|source| KernelError::Call { what: format!("make {}", directory.display()), source })?;
+        }
+        let adopted = maps.join("endpoints").exists();
+        let from_pod = load_object(abi::FROM_POD, "from_pod", &maps, settings, probe_mark)?;
+        let to_pod = load_object(abi::TO_POD, "to_pod", &maps, settings, probe_mark)?;
+        let tables = Tables::of(&from_pod)?;
+        Ok(Kernel { from_pod, to_pod, pins, probe_mark, adopted, tables })
+    }
+
+    /// The program for what pods send.
+    pub(super) fn from_pod(&self) -> ProgramMut<'_> {
+        program(&self.from_pod, "from_pod")
+    }
+
+    /// The program for what pods receive.
+    pub(super) fn to_pod(&self) -> ProgramMut<'_> {
+        program(&self.to_pod, "to_pod")
+    }
+}
+
+impl Tables {
+    fn of(object: &Object) -> Result<Tables, KernelError> {
+        let handle = |name: &'static str| -> Result<MapHandle, KernelError> {
+            object
+                .maps()
+                .find(|map| map.name() == name)
+                .ok_or_else(|| KernelError::call(format!("find map {name}"), std::io::ErrorKind::NotFound.into()))
+                .and_then(|map| {
+                    MapHandle::try_from(&map)
+                        .map_err(|error| KernelError::call(format!("open map {name}"), std::io::Error::other(error)))
+                })
+        };
+        macro_rules! table {
+            ($name:literal) => {
+                Table::new(handle($name)?, $name)?
+            };
+        }
+        Ok(Tables {
+            endpoints: table!("endpoints"),
+            budgets: table!("budgets"),
+            limits: table!("limits"),
+            macs: table!("macs"),
+            bridges: table!("bridges"),
+            flows: table!("flows"),
+            grants: table!("grants"),
+            peers: table!("peers"),
+            peer_bits: table!("peer_bits"),
+            services: table!("services"),
+            cidr4: table!("cidr4"),
+            cidr6: table!("cidr6"),
+            ports: table!("ports"),
+            dns_to: table!("dns_to"),
+            dns_from: table!("dns_from"),
+            counters: handle("counters")?,
+            events: handle("events")?,
+        })
+    }
+}
+
+/// Where the pins of this ABI version stand under `pin_dir`.
+pub fn pins_of(pin_dir: &Path) -> PathBuf {
+    pin_dir.join(format!("v{}", abi::VERSION))
+}
+
+fn program<'obj>(object: &'obj Object, name: &str) -> ProgramMut<'obj> {
+    object.progs_mut().find(|program| program.name() == name).expect("the object was built with this program")
+}
+
+fn load_object(
+    octets: &[u8],
+    name: &str,
+    maps: &Path,
+    settings: &LoadSettings,
+    probe_mark: u32,
+) -> Result<Object, KernelError> {
+    let failed = |what: &str| {
+        let what = format!("{name}: {what}");
+        move |error: libbpf_rs::Error| KernelError::call(what, std::io::Error::other(error))
+    };
+    let mut builder = ObjectBuilder::default();
+    builder.pin_root_path(maps).map_err(failed("set the pin directory"))?;
+    let mut object = builder.open_memory(octets).map_err(failed("read the object file"))?;
+    size_maps(&mut object, settings).map_err(failed("set the size of a map"))?;
+    configure(&mut object, settings, probe_mark);
+    object.load().map_err(failed(
+        "load (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; a pinned map of another size is removed by `namegate detach`)",
+    ))
+}
+
+fn size_maps(object: &mut OpenObject, settings: &LoadSettings) -> libbpf_rs::Result<()> {
+    for mut map in object.maps_mut() {
+        let rows = match map.name().to_str() {
+            Some("endpoints" | "macs" | "bridges") => settings.max_endpoints,
+            Some("budgets" | "buckets") => settings.max_endpoints + 1,
+            Some("flows") => settings.max_flows,
+            Some("grants") => settings.max_grants,
+            _ => continue,
+        };
+        map.set_max_entries(rows)?;
+    }
+    Ok(())
+}
+
+/// Writes the `const volatile` settings, which the verifier then takes for constants.
+fn configure(object: &mut OpenObject, settings: &LoadSettings, probe_mark: u32) {
+    for mut map in object.maps_mut() {
+        if !map.name().as_bytes().ends_with(b".rodata") {
+            continue;
+        }
+        let Some(value) = map.initial_value_mut() else { continue };
+        let mut put = |offset: usize, octets: &[u8]| value[offset..offset + octets.len()].copy_from_slice(octets);
+        let nanoseconds = |duration: Duration| (duration.as_nanos() as u64).to_ne_bytes();
+        put(offset_of!(rodata, probe_mark), &probe_mark.to_ne_bytes());
+        put(offset_of!(rodata, syn_timeout_ns), &nanoseconds(settings.syn_timeout));
+        put(offset_of!(rodata, established_timeout_ns), &nanoseconds(settings.established_timeout));
+        put(offset_of!(rodata, closed_timeout_ns), &nanoseconds(settings.closed_timeout));
+        put(offset_of!(rodata, datagram_timeout_ns), &nanoseconds(settings.datagram_timeout));
+        put(offset_of!(rodata, datagram_both_timeout_ns), &nanoseconds(settings.datagram_both_timeout));
+        put(offset_of!(rodata, events_per_second), &settings.events_per_second.to_ne_bytes());
+        put(offset_of!(rodata, rejects_per_second), &settings.rejects_per_second.to_ne_bytes());
+    }
+}
+
+/// Makes sure that `pin_dir` is on a BPF file system: mounts one at /sys/fs/bpf for a path below it, else at `pin_dir`.
+fn mount_bpffs(pin_dir: &Path) -> Result<(), KernelError> {
+    let failed = |what: String| move |source| KernelError::Call { what, source };
+    let root = Path::new("/sys/fs/bpf");
+    let at = if pin_dir.starts_with(root) { root } else { pin_dir };
+    if !at.starts_with("/sys") {
+        std::fs::create_dir_all(at).map_err(failed(format!("make {}", at.display())))?;
+    }
+    if is_bpffs(at)? {
+        return Ok(());
+    }
+    let target = CString::new(at.as_os_str().as_bytes()).map_err(|error| {
+        KernelError::call(format!("mount a BPF file system at {}", at.display()), std::io::Error::other(error))
+    })?;
+    // SAFETY: four strings that end in NUL and no data.
+    let status = unsafe {
+        libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV, std::ptr::null())
+    };
+    if status != 0 {
+        return Err(KernelError::last(format!("mount a BPF file system at {}", at.display())));
+    }
+    Ok(())
+}
+
+fn is_bpffs(path: &Path) -> Result<bool, KernelError> {
+    const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+    let text = CString::new(path.as_os_str().as_bytes())
+        .map_err(|error| KernelError::call(format!("look at {}", path.display()), std::io::Error::other(error)))?;
+    // SAFETY: statfs is plain data; zero is a value of it.
+    let mut found: libc::statfs = unsafe { std::mem::zeroed() };
+    // SAFETY: a string that ends in NUL and a struct that the kernel fills.
+    if unsafe { libc::statfs(text.as_ptr(), &mut found) } != 0 {
+        return Err(KernelError::last(format!("look at {}", path.display())));
+    }
+    Ok(found.f_type == BPF_FS_MAGIC)
+}
+
+impl KernelError {
+    pub(super) fn call(what: String, source: std::io::Error) -> KernelError {
+        KernelError::Call { what, source }
+    }
+
+    pub(super) fn last(what: String) -> KernelError {
+        KernelError::Call { what, source: std::io::Error::last_os_error() }
+    }
+}
+

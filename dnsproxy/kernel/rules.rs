@@ -1,0 +1,244 @@
+//! Endpoints, and the rows that a rule set compiles to.
+
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use super::KernelError;
+use super::abi::{self, flag};
+use super::load::Kernel;
+use crate::engine::bits::Bits;
+use crate::engine::endpoint::EndpointId;
+use crate::engine::ruleset::{PeerId, RuleSet, ServiceVerdict};
+
+/// The most addresses that one endpoint can have (`struct endpoint`).
+pub const ADDRESSES: usize = 4;
+
+/// How many flows endpoints may have at a time (I8).
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowLimits {
+    /// No endpoint goes beyond this.
+    pub limit: u32,
+    /// Every endpoint is sure of this.
+    pub share: u32,
+    /// Beyond their shares, all endpoints together have this.
+    pub pool: u32,
+}
+
+impl FlowLimits {
+    /// Half of the table is shared out evenly, the other half goes to whoever needs it.
+    pub fn new(max_flows: u32, endpoints: usize, limit: u32) -> FlowLimits {
+        let half = max_flows / 2;
+        let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX).max(1);
+        FlowLimits { limit, share: (half / endpoints).min(limit), pool: max_flows - half }
+    }
+}
+
+/// An endpoint's row.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointRow {
+    /// Its number.
+    pub id: EndpointId,
+    /// Its row in `budgets`, from 1.
+    pub slot: u32,
+    /// Which rows of `ports`, `cidr4` and so on are its.
+    pub policy_id: u32,
+    /// Higher by one with every change of policy: flows of an older one are judged anew.
+    pub generation: u32,
+    /// Its addresses; more than [`ADDRESSES`] are refused when the endpoint is read.
+    pub addresses: Vec<IpAddr>,
+    /// Its MAC, if it was given.
+    pub mac: Option<[u8; 6]>,
+    /// The bits of [`abi::flag`].
+    pub flags: u32,
+}
+
+impl EndpointRow {
+    /// The flags that a rule set asks for; the caller adds what the attachment does.
+    pub fn flags_of(rules: &RuleSet) -> u32 {
+        let bit = |on: bool, flag: u32| if on { flag } else { 0 };
+        bit(rules.selected, flag::ENFORCE)
+            | bit(rules.deny_egress, flag::DENY_EGRESS)
+            | bit(rules.deny_ingress, flag::DENY_INGRESS)
+            | bit(rules.steered(), flag::STEER)
+            | bit(!rules.cidrs.is_empty(), flag::HAS_CIDR)
+    }
+
+    fn value(&self) -> abi::endpoint {
+        let mut addresses = [abi::address { octets: [0; 16] }; ADDRESSES];
+        for (place, address) in addresses.iter_mut().zip(&self.addresses) {
+            place.octets = abi::mapped(*address);
+        }
+        abi::endpoint {
+            id: self.id.0,
+            slot: self.slot,
+            policy_id: self.policy_id,
+            generation: self.generation,
+            flags: self.flags | if self.mac.is_some() { flag::HAS_MAC } else { 0 },
+            mac: self.mac.unwrap_or_default(),
+            pad: [0; 6],
+            addresses,
+        }
+    }
+}
+
+impl Kernel {
+    /// Writes the rows of a rule set under `policy_id`. Nothing refers to them before an endpoint does.
+    ///
+    /// # Errors
+    /// A map is full; what was written is to be removed with [`Kernel::delete_rules_except`].
+    pub fn write_rules(&self, policy_id: u32, rules: &RuleSet) -> Result<(), KernelError> {
+        self.tables.ports.put_all(rules.ports.iter().map(|row| {
+            let key = abi::port_key {
+                policy_id,
+                port: row.port.to_be(),
+                protocol: row.protocol.number(),
+                direction: abi::direction(row.direction),
+            };
+            (key, abi::port_row { allow: row.allow.into(), deny: row.deny.into() })
+        }))?;
+        let bits = |peer: &(PeerId, Bits)| (abi::peer_bits_key { policy_id, peer_id: peer.0.0 }, peer.1.into());
+        self.tables.peer_bits.put_all(rules.peers.iter().map(bits))?;
+        self.tables.services.put_all(rules.services.iter().map(|row| {
+            let key = abi::service_key {
+                policy_id,
+                addr: abi::mapped(row.address),
+                port: row.port.to_be(),
+                protocol: row.protocol.number(),
+                pad: 0,
+            };
+            let verdict = match row.verdict {
+                ServiceVerdict::Allow => 1,
+                ServiceVerdict::Deny => 2,
+            };
+            (key, abi::service { verdict })
+        }))?;
+        for (net, bits) in &rules.cidrs {
+            match net {
+                IpNet::V4(net) => {
+                    let key = abi::cidr4_key {
+                        prefix_len: 32 + u32::from(net.prefix_len()),
+                        policy_id: policy_id.to_be(),
+                        addr: net.network().octets(),
+                    };
+                    self.tables.cidr4.put(&key, &(*bits).into())?;
+                }
+                IpNet::V6(net) => {
+                    let key = abi::cidr6_key {
+                        prefix_len: 32 + u32::from(net.prefix_len()),
+                        policy_id: policy_id.to_be(),
+                        addr: net.network().octets(),
+                    };
+                    self.tables.cidr6.put(&key, &(*bits).into())?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the rows of every policy that is not in `live`.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn delete_rules_except(&self, live: &[u32]) -> Result<(), KernelError> {
+        let stale = |policy_id: u32| !live.contains(&policy_id);
+        self.tables.ports.delete_where(|key, _| stale(key.policy_id))?;
+        self.tables.peer_bits.delete_where(|key, _| stale(key.policy_id))?;
+        self.tables.services.delete_where(|key, _| stale(key.policy_id))?;
+        self.tables.cidr4.delete_where(|key, _| stale(u32::from_be(key.policy_id)))?;
+        self.tables.cidr6.delete_where(|key, _| stale(u32::from_be(key.policy_id)))?;
+        Ok(())
+    }
+
+    /// Puts `endpoint` behind the interface, in one step: a packet sees the old row or the new one.
+    ///
+    /// # Errors
+    /// The map is full.
+    pub fn set_endpoint(&self, ifindex: u32, endpoint: &EndpointRow) -> Result<(), KernelError> {
+        self.tables.endpoints.put(&ifindex, &endpoint.value())
+    }
+
+    /// Nobody is behind the interface any more.
+    pub fn delete_endpoint(&self, ifindex: u32) {
+        self.tables.endpoints.delete(&ifindex);
+        self.tables.macs.delete(&ifindex);
+        self.tables.bridges.delete(&ifindex);
+    }
+
+    /// The interfaces that have an endpoint, with id, policy and generation.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn endpoints(&self) -> Result<Vec<(u32, EndpointId, u32, u32)>, KernelError> {
+        let rows = self.tables.endpoints.rows()?;
+        Ok(rows.iter().map(|(ifindex, row)| (*ifindex, EndpointId(row.id), row.policy_id, row.generation)).collect())
+    }
+
+    /// The link went down or was made anew: its MAC may be learned again.
+    pub fn forget_mac(&self, ifindex: u32) {
+        self.tables.macs.delete(&ifindex);
+    }
+
+    /// The MAC of the bridge that the interface is a port of.
+    ///
+    /// # Errors
+    /// The map is full.
+    pub fn set_bridge(&self, ifindex: u32, mac: [u8; 6]) -> Result<(), KernelError> {
+        self.tables.bridges.put(&ifindex, &abi::bridge { mac, pad: [0; 2] })
+    }
+
+    /// Makes `peers` hold exactly these addresses: new and changed ones before `flip`, those that went after it.
+    ///
+    /// # Errors
+    /// The map is full or can't be read.
+    pub fn set_peers(
+        &self,
+        peers: &[(IpAddr, PeerId)],
+        flip: impl FnOnce() -> Result<(), KernelError>,
+    ) -> Result<(), KernelError> {
+        let held: std::collections::HashMap<[u8; 16], u32> =
+            self.tables.peers.rows()?.into_iter().map(|(address, peer)| (address.octets, peer)).collect();
+        let wanted: std::collections::HashMap<[u8; 16], u32> =
+            peers.iter().map(|(address, peer)| (abi::mapped(*address), peer.0)).collect();
+        let fresh = wanted.iter().filter(|(octets, peer)| held.get(*octets) != Some(*peer));
+        self.tables.peers.put_all(fresh.map(|(octets, peer)| (abi::address { octets: *octets }, *peer)))?;
+        flip()?;
+        for octets in held.keys().filter(|octets| !wanted.contains_key(*octets)) {
+            self.tables.peers.delete(&abi::address { octets: *octets });
+        }
+        Ok(())
+    }
+
+    /// Makes the steering maps hold exactly these pairs of resolver and local address, both on their ports.
+    ///
+    /// # Errors
+    /// A map is full or can't be read.
+    pub fn set_steering(&self, pairs: &[(IpAddr, IpAddr)], proxy_port: u16) -> Result<(), KernelError> {
+        let family = |address: &IpAddr| if address.is_ipv4() { 4 } else { 6 };
+        let key = |address: IpAddr, port: u16| abi::steer_key {
+            addr: abi::mapped(address),
+            port: port.to_be(),
+            family: family(&address),
+        };
+        let to = |address: IpAddr, port: u16| abi::steer { addr: abi::mapped(address), port: port.to_be(), pad: [0; 2] };
+        for (resolver, local) in pairs {
+            self.tables.dns_from.put(&key(*local, proxy_port), &to(*resolver, 53))?;
+            self.tables.dns_to.put(&key(*resolver, 53), &to(*local, proxy_port))?;
+        }
+        let known_to: Vec<_> = pairs.iter().map(|(resolver, _)| abi::mapped(*resolver)).collect();
+        let known_from: Vec<_> = pairs.iter().map(|(_, local)| (abi::mapped(*local), proxy_port.to_be())).collect();
+        self.tables.dns_to.delete_where(|key, _| !known_to.contains(&key.addr))?;
+        self.tables.dns_from.delete_where(|key, _| !known_from.contains(&(key.addr, key.port)))?;
+        Ok(())
+    }
+
+    /// What endpoints may have, and where the proxy listens.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn set_limits(&self, flows: FlowLimits, proxy_port: u16) -> Result<(), KernelError> {
+        let FlowLimits { limit, share, pool } = flows;
+        let steer_port = proxy_port.to_be();
+        self.tables.limits.put(&0, &abi::limits { flow_limit: limit, flow_share: share, flow_pool: pool, steer_port, pad: 0 })
+    }
+}

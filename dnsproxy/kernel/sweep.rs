@@ -1,0 +1,180 @@
+//! What time takes away: flows that are over. (Grants: the name table decides, see `engine::fqdn`.)
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::os::fd::{AsFd, AsRawFd};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use libbpf_rs::MapCore;
+
+use super::KernelError;
+use super::abi::{self, flow};
+use super::load::{Kernel, LoadSettings};
+use crate::engine::endpoint::EndpointId;
+use crate::engine::grant::MonoNs;
+
+/// What a sweep found.
+#[derive(Debug, Default)]
+pub struct Sweep {
+    /// Flows that were over and are gone.
+    pub removed: usize,
+    /// Flows that go on.
+    pub live: usize,
+    /// The peers of flows that go on.
+    pub remotes: HashSet<(EndpointId, IpAddr)>,
+}
+
+/// `budgets`, mapped: counted with atomics on both sides.
+pub struct Budgets {
+    rows: *const [AtomicU32; 4],
+    len: usize,
+}
+
+// SAFETY: shared memory that is only touched through atomics.
+unsafe impl Send for Budgets {}
+// SAFETY: as above.
+unsafe impl Sync for Budgets {}
+
+impl Budgets {
+    /// Maps the kernel's `budgets`.
+    ///
+    /// # Errors
+    /// The map can't be mapped.
+    pub fn map(kernel: &Kernel) -> Result<Budgets, KernelError> {
+        let map = kernel.tables.budgets.map();
+        let len = map.max_entries() as usize;
+        // SAFETY: a fresh mapping of a map made with BPF_F_MMAPABLE, as large as its rows.
+        let at = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len * size_of::<abi::budget>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED,
+                map.as_fd().as_raw_fd(),
+                0,
+            )
+        };
+        if at == libc::MAP_FAILED {
+            return Err(KernelError::last("map budgets into memory".into()));
+        }
+        Ok(Budgets { rows: at.cast(), len })
+    }
+
+    fn row(&self, slot: u32) -> Option<&[AtomicU32; 4]> {
+        // SAFETY: within the mapping, which lives as long as `self`; u32 is aligned in 16-octet rows.
+        ((slot as usize) < self.len).then(|| unsafe { &*self.rows.add(slot as usize) })
+    }
+
+    /// How many flows the slot has in use; slot 0 is the pool that all share.
+    pub fn flows(&self, slot: u32) -> u32 {
+        self.row(slot).map_or(0, |row| row[0].load(Ordering::Relaxed))
+    }
+
+    /// One flow less, of the slot and, if it was charged to it, of the pool.
+    fn release(&self, slot: u32, pooled: bool) {
+        for (slot, due) in [(slot, true), (0, pooled)] {
+            if let Some(row) = self.row(slot)
+                && due
+            {
+                // The kernel may have counted down to zero for us after a crash between two steps: never wrap.
+                let _ = row[0].try_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
+            }
+        }
+    }
+
+    /// Sets what a slot has in use: at start, when it is reckoned from the flows themselves.
+    pub fn set_flows(&self, slot: u32, flows: u32) {
+        if let Some(row) = self.row(slot) {
+            row[0].store(flows, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Drop for Budgets {
+    fn drop(&mut self) {
+        // SAFETY: the mapping that `map` made, of the same length.
+        unsafe { libc::munmap(self.rows.cast_mut().cast(), self.len * size_of::<abi::budget>()) };
+    }
+}
+
+/// When a flow in this state is over.
+fn timeout(settings: &LoadSettings, state: u8) -> u64 {
+    let duration = match state {
+        1..=3 => settings.established_timeout,
+        4 => settings.closed_timeout,
+        5 => settings.datagram_timeout,
+        6 => settings.datagram_both_timeout,
+        _ => settings.syn_timeout,
+    };
+    duration.as_nanos() as u64
+}
+
+fn is_over(settings: &LoadSettings, flow: &flow, now: MonoNs) -> bool {
+    now.0.saturating_sub(flow.last_ns) > timeout(settings, flow.state)
+}
+
+impl Kernel {
+    /// Removes flows that are over, and those of endpoints that are no more.
+    ///
+    /// A quarter of a microsecond a flow. A flow that moves while it is removed is judged anew with its next packet.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn sweep(
+        &self,
+        settings: &LoadSettings,
+        budgets: &Budgets,
+        slot_of: &dyn Fn(EndpointId) -> Option<u32>,
+        now: MonoNs,
+    ) -> Result<Sweep, KernelError> {
+        let mut sweep = Sweep::default();
+        for (key, flow) in self.tables.flows.rows()? {
+            let endpoint = EndpointId(key.endpoint_and_protocol >> 8);
+            let slot = slot_of(endpoint);
+            if slot.is_some() && !is_over(settings, &flow, now) {
+                sweep.live += 1;
+                sweep.remotes.insert((endpoint, abi::unmapped(key.remote.octets)));
+                continue;
+            }
+            if let Some(taken) = self.tables.flows.take(&key) {
+                sweep.removed += 1;
+                match slot {
+                    Some(slot) => budgets.release(slot, taken.pooled != 0),
+                    None if taken.pooled != 0 => budgets.release(0, false),
+                    None => (),
+                }
+            }
+        }
+        Ok(sweep)
+    }
+
+    /// Removes every flow: what they belong to is not known.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn delete_all_flows(&self) -> Result<usize, KernelError> {
+        self.tables.flows.delete_where(|_, _| true)
+    }
+
+    /// Reckons every budget from the flows that are there: after a crash, counts and flows may not agree.
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn recount(
+        &self,
+        budgets: &Budgets,
+        slot_of: &dyn Fn(EndpointId) -> Option<u32>,
+    ) -> Result<(), KernelError> {
+        let mut counts = vec![0u32; budgets.len];
+        for (key, flow) in self.tables.flows.rows()? {
+            let slot = slot_of(EndpointId(key.endpoint_and_protocol >> 8));
+            for slot in slot.into_iter().chain((flow.pooled != 0).then_some(0)) {
+                counts[slot as usize] += 1;
+            }
+        }
+        for (slot, flows) in counts.into_iter().enumerate() {
+            budgets.set_flows(slot as u32, flows);
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,485 @@
+//! Metrics, in base units. Labels come from enums and words of the code, never from names or addresses.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::core::Collector;
+use prometheus::{
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use super::status::EndpointState;
+use crate::clock;
+use crate::engine::ruleset::Direction;
+use crate::observe::{QueryRecord, Reason};
+
+/// The kernel's tables whose fill is told.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[expect(missing_docs, reason = "the names are those of bpf/include/maps.h")]
+pub enum Table {
+    Endpoints,
+    Flows,
+    Grants,
+    Peers,
+    PeerBits,
+    Services,
+    Cidr4,
+    Cidr6,
+    Ports,
+    DnsTo,
+    DnsFrom,
+}
+
+impl Table {
+    /// Every table.
+    pub const ALL: &[Table] = &[
+        Table::Endpoints,
+        Table::Flows,
+        Table::Grants,
+        Table::Peers,
+        Table::PeerBits,
+        Table::Services,
+        Table::Cidr4,
+        Table::Cidr6,
+        Table::Ports,
+        Table::DnsTo,
+        Table::DnsFrom,
+    ];
+
+    /// Its name in the kernel.
+    pub fn text(self) -> &'static str {
+        match self {
+            Table::Endpoints => "endpoints",
+            Table::Flows => "flows",
+            Table::Grants => "grants",
+            Table::Peers => "peers",
+            Table::PeerBits => "peer_bits",
+            Table::Services => "services",
+            Table::Cidr4 => "cidr4",
+            Table::Cidr6 => "cidr6",
+            Table::Ports => "ports",
+            Table::DnsTo => "dns_to",
+            Table::DnsFrom => "dns_from",
+        }
+    }
+}
+
+/// What can be lost on the way to those who watch. Nothing depends on any of it.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Lost {
+    /// A flow event that found no room in the kernel's ring.
+    KernelEvent,
+    /// A flow event above the endpoint's rate.
+    SuppressedEvent,
+    /// A JSON record that was not written.
+    FlowRecord,
+    /// A line for people that was not written.
+    VerboseLine,
+}
+
+impl Lost {
+    fn text(self) -> &'static str {
+        match self {
+            Lost::KernelEvent => "kernel_event",
+            Lost::SuppressedEvent => "suppressed_event",
+            Lost::FlowRecord => "flow_record",
+            Lost::VerboseLine => "verbose_line",
+        }
+    }
+}
+
+/// How often something was done and how it ended.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Reload {
+    /// It is in force.
+    Applied,
+    /// Nothing had changed.
+    Unchanged,
+    /// What was there stays in force.
+    Failed,
+}
+
+impl Reload {
+    fn text(self) -> &'static str {
+        match self {
+            Reload::Applied => "applied",
+            Reload::Unchanged => "unchanged",
+            Reload::Failed => "failed",
+        }
+    }
+}
+
+/// Everything that is counted. One for the process, shared; no global registry.
+pub struct Metrics {
+    registry: Registry,
+    queries: IntCounterVec,
+    upstream: Histogram,
+    grants_total: IntCounter,
+    grants: IntGauge,
+    grant_write: Histogram,
+    packets: IntCounterVec,
+    octets: IntCounterVec,
+    table_rows: IntGaugeVec,
+    table_rows_max: IntGaugeVec,
+    policy_generation: IntGauge,
+    policy_timestamp: Gauge,
+    policy_age: Gauge,
+    /// When the policy was loaded; 0: never. Its age is worked out when it is asked for.
+    policy_loaded_mono_ns: AtomicU64,
+    policies_refused: IntGaugeVec,
+    objects_skipped: IntGauge,
+    reloads: IntCounterVec,
+    lost: IntCounterVec,
+    endpoints: IntGaugeVec,
+    ready: IntGauge,
+}
+
+impl Metrics {
+    /// All at nothing; every label that is known beforehand is there from the start, so that rates work.
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let r = &registry;
+        let metrics = Metrics {
+            queries: counters(r, "namegate_queries_total", "DNS queries, by how they ended.", &["verdict", "reason", "rcode"]),
+            upstream: histogram(r, "namegate_upstream_duration_seconds", "Time that resolvers took to answer.", UPSTREAM_BUCKETS),
+            grants_total: counter(r, "namegate_grants_total", "Addresses that the kernel confirmed before a reply left."),
+            grants: gauge(r, "namegate_grants", "Addresses that endpoints hold grants for now."),
+            grant_write: histogram(
+                r,
+                "namegate_grant_write_duration_seconds",
+                "Time that the kernel took to hold all grants of one reply.",
+                GRANT_BUCKETS,
+            ),
+            packets: counters(
+                r,
+                "namegate_packets_total",
+                "Packets of endpoints, by what became of them.",
+                &["verdict", "reason", "direction"],
+            ),
+            octets: counters(
+                r,
+                "namegate_packet_bytes_total",
+                "Octets of packets of endpoints, by what became of them.",
+                &["verdict", "reason", "direction"],
+            ),
+            table_rows: gauges(r, "namegate_map_rows", "Rows in use in a kernel table.", &["map"]),
+            table_rows_max: gauges(r, "namegate_map_rows_max", "Rows that a kernel table has room for.", &["map"]),
+            policy_generation: gauge(r, "namegate_policy_generation", "How many policies have been put in force since the start."),
+            policy_timestamp: float(r, "namegate_policy_timestamp_seconds", "When the policy in force was loaded; seconds since 1970."),
+            policy_age: float(r, "namegate_policy_age_seconds", "How long the policy in force has been so."),
+            policy_loaded_mono_ns: AtomicU64::new(0),
+            policies_refused: gauges(
+                r,
+                "namegate_policies_refused",
+                "Policies that could not be read; kept: whether the last good version is in force.",
+                &["kept"],
+            ),
+            objects_skipped: gauge(r, "namegate_objects_skipped", "Objects of the snapshot of kinds that are not used."),
+            reloads: counters(r, "namegate_reloads_total", "Reloads of the snapshot and the configuration.", &["result"]),
+            lost: counters(r, "namegate_lost_total", "Events and records that nobody saw. No verdict depends on them.", &["what"]),
+            endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
+            ready: gauge(r, "namegate_ready", "1 if namegate is ready as /readyz has it, else 0."),
+            registry: registry.clone(),
+        };
+        metrics.name_version();
+        metrics.name_labels();
+        metrics
+    }
+
+    /// A query is over.
+    pub fn query(&self, record: &QueryRecord) {
+        self.queries.with_label_values(&[record.outcome.text(), record.reason, rcode_label(record.rcode)]).inc();
+        if let Some(took) = record.upstream {
+            self.upstream.observe(took.as_secs_f64());
+        }
+        if let Some(took) = record.install {
+            self.grant_write.observe(took.as_secs_f64());
+        }
+        self.grants_total.inc_by(record.granted as u64);
+    }
+
+    /// How many packets and octets the kernel has counted so far, for one reason and direction.
+    pub fn packets(&self, reason: Reason, direction: Direction, packets: u64, octets: u64) {
+        let labels = packet_labels(reason, direction);
+        raise(&self.packets.with_label_values(&labels), packets);
+        raise(&self.octets.with_label_values(&labels), octets);
+    }
+
+    /// How many grants there are now.
+    pub fn grants(&self, count: u64) {
+        self.grants.set(whole(count));
+    }
+
+    /// How full a kernel table is.
+    pub fn table(&self, table: Table, rows: u64, max: u64) {
+        self.table_rows.with_label_values(&[table.text()]).set(whole(rows));
+        self.table_rows_max.with_label_values(&[table.text()]).set(whole(max));
+    }
+
+    /// A policy is in force, as of now.
+    pub fn policy(&self, generation: u64) {
+        self.policy_generation.set(whole(generation));
+        let since = clock::wall().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        self.policy_timestamp.set(since.as_secs_f64());
+        self.policy_loaded_mono_ns.store(clock::mono().0, Ordering::Relaxed);
+    }
+
+    /// How many policies could not be read: those whose last good version is in force, and those without one.
+    pub fn refused(&self, kept: u64, closed: u64) {
+        self.policies_refused.with_label_values(&["yes"]).set(whole(kept));
+        self.policies_refused.with_label_values(&["no"]).set(whole(closed));
+    }
+
+    /// How many objects were of no use.
+    pub fn skipped(&self, objects: u64) {
+        self.objects_skipped.set(whole(objects));
+    }
+
+    /// A reload is over.
+    pub fn reload(&self, result: Reload) {
+        self.reloads.with_label_values(&[result.text()]).inc();
+    }
+
+    /// How much has been lost so far.
+    pub fn lost(&self, what: Lost, count: u64) {
+        raise(&self.lost.with_label_values(&[what.text()]), count);
+    }
+
+    /// How many endpoints are in a state.
+    pub fn endpoints(&self, state: EndpointState, count: u64) {
+        self.endpoints.with_label_values(&[state.text()]).set(whole(count));
+    }
+
+    /// Whether namegate is ready.
+    pub fn ready(&self, ready: bool) {
+        self.ready.set(i64::from(ready));
+    }
+
+    /// All of it in Prometheus' text form.
+    pub fn text(&self) -> Vec<u8> {
+        let loaded = self.policy_loaded_mono_ns.load(Ordering::Relaxed);
+        if loaded > 0 {
+            self.policy_age.set(Duration::from_nanos(clock::mono().0.saturating_sub(loaded)).as_secs_f64());
+        }
+        let mut out = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut out).expect("a vector takes everything");
+        out
+    }
+
+    fn name_version(&self) {
+        let version = gauges(&self.registry, "namegate_build_info", "Always 1.", &["version"]);
+        version.with_label_values(&[env!("CARGO_PKG_VERSION")]).set(1);
+    }
+
+    fn name_labels(&self) {
+        for reason in Reason::ALL {
+            for direction in [Direction::Egress, Direction::Ingress] {
+                self.packets(*reason, direction, 0, 0);
+            }
+        }
+        for what in [Lost::KernelEvent, Lost::SuppressedEvent, Lost::FlowRecord, Lost::VerboseLine] {
+            self.lost(what, 0);
+        }
+        for result in [Reload::Applied, Reload::Unchanged, Reload::Failed] {
+            self.reloads.with_label_values(&[result.text()]);
+        }
+        EndpointState::ALL.iter().for_each(|state| self.endpoints(*state, 0));
+        self.refused(0, 0);
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Metrics {
+        Metrics::new()
+    }
+}
+
+/// From a resolver on the same machine to the greatest upstream timeout.
+const UPSTREAM_BUCKETS: &[f64] =
+    &[0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// One grant takes about a microsecond.
+const GRANT_BUCKETS: &[f64] =
+    &[0.000_001, 0.000_002_5, 0.000_005, 0.000_01, 0.000_025, 0.000_05, 0.000_1, 0.000_25, 0.001, 0.01, 0.1];
+
+fn packet_labels(reason: Reason, direction: Direction) -> [&'static str; 3] {
+    let verdict = if reason.passed() { "passed" } else { "dropped" };
+    let direction = match direction {
+        Direction::Egress => "egress",
+        Direction::Ingress => "ingress",
+    };
+    [verdict, reason.text(), direction]
+}
+
+/// The mnemonic of a response code. An upstream chooses the code, so those that are not common are one label.
+fn rcode_label(rcode: Option<u16>) -> &'static str {
+    match rcode {
+        None => "none",
+        Some(0) => "NOERROR",
+        Some(1) => "FORMERR",
+        Some(2) => "SERVFAIL",
+        Some(3) => "NXDOMAIN",
+        Some(4) => "NOTIMP",
+        Some(5) => "REFUSED",
+        Some(_) => "other",
+    }
+}
+
+/// Raises a counter to what the kernel has counted. Less than before means that the kernel began anew.
+fn raise(counter: &IntCounter, value: u64) {
+    let before = counter.get();
+    if value < before {
+        counter.reset();
+        counter.inc_by(value);
+    } else {
+        counter.inc_by(value - before);
+    }
+}
+
+fn whole(count: u64) -> i64 {
+    i64::try_from(count).unwrap_or(i64::MAX)
+}
+
+fn counter(registry: &Registry, name: &str, help: &str) -> IntCounter {
+    register(registry, IntCounter::new(name, help))
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauge(registry: &Registry, name: &str, help: &str) -> IntGauge {
+    register(registry, IntGauge::new(name, help))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn float(registry: &Registry, name: &str, help: &str) -> Gauge {
+    register(registry, Gauge::new(name, help))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str, buckets: &[f64]) -> Histogram {
+    register(registry, Histogram::with_opts(HistogramOpts::new(name, help).buckets(buckets.to_vec())))
+}
+
+fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometheus::Result<M>) -> M {
+    let metric = metric.expect("names and labels of metrics are literals and valid");
+    registry.register(Box::new(metric.clone())).expect("each name is registered once");
+    metric
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::observe::samples;
+    use crate::observe::{Outcome, Record};
+
+    #[track_caller]
+    fn has(metrics: &Metrics, line: &str) {
+        let text = String::from_utf8(metrics.text()).unwrap();
+        assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
+    }
+
+    fn query(change: impl FnOnce(&mut QueryRecord)) -> QueryRecord {
+        let Record::Query(_, record) = samples::query(change) else { unreachable!() };
+        record
+    }
+
+    #[test]
+    fn queries_are_counted_by_verdict_reason_and_rcode() {
+        let metrics = Metrics::new();
+        metrics.query(&query(|q| q.granted = 3));
+        metrics.query(&query(|q| (q.outcome, q.reason, q.rcode) = (Outcome::Denied, "name", Some(5))));
+        metrics.query(&query(|q| (q.outcome, q.reason, q.rcode) = (Outcome::Forwarded, "allowed", Some(3_841))));
+        has(&metrics, r#"namegate_queries_total{rcode="NOERROR",reason="allowed",verdict="forwarded"} 1"#);
+        has(&metrics, r#"namegate_queries_total{rcode="REFUSED",reason="name",verdict="denied"} 1"#);
+        has(&metrics, r#"namegate_queries_total{rcode="other",reason="allowed",verdict="forwarded"} 1"#);
+        has(&metrics, "namegate_grants_total 5");
+        has(&metrics, "namegate_upstream_duration_seconds_count 3");
+        has(&metrics, r#"namegate_upstream_duration_seconds_bucket{le="0.0025"} 0"#);
+        has(&metrics, r#"namegate_upstream_duration_seconds_bucket{le="0.005"} 3"#);
+        has(&metrics, r#"namegate_grant_write_duration_seconds_bucket{le="0.0000025"} 3"#);
+    }
+
+    #[test]
+    fn what_the_kernel_counted_is_taken_over_also_when_it_begins_anew() {
+        let metrics = Metrics::new();
+        let line = |count| format!(r#"namegate_packets_total{{direction="egress",reason="no_grant",verdict="dropped"}} {count}"#);
+        has(&metrics, &line(0));
+        for (counted, told) in [(5, 5), (9, 9), (9, 9), (2, 2)] {
+            metrics.packets(Reason::NoGrant, Direction::Egress, counted, counted * 60);
+            has(&metrics, &line(told));
+        }
+        has(&metrics, r#"namegate_packet_bytes_total{direction="egress",reason="no_grant",verdict="dropped"} 120"#);
+        has(&metrics, r#"namegate_packets_total{direction="ingress",reason="flow",verdict="passed"} 0"#);
+    }
+
+    #[test]
+    fn gauges_have_the_last_value() {
+        let metrics = Metrics::new();
+        metrics.table(Table::Grants, 7, 262_144);
+        metrics.endpoints(EndpointState::Enforced, 2);
+        metrics.refused(1, 2);
+        metrics.ready(true);
+        metrics.policy(4);
+        has(&metrics, r#"namegate_map_rows{map="grants"} 7"#);
+        has(&metrics, r#"namegate_map_rows_max{map="grants"} 262144"#);
+        has(&metrics, r#"namegate_endpoints{state="enforced"} 2"#);
+        has(&metrics, r#"namegate_endpoints{state="closed"} 0"#);
+        has(&metrics, r#"namegate_policies_refused{kept="yes"} 1"#);
+        has(&metrics, r#"namegate_policies_refused{kept="no"} 2"#);
+        has(&metrics, "namegate_ready 1");
+        has(&metrics, "namegate_policy_generation 4");
+    }
+
+    #[test]
+    fn no_name_and_no_address_stands_in_a_label() {
+        let metrics = Metrics::new();
+        for outcome in Outcome::ALL {
+            metrics.query(&query(|q| {
+                (q.outcome, q.qname, q.qtype) = (*outcome, "secret.example.".to_owned(), "TYPE64999".to_owned());
+                q.cnames = vec!["secret.example.".to_owned()];
+            }));
+        }
+        for table in Table::ALL {
+            metrics.table(*table, 1, 2);
+        }
+        metrics.reload(Reload::Applied);
+        let text = String::from_utf8(metrics.text()).unwrap();
+        let mut words: Vec<&str> = Vec::new();
+        words.extend(Reason::ALL.iter().map(|reason| reason.text()));
+        words.extend(Outcome::ALL.iter().map(|outcome| outcome.text()));
+        words.extend(Table::ALL.iter().map(|table| table.text()));
+        words.extend(EndpointState::ALL.iter().map(|state| state.text()));
+        words.extend(["passed", "dropped", "egress", "ingress", "yes", "no", "applied", "unchanged", "failed"]);
+        words.extend(["kernel_event", "suppressed_event", "flow_record", "verbose_line", env!("CARGO_PKG_VERSION")]);
+        words.extend(["allowed", "NOERROR"]); // the sample's reason and code
+        let values = text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| {
+            let labels = line.split_once('{').map_or("", |(_, rest)| rest.split_once('}').unwrap().0);
+            labels.split(',').filter_map(|label| label.split_once('='))
+        });
+        let mut seen = 0;
+        for (name, value) in values.filter(|(name, _)| *name != "le") {
+            assert!(words.contains(&value.trim_matches('"')), "{name}={value}");
+            seen += 1;
+        }
+        assert!(seen > 100, "{seen}");
+    }
+
+    #[test]
+    fn every_metric_is_ours_has_help_and_a_base_unit() {
+        let metrics = Metrics::new();
+        metrics.query(&query(|_| ()));
+        metrics.table(Table::Flows, 0, 1);
+        let text = String::from_utf8(metrics.text()).unwrap();
+        for line in text.lines().filter(|line| line.starts_with("# TYPE")) {
+            let [_, _, name, kind] = line.split(' ').collect::<Vec<_>>()[..] else { panic!("{line}") };
+            assert!(name.starts_with("namegate_"), "{name}");
+            assert!(text.contains(&format!("# HELP {name} ")), "{name}");
+            assert_eq!(name.ends_with("_total"), kind == "counter", "{name}");
+            assert!(!["_ms", "_us", "_ns", "_kib", "_mib"].iter().any(|unit| name.ends_with(unit)), "{name}");
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What `namegate status` tells.
+
+use serde::{Deserialize, Serialize};
+
+/// The whole state in figures, as the admin socket's /status has it in JSON.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Status {
+    /// Of namegate.
+    pub version: String,
+    /// This node's name.
+    pub node_name: String,
+    /// The process.
+    pub pid: u32,
+    /// When it started; RFC 3339.
+    pub started: String,
+    /// Whether there is no reason to the contrary.
+    pub ready: bool,
+    /// Why it is not ready.
+    pub reasons: Vec<String>,
+    /// The policies.
+    pub policy: PolicyStatus,
+    /// The endpoints, by interface.
+    pub endpoints: Vec<EndpointStatus>,
+    /// The kernel's tables.
+    pub maps: Vec<MapStatus>,
+    /// Events that the kernel could not hand over.
+    pub events_lost: u64,
+}
+
+/// What is in force.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct PolicyStatus {
+    /// Counts what has been put in force since the start.
+    pub generation: u64,
+    /// When; RFC 3339.
+    pub loaded: String,
+    /// Objects that could not be read.
+    pub refusals: Vec<RefusalStatus>,
+    /// Objects of kinds that are no policy and not used.
+    pub skipped: u64,
+}
+
+/// An object that could not be read.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct RefusalStatus {
+    /// Kind, namespace and name.
+    pub object: String,
+    /// `file:line:column`.
+    pub place: String,
+    /// What was found and what is allowed.
+    pub text: String,
+    /// Whether its last good version is in force.
+    pub kept: bool,
+}
+
+/// An endpoint.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct EndpointStatus {
+    /// The host-side interface.
+    pub interface: String,
+    /// Its number; 0 while it is not there.
+    pub ifindex: u32,
+    /// `namespace/name`.
+    pub pod: String,
+    /// The number in the kernel's tables.
+    pub id: u32,
+    /// What is done to its traffic.
+    pub state: EndpointState,
+    /// How the programs are attached.
+    pub attached: AttachedBy,
+    /// Whether its queries go through the proxy.
+    pub steered: bool,
+    /// Addresses it holds grants for.
+    pub grants: u32,
+    /// Conversations under way.
+    pub flows: u32,
+    /// Why it is not as it should be; empty if it is.
+    pub problem: String,
+}
+
+/// What is done to an endpoint's traffic. The default lets nothing pass.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointState {
+    /// Nothing passes: no policy yet, or no addresses known.
+    #[default]
+    Closed,
+    /// Its policies are in force.
+    Enforced,
+    /// No policy selects it: what is well formed passes.
+    Unenforced,
+}
+
+impl EndpointState {
+    /// Every state.
+    pub const ALL: &[EndpointState] = &[EndpointState::Closed, EndpointState::Enforced, EndpointState::Unenforced];
+
+    /// The word for metrics and tables.
+    pub fn text(self) -> &'static str {
+        match self {
+            EndpointState::Closed => "closed",
+            EndpointState::Enforced => "enforced",
+            EndpointState::Unenforced => "unenforced",
+        }
+    }
+}
+
+/// How programs are attached to an interface.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachedBy {
+    /// Not at all.
+    #[default]
+    Nothing,
+    /// TCX.
+    Tcx,
+    /// A clsact queueing discipline.
+    Clsact,
+}
+
+impl AttachedBy {
+    /// The word for tables.
+    pub fn text(self) -> &'static str {
+        match self {
+            AttachedBy::Nothing => "-",
+            AttachedBy::Tcx => "tcx",
+            AttachedBy::Clsact => "clsact",
+        }
+    }
+}
+
+/// How full one of the kernel's tables is.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct MapStatus {
+    /// Its name.
+    pub name: String,
+    /// Rows in use.
+    pub rows: u64,
+    /// Rows it has room for.
+    pub max: u64,
+}

@@ -1,0 +1,206 @@
+//! Endpoints and interfaces: an interface that appears is attached, one that goes is forgotten.
+
+use std::net::IpAddr;
+
+use super::node::{Endpoint, Node};
+use crate::config;
+use crate::host::links::{Event, Link};
+use crate::kernel::abi::flag;
+use crate::kernel::attach::{Attach, Method};
+use crate::kernel::rules::{ADDRESSES, EndpointRow};
+
+/// An endpoint on its interface.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(super) struct Attachment {
+    /// The interface's number.
+    pub ifindex: u32,
+    /// How the programs are on it.
+    pub method: Method,
+    /// The bridge that it is a port of.
+    pub bridge: Option<u32>,
+    /// The row that the kernel has for it lets nothing pass.
+    pub closed: bool,
+}
+
+impl Node {
+    /// Looks at all interfaces: at start, after a reload, and when events may have been lost.
+    pub async fn look_at_links(&mut self) {
+        match self.netlink.links().await {
+            Ok(links) => self.links = links.into_iter().map(|link| (link.index, link)).collect(),
+            Err(error) => return tracing::warn!(%error, "interfaces can't be listed"),
+        }
+        let stale: Vec<u32> = self
+            .kernel
+            .pinned_interfaces()
+            .into_iter()
+            .chain(self.kernel.endpoints().into_iter().flatten().map(|row| row.0))
+            .filter(|ifindex| !self.is_wanted(*ifindex))
+            .collect();
+        for ifindex in stale {
+            self.kernel.detach(ifindex);
+            self.kernel.delete_endpoint(ifindex);
+        }
+        for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
+            self.meet(&key).await;
+        }
+        self.publish().await;
+    }
+
+    fn is_wanted(&self, ifindex: u32) -> bool {
+        let name = self.links.get(&ifindex).map(|link| &link.name);
+        self.endpoints.values().any(|endpoint| Some(&endpoint.interface) == name)
+    }
+
+    /// Something happened to an interface.
+    pub async fn link_event(&mut self, event: Event) {
+        match event {
+            Event::Recheck => self.upkeep.look_soon(),
+            Event::Gone(ifindex) => {
+                self.links.remove(&ifindex);
+                self.forget(ifindex).await;
+            }
+            Event::Present(link) => {
+                let index = link.index;
+                let known = self.links.insert(index, link.clone());
+                if known.as_ref() == Some(&link) {
+                    return;
+                }
+                if known.is_some_and(|known| known.up) && !link.up {
+                    self.kernel.forget_mac(index);
+                }
+                let renamed: Vec<u32> = self
+                    .endpoints
+                    .values()
+                    .filter_map(|endpoint| endpoint.attachment.map(|at| (at.ifindex, &endpoint.interface)))
+                    .filter(|(ifindex, interface)| *ifindex == index && **interface != link.name)
+                    .map(|(ifindex, _)| ifindex)
+                    .collect();
+                for ifindex in renamed {
+                    self.kernel.detach(ifindex);
+                    self.forget(ifindex).await;
+                }
+                let key = self.endpoints.iter().find(|(_, endpoint)| endpoint.interface == link.name);
+                if let Some(key) = key.map(|(key, _)| key.clone()) {
+                    self.meet(&key).await;
+                    self.publish().await;
+                }
+            }
+        }
+    }
+
+    async fn forget(&mut self, ifindex: u32) {
+        let Some(endpoint) =
+            self.endpoints.values_mut().find(|endpoint| endpoint.attachment.is_some_and(|at| at.ifindex == ifindex))
+        else {
+            return;
+        };
+        endpoint.attachment = None;
+        tracing::info!(pod = %endpoint.pod, interface = endpoint.interface, "the interface is gone");
+        self.kernel.detach(ifindex); // its links are severed, their pins would stay
+        self.kernel.delete_endpoint(ifindex);
+        self.publish().await;
+    }
+
+    /// Takes an endpoint off its interface: it is none any more.
+    pub fn let_go(&self, endpoint: &mut Endpoint) {
+        if let Some(at) = endpoint.attachment.take() {
+            self.kernel.detach(at.ifindex);
+            self.kernel.delete_endpoint(at.ifindex);
+        }
+    }
+
+    /// Puts an endpoint on its interface, if that is there: first the row, then the programs that read it.
+    async fn meet(&mut self, key: &str) {
+        let Some(endpoint) = self.endpoints.get(key) else { return };
+        let Some(link) = self.links.values().find(|link| link.name == endpoint.interface).cloned() else { return };
+        let (bridge, problem) = self.bridge_of(&link).await;
+        if let (Some(bridge), Some(mac)) = (bridge, bridge.and_then(|index| self.links.get(&index)?.mac)) {
+            if let Err(error) = self.kernel.set_bridge(link.index, mac) {
+                tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
+            }
+        }
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
+        endpoint.link_problem = problem;
+        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false };
+        if endpoint.attachment.is_some_and(|old| old.ifindex == at.ifindex && old.bridge == at.bridge) {
+            return;
+        }
+        if let Some(served) = &endpoint.served {
+            let mut served = (**served).clone();
+            (served.interface, served.bridge) = (link.index, bridge);
+            endpoint.served = Some(served.into());
+        }
+        let row = endpoint.row(bridge.is_some(), self.config.enforcement.reject, &self.steering.pairs);
+        let closed = row.flags & flag::CLOSED != 0;
+        let attached = self
+            .kernel
+            .set_endpoint(link.index, &row)
+            .and_then(|()| self.kernel.attach(link.index, attach(self.config.enforcement.attach)));
+        match attached {
+            Ok(method) => {
+                endpoint.attachment = Some(Attachment { method, closed, ..at });
+                tracing::info!(pod = %endpoint.pod, interface = link.name, ifindex = link.index, ?method, "attached");
+            }
+            Err(error) => {
+                let error = anyhow::Error::from(error);
+                endpoint.link_problem = format!("{error:#}");
+                tracing::error!(pod = %endpoint.pod, interface = link.name, "not enforced: {error:#}");
+            }
+        }
+        self.upkeep.look_soon();
+    }
+
+    /// The bridge of a port, and what is wrong with it: steered replies leave by the bridge's own address.
+    async fn bridge_of(&self, link: &Link) -> (Option<u32>, String) {
+        let Some(bridge) = link.controller.and_then(|index| self.links.get(&index)).filter(|link| link.bridge) else {
+            return (None, String::new());
+        };
+        let addresses = self.netlink.addresses().await.unwrap_or_default();
+        let own = |v4: bool| {
+            addresses.iter().any(|(index, address, _)| {
+                let scoped = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+                *index == bridge.index && address.is_ipv4() == v4 && !scoped
+            })
+        };
+        let problem = match (own(true), own(false)) {
+            (false, false) => format!(
+                "bridge {} has no address of its own; a bridged endpoint needs one on the pods' subnet for its DNS replies",
+                bridge.name
+            ),
+            _ => String::new(),
+        };
+        (Some(bridge.index), problem)
+    }
+}
+
+impl Endpoint {
+    /// What the kernel is to know of it.
+    pub fn row(&self, bridged: bool, reject: bool, steering: &[(IpAddr, IpAddr)]) -> EndpointRow {
+        let mut flags = match &self.rules {
+            Some(rules) if self.link_problem.is_empty() && !self.addresses.is_empty() => EndpointRow::flags_of(rules),
+            _ => flag::CLOSED | flag::ENFORCE,
+        };
+        // The resolver's own pods ask their own upstreams; steering them would be a loop.
+        if steering.iter().any(|(resolver, _)| self.addresses.contains(resolver)) {
+            flags &= !flag::STEER;
+        }
+        flags |= if bridged { flag::BRIDGED } else { 0 } | if reject { flag::REJECT } else { 0 };
+        EndpointRow {
+            id: self.id,
+            slot: self.slot,
+            policy_id: self.policy_id,
+            generation: self.generation,
+            addresses: self.addresses.iter().copied().take(ADDRESSES).collect(),
+            mac: self.mac,
+            flags,
+        }
+    }
+}
+
+fn attach(setting: config::Attach) -> Attach {
+    match setting {
+        config::Attach::Auto => Attach::Auto,
+        config::Attach::Tcx => Attach::Tcx,
+        config::Attach::Clsact => Attach::Clsact,
+    }
+}

@@ -1,0 +1,371 @@
+//! A node: starts, then does one thing at a time for as long as it runs: a reload, a change of an interface, the upkeep
+//! of every second. Queries don't come through here; see [`crate::serve`].
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
+
+use anyhow::Context;
+use arc_swap::ArcSwap;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::attachments::Attachment;
+use super::state::{self, State};
+use super::watch::Watch;
+use super::{packets, reload, steering, upkeep};
+use crate::clock;
+use crate::config::{Config, Source};
+use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::engine::grant::GrantWrite;
+use crate::engine::ruleset::RuleSet;
+use crate::engine::world::World;
+use crate::host::links::{self, Link, Netlink};
+use crate::kernel::attach::detach_all;
+use crate::kernel::events::Events;
+use crate::kernel::load::{Kernel, LoadSettings};
+use crate::kernel::sweep::Budgets;
+use crate::listen::{self, Listeners};
+use crate::observe::Watchers;
+use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
+use crate::serve::{Directory, Served};
+
+/// How often time takes something away, and everything is looked at.
+const UPKEEP: Duration = Duration::from_secs(1);
+/// How long records may take to be written at the end.
+const LAST_RECORDS: Duration = Duration::from_secs(2);
+
+/// A running node.
+pub(super) struct Node {
+    pub config: Config,
+    pub source: Source,
+    pub kernel: Arc<Kernel>,
+    pub budgets: Budgets,
+    pub netlink: Netlink,
+    pub state: State,
+    /// By `namespace/pod`.
+    pub endpoints: BTreeMap<String, Endpoint>,
+    pub links: BTreeMap<u32, Link>,
+    /// What is in force; none before the first snapshot was read.
+    pub world: Option<Arc<World>>,
+    pub steering: steering::Steering,
+    pub directory: Arc<ArcSwap<Directory>>,
+    pub watchers: Arc<Watchers>,
+    pub people: packets::People,
+    pub metrics: Arc<Metrics>,
+    pub readiness: Readiness,
+    pub status: Arc<Mutex<Status>>,
+    pub loaded: reload::Loaded,
+    pub upkeep: upkeep::Upkeep,
+}
+
+/// A workload that the operator named.
+pub(super) struct Endpoint {
+    pub pod: PodRef,
+    pub interface: String,
+    pub mac: Option<[u8; 6]>,
+    pub id: EndpointId,
+    pub slot: u32,
+    pub policy_id: u32,
+    pub generation: u32,
+    /// What is in force; none: closed.
+    pub rules: Option<Arc<RuleSet>>,
+    pub addresses: Vec<std::net::IpAddr>,
+    /// What the proxy knows of it; kept over reloads, for it holds what was learned.
+    pub served: Option<Arc<Served>>,
+    pub attachment: Option<Attachment>,
+    /// Grants that an earlier process left and whose names it took with it.
+    pub inherited: Vec<GrantWrite>,
+    /// Why its rules are not what the snapshot says, or why it is closed.
+    pub rules_problem: String,
+    /// Why its interface is not as it should be.
+    pub link_problem: String,
+}
+
+/// Runs a node until SIGTERM or SIGINT. `source` is what to read the configuration from again on SIGHUP.
+///
+/// # Errors
+/// It could not start.
+pub fn node(config: Config, source: Source) -> anyhow::Result<()> {
+    operate::log::start(&config.observe);
+    raise_file_limit();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(run(config, source))
+}
+
+async fn run(config: Config, source: Source) -> anyhow::Result<()> {
+    // First of all, so that a signal during the start is not lost.
+    let mut hangup = signal(SignalKind::hangup())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+
+    let metrics = Arc::new(Metrics::new());
+    let readiness = Readiness::waiting_for("start");
+    let status = Arc::new(Mutex::new(Status::default()));
+    // The admin socket is also the lock: a second process finds the first here, before it touches anything.
+    let server = serve_pages(&config, &metrics, &readiness, &status)?;
+    let watchers = Arc::new(Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?);
+
+    let (netlink, mut link_events) = links::open().context("opening a netlink socket")?;
+    let settings = load_settings(&config);
+    let kernel = Arc::new(Kernel::load(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
+    let state = read_state(&config, &kernel)?;
+    let budgets = Budgets::map(&kernel)?;
+    let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
+    let people = packets::People::default();
+    let events = Events::start(kernel.clone(), packets::teller(watchers.clone(), people.clone()))?;
+
+    let mut node = Node {
+        kernel: kernel.clone(),
+        budgets,
+        netlink,
+        state,
+        endpoints: BTreeMap::new(),
+        links: BTreeMap::new(),
+        world: None,
+        steering: steering::Steering::default(),
+        directory: directory.clone(),
+        watchers: watchers.clone(),
+        people,
+        metrics,
+        readiness: readiness.clone(),
+        status,
+        loaded: reload::Loaded::default(),
+        upkeep: upkeep::Upkeep::new(settings),
+        config,
+        source,
+    };
+    node.name_endpoints();
+    node.inherit().context("adopting what an earlier run left")?;
+    let mut watch = Watch::start(&node.config.snapshot);
+    node.reload().await;
+    let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
+    let listeners = listen::start(&options, directory, kernel, watchers.clone()).context("listening for queries")?;
+    node.look_at_links().await;
+    node.upkeep(true);
+    readiness.set("start", Vec::new());
+    tracing::info!(endpoints = node.endpoints.len(), "namegate is running");
+
+    let mut every_second = tokio::time::interval(UPKEEP);
+    every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            biased;
+            _ = terminate.recv() => break,
+            _ = interrupt.recv() => break,
+            _ = hangup.recv() => {
+                node.reload_settings();
+                watch = Watch::start(&node.config.snapshot);
+                node.reload().await;
+                node.look_at_links().await;
+            }
+            () = watch.changed() => node.reload_if_changed().await,
+            event = link_events.next() => match event {
+                Some(event) => node.link_event(event).await,
+                None => anyhow::bail!("the netlink socket was closed"),
+            },
+            _ = every_second.tick() => node.upkeep(false),
+        }
+    }
+    end(node, listeners, events, server).await
+}
+
+async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -> anyhow::Result<()> {
+    tracing::info!(detach = node.config.detach, "namegate ends");
+    node.readiness.set("end", vec!["namegate is ending".into()]);
+    listeners.stop();
+    drop(events);
+    node.watchers.stop(LAST_RECORDS);
+    if node.config.detach {
+        detach_all(&node.config.pin_dir).context("removing programs and pins")?;
+        for local in node.state.resolvers.values() {
+            node.netlink.remove_local(*local).await.context("removing a local address")?;
+        }
+    }
+    drop(server);
+    Ok(())
+}
+
+fn serve_pages(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    readiness: &Readiness,
+    status: &Arc<Mutex<Status>>,
+) -> anyhow::Result<Server> {
+    let held = status.clone();
+    let ready = readiness.clone();
+    let operator = Operator {
+        metrics: metrics.clone(),
+        readiness: readiness.clone(),
+        status: Box::new(move || {
+            let status = held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            Status { ready: ready.is_ready(), reasons: ready.reasons(), ..status }
+        }),
+        refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
+    };
+    Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator)).context("serving metrics and the admin socket")
+}
+
+/// The state of an earlier run. Without one, nothing that is pinned means anything.
+fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<State> {
+    let why = match state::read(&config.state_dir).context("reading the state")? {
+        state::Read::Good(state) => return Ok(state),
+        state::Read::Missing => "there is no state file".to_owned(),
+        state::Read::Damaged(aside, why) => format!("the state file was damaged ({why}) and is now {}", aside.display()),
+    };
+    let grants = kernel.delete_all_grants()?;
+    let flows = kernel.delete_all_flows()?;
+    if kernel.adopted {
+        tracing::warn!(grants, flows, "{why}: pinned grants and flows mean nothing and were deleted");
+    }
+    // Numbers of rows that are still pinned are not given out again.
+    let mut state = State::default();
+    for (_, id, policy_id, _) in kernel.endpoints()? {
+        state.last_endpoint_id = state.last_endpoint_id.max(id.0);
+        state.last_policy_id = state.last_policy_id.max(policy_id);
+    }
+    Ok(state)
+}
+
+impl Node {
+    /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
+    pub fn name_endpoints(&mut self) {
+        let mut named = BTreeMap::new();
+        for setting in &self.config.endpoints {
+            let key = setting.pod.to_string();
+            let mut endpoint = match self.endpoints.remove(&key) {
+                Some(endpoint) => endpoint,
+                None => Endpoint::new(&mut self.state, &setting.pod, self.config.enforcement.max_endpoints),
+            };
+            if endpoint.interface != setting.interface {
+                self.let_go(&mut endpoint);
+                endpoint.interface.clone_from(&setting.interface);
+            }
+            endpoint.mac = setting.mac;
+            named.insert(key, endpoint);
+        }
+        for (key, mut gone) in std::mem::replace(&mut self.endpoints, named) {
+            self.let_go(&mut gone);
+            self.state.endpoints.remove(&key);
+            tracing::info!(pod = key, interface = gone.interface, "no endpoint any more");
+        }
+        let known: Vec<EndpointId> = self.endpoints.values().map(|endpoint| endpoint.id).collect();
+        if let Err(error) = self.kernel.delete_grants_except(&known) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "grants of endpoints that are no more stay");
+        }
+    }
+
+    /// The slot of an endpoint's budget.
+    pub fn slot_of(&self) -> impl Fn(EndpointId) -> Option<u32> + use<> {
+        let slots: BTreeMap<EndpointId, u32> = self.endpoints.values().map(|each| (each.id, each.slot)).collect();
+        move |id| slots.get(&id).copied()
+    }
+
+    /// Finds what an earlier run left: grants, and budgets that a crash may have left miscounted.
+    fn inherit(&mut self) -> anyhow::Result<()> {
+        for (id, grant) in self.kernel.grants()? {
+            if let Some(endpoint) = self.endpoints.values_mut().find(|endpoint| endpoint.id == id) {
+                endpoint.inherited.push(grant);
+            }
+        }
+        self.kernel.recount(&self.budgets, &self.slot_of())?;
+        Ok(())
+    }
+
+    /// SIGHUP: the configuration first, then the snapshot.
+    fn reload_settings(&mut self) {
+        let new = match self.source.load() {
+            Ok(new) => new,
+            Err(error) => {
+                tracing::warn!("the configuration is wrong, the old one stays in force:\n{error}");
+                return;
+            }
+        };
+        let differences = self.config.differences(&new);
+        for difference in differences.iter().filter(|difference| difference.needs_restart) {
+            tracing::warn!(setting = difference.key, "this change needs a restart; the old value stays in force");
+        }
+        self.config = self.config.reloaded(&new);
+        if differences.iter().any(|difference| difference.key == "observe.log") {
+            operate::log::set_filter(&self.config.observe.log);
+        }
+        self.name_endpoints();
+    }
+}
+
+impl Endpoint {
+    fn new(state: &mut State, pod: &PodRef, max_endpoints: u32) -> Endpoint {
+        let key = pod.to_string();
+        let known = state.endpoints.get(&key).cloned().unwrap_or_else(|| {
+            state.last_endpoint_id += 1;
+            let taken: Vec<u32> = state.endpoints.values().map(|endpoint| endpoint.slot).collect();
+            let slot = (1..=max_endpoints).find(|slot| !taken.contains(slot)).unwrap_or(max_endpoints);
+            state::EndpointState {
+                id: EndpointId(state.last_endpoint_id),
+                slot,
+                policy_id: 0,
+                generation: 0,
+                groups: Vec::new(),
+            }
+        });
+        state.endpoints.insert(key, known.clone());
+        Endpoint {
+            pod: pod.clone(),
+            interface: String::new(),
+            mac: None,
+            id: known.id,
+            slot: known.slot,
+            policy_id: known.policy_id,
+            generation: known.generation,
+            rules: None,
+            addresses: Vec::new(),
+            served: None,
+            attachment: None,
+            inherited: Vec::new(),
+            rules_problem: String::new(),
+            link_problem: String::new(),
+        }
+    }
+}
+
+fn load_settings(config: &Config) -> LoadSettings {
+    let enforcement = &config.enforcement;
+    LoadSettings {
+        max_endpoints: enforcement.max_endpoints,
+        max_flows: enforcement.max_flows,
+        max_grants: enforcement.max_grants,
+        syn_timeout: enforcement.syn_timeout,
+        established_timeout: enforcement.established_timeout,
+        closed_timeout: enforcement.closed_timeout,
+        datagram_timeout: enforcement.udp_timeout.min(upkeep::UNANSWERED_DATAGRAM),
+        datagram_both_timeout: enforcement.udp_timeout,
+        events_per_second: enforcement.events_per_second,
+        rejects_per_second: enforcement.events_per_second,
+    }
+}
+
+/// A mark that nobody can guess: a test run with it leaves no trace.
+fn probe_mark() -> anyhow::Result<u32> {
+    let mut octets = [0u8; 4];
+    // SAFETY: four octets to fill.
+    let filled = unsafe { libc::getrandom(octets.as_mut_ptr().cast(), octets.len(), 0) };
+    anyhow::ensure!(filled == 4, "no random octets: {}", std::io::Error::last_os_error());
+    Ok(u32::from_ne_bytes(octets).max(1))
+}
+
+/// Every TCP connection and upstream socket is a descriptor.
+fn raise_file_limit() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: a struct for the kernel to fill, then to read.
+    unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
+        }
+    }
+}
+
+/// When this process started, for status.
+pub(super) fn started() -> SystemTime {
+    static STARTED: std::sync::OnceLock<SystemTime> = std::sync::OnceLock::new();
+    *STARTED.get_or_init(clock::wall)
+}

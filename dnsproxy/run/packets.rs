@@ -1,0 +1,70 @@
+//! From the kernel's events to records for those who watch.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use crate::clock;
+use crate::engine::endpoint::EndpointId;
+use crate::engine::ruleset::Direction;
+use crate::kernel::abi::{flow_event, unmapped};
+use crate::observe::{PacketRecord, Reason, Watchers};
+use crate::serve::Served;
+
+/// Who is behind which number, and what its interface is called.
+#[derive(Clone, Default)]
+pub(super) struct People(Arc<ArcSwap<HashMap<EndpointId, (Arc<Served>, String)>>>);
+
+impl People {
+    /// Takes over who is there now.
+    pub fn know(&self, people: HashMap<EndpointId, (Arc<Served>, String)>) {
+        self.0.store(Arc::new(people));
+    }
+}
+
+/// What to do with each event.
+pub(super) fn teller(watchers: Arc<Watchers>, people: People) -> impl FnMut(&flow_event) + Send + 'static {
+    move |event| watchers.packet(record(event, &people))
+}
+
+fn record(event: &flow_event, people: &People) -> PacketRecord {
+    let people = people.0.load();
+    let person = people.get(&EndpointId(event.endpoint_id));
+    let direction = if event.direction == 0 { Direction::Egress } else { Direction::Ingress };
+    let ip = event.family != 0;
+    let address = |octets: [u8; 16], port: u16| ip.then(|| SocketAddr::new(unmapped(octets), u16::from_be(port)));
+    let remote: IpAddr = unmapped(match direction {
+        Direction::Egress => event.destination.octets,
+        Direction::Ingress => event.source.octets,
+    });
+    let names = person.filter(|_| ip).map_or_else(Vec::new, |(served, _)| {
+        let table = served.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        table.names_of(remote).map(ToString::to_string).collect()
+    });
+    // The event carries the kernel's monotonic time; people want the wall's.
+    let ago = Duration::from_nanos(clock::mono().0.saturating_sub(event.time_mono_ns));
+    PacketRecord {
+        time: clock::wall().checked_sub(ago).unwrap_or_else(clock::wall),
+        endpoint: person.map(|(served, _)| (served.id, served.pod.clone())),
+        ifindex: event.ifindex,
+        interface: person.map_or_else(String::new, |(_, interface)| interface.clone()),
+        source: address(event.source.octets, event.source_port),
+        destination: address(event.destination.octets, event.destination_port),
+        protocol: event.protocol,
+        tcp_flags: event.tcp_flags,
+        icmp_type: event.icmp_type,
+        direction,
+        reason: Reason::from_number(event.reason),
+        rejected: event.rejected != 0,
+        reply: event.reply != 0,
+        octets: event.octets,
+        policy_id: event.policy_id,
+        generation: event.generation,
+        suppressed: event.suppressed,
+        names,
+        policies: Vec::new(),
+    }
+}

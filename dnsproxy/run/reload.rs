@@ -1,0 +1,514 @@
+//! From the snapshot to what is in force, in the steps of DESIGN 4, so that at no moment more is open than before or after.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, PoisonError};
+use std::time::SystemTime;
+
+use anyhow::Context;
+use ipnet::IpNet;
+
+use super::node::{Endpoint, Node};
+use super::state::{self, EndpointState};
+use super::steering;
+use crate::clock;
+use crate::cluster::snapshot::{self, Refusal, Snapshot};
+use crate::config::{Config, OnInvalid, RejectCode};
+use crate::engine::compile::Compiler;
+use crate::engine::endpoint::EndpointId;
+use crate::engine::fqdn::{Caps, FqdnTable, Timing};
+use crate::engine::grant::{GrantWrite, Slot};
+use crate::engine::guard::Guard;
+use crate::engine::labels::Labels;
+use crate::engine::name::Name;
+use crate::engine::ruleset::{Group, PeerId, RuleSet};
+use crate::engine::world::{Holder, World};
+use crate::kernel::abi::flag;
+use crate::kernel::rules::{ADDRESSES, FlowLimits};
+use crate::kernel::{GrantStore, KernelError};
+use crate::observe::{Known, Workload};
+use crate::operate::metrics::Reload;
+use crate::serve::{self, Directory, Resolver, Served, Settings};
+
+/// What was read last, and how it went.
+#[derive(Default)]
+pub(super) struct Loaded {
+    /// Of the snapshot's content.
+    pub hash: Option<[u8; 32]>,
+    /// Counts what was put in force.
+    pub generation: u64,
+    /// When.
+    pub when: Option<SystemTime>,
+    /// What could not be read.
+    pub refusals: Vec<Refusal>,
+    /// Objects of kinds that are not used.
+    pub skipped: u64,
+    /// Why the newest snapshot is not in force.
+    pub problem: String,
+}
+
+/// A compiled change, not in force yet.
+struct Change {
+    rules: BTreeMap<String, Arc<RuleSet>>,
+    /// Fresh policy numbers and the rule set under each.
+    fresh: Vec<(u32, Arc<RuleSet>)>,
+    peers: Vec<(IpAddr, PeerId)>,
+}
+
+impl Node {
+    /// Reads the snapshot and puts it in force.
+    pub async fn reload(&mut self) {
+        self.load(false).await;
+    }
+
+    /// The same, unless it is what was read last.
+    pub async fn reload_if_changed(&mut self) {
+        self.load(true).await;
+    }
+
+    async fn load(&mut self, only_if_changed: bool) {
+        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
+        if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
+            return;
+        }
+        self.report(&snapshot);
+        self.loaded.hash = Some(snapshot.generation_hash);
+        match self.put_in_force(snapshot).await {
+            Ok(()) => {
+                self.loaded.generation += 1;
+                self.loaded.when = Some(clock::wall());
+                self.loaded.problem.clear();
+                self.readiness.set("policy", Vec::new());
+                self.metrics.policy(self.loaded.generation);
+                self.metrics.reload(Reload::Applied);
+                tracing::info!(generation = self.loaded.generation, "the snapshot is in force");
+            }
+            Err(error) => self.not_loaded(format!("{error:#}")),
+        }
+    }
+
+    fn on_invalid(&self) -> snapshot::OnInvalid {
+        match self.config.policy.on_invalid {
+            OnInvalid::Refuse => snapshot::OnInvalid::Refuse,
+            OnInvalid::Ignore => snapshot::OnInvalid::Ignore,
+        }
+    }
+
+    /// What was in force stays so.
+    fn not_loaded(&mut self, why: String) {
+        if self.loaded.problem != why {
+            tracing::error!("the snapshot is not in force, the last good one is: {why}");
+        }
+        self.metrics.reload(Reload::Failed);
+        self.readiness.set("policy", vec![format!("snapshot: {why}")]);
+        self.loaded.problem = why;
+        self.loaded.hash = None;
+    }
+
+    fn report(&mut self, snapshot: &Snapshot) {
+        for refusal in &snapshot.refusals {
+            let kept = if refusal.kept { "its last good version stays in force" } else { "what it selects is shut" };
+            tracing::warn!("{}: refused: {}: {}; {kept}", refusal.object, refusal.place, refusal.text);
+        }
+        let kept = snapshot.refusals.iter().filter(|refusal| refusal.kept).count();
+        self.metrics.refused(kept as u64, (snapshot.refusals.len() - kept) as u64);
+        self.metrics.skipped(snapshot.skipped as u64);
+        self.loaded.refusals.clone_from(&snapshot.refusals);
+        self.loaded.skipped = snapshot.skipped as u64;
+    }
+
+    async fn put_in_force(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
+        let mut world = snapshot.world;
+        world.own_node = Some(self.config.node_name.clone());
+        world.cluster.clone_from(&self.config.cluster_name);
+        let mut change = self.compile(&world);
+        self.state.last_good = snapshot.last_good;
+        self.place_endpoints(&world);
+        self.steer(&change, &world).await?;
+        for (_, local) in &self.steering.pairs {
+            change.peers.retain(|(address, _)| address != local);
+            change.peers.push((*local, PeerId::STEERING));
+        }
+        // Before the kernel uses a number or a bit: old and new meanings, for both may stand in it.
+        self.remember(&change, true)?;
+        let kernel = self.kernel.clone();
+        let limit = self.config.enforcement.flows_per_endpoint;
+        let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit);
+        kernel.set_limits(flows, self.config.dns.port)?;
+        for (policy_id, rules) in &change.fresh {
+            kernel.write_rules(*policy_id, rules).context("writing a rule set")?;
+        }
+        self.world = Some(Arc::new(world));
+        self.publish().await;
+        let peers = std::mem::take(&mut change.peers);
+        let mut failed = None;
+        kernel.set_peers(&peers, || {
+            for (key, rules) in &change.rules {
+                let policy_id = change.fresh.iter().find(|(_, fresh)| Arc::ptr_eq(fresh, rules)).map(|fresh| fresh.0);
+                if let Err(error) = self.flip(key, rules, policy_id) {
+                    failed = Some(error);
+                }
+            }
+            self.close_the_unknown(&change.rules);
+            Ok(())
+        })?;
+        kernel.set_steering(&self.steering.pairs, self.config.dns.port)?;
+        self.remember(&change, false)?;
+        self.upkeep.rules_due();
+        self.publish().await;
+        failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Rule sets for every endpoint that can have one; problems stay with the endpoint, which keeps its old rules.
+    fn compile(&mut self, world: &World) -> Change {
+        let compiler = Compiler::new(world, &mut self.state.peers);
+        let mut change = Change {
+            rules: BTreeMap::new(),
+            fresh: Vec::new(),
+            peers: compiler.peers().iter().map(|(address, peer)| (*address, *peer)).collect(),
+        };
+        for (key, endpoint) in &mut self.endpoints {
+            let history = self.state.endpoints.get(key).map_or(&[][..], |state| &state.groups);
+            match compiler.compile(&endpoint.pod, history) {
+                Ok(rules) => {
+                    endpoint.rules_problem.clear();
+                    let same = endpoint.rules.as_ref().is_some_and(|old| same_rows(old, &rules));
+                    let twin = change.fresh.iter().find(|(_, fresh)| same_rows(fresh, &rules)).map(|fresh| fresh.1.clone());
+                    let rules = twin.unwrap_or_else(|| Arc::new(rules));
+                    if !same && !change.fresh.iter().any(|(_, fresh)| Arc::ptr_eq(fresh, &rules)) {
+                        self.state.last_policy_id += 1;
+                        change.fresh.push((self.state.last_policy_id, rules.clone()));
+                    }
+                    change.rules.insert(key.clone(), rules);
+                }
+                Err(error) => {
+                    tracing::error!(pod = key, "{error}");
+                    endpoint.rules_problem = error.to_string();
+                }
+            }
+        }
+        change
+    }
+
+    /// Where each endpoint is, as its Pod object says.
+    fn place_endpoints(&mut self, world: &World) {
+        for endpoint in self.endpoints.values_mut() {
+            let Some(pod) = world.pods.get(&endpoint.pod) else { continue };
+            endpoint.addresses.clone_from(&pod.addresses);
+            if pod.addresses.is_empty() {
+                endpoint.rules_problem = format!("pod {} has no status.podIPs: nothing passes", endpoint.pod);
+            } else if pod.addresses.len() > ADDRESSES {
+                endpoint.rules_problem =
+                    format!("pod {} has {} addresses; the first {ADDRESSES} are let through", endpoint.pod, pod.addresses.len());
+                endpoint.addresses.truncate(ADDRESSES);
+            }
+        }
+    }
+
+    /// Gives every resolver that a rule names a local address, before any rule steers to it.
+    async fn steer(&mut self, change: &Change, world: &World) -> anyhow::Result<()> {
+        let named = change.rules.values().filter(|rules| rules.steered());
+        let asked = named.flat_map(|rules| rules.resolvers()).filter(|(_, _, port)| matches!(port, 53 | 0));
+        let resolvers: BTreeSet<IpAddr> = asked
+            .map(|(address, _, _)| address)
+            .chain(self.config.dns.resolvers.iter().copied())
+            .chain(cluster_dns(world))
+            .filter(|address| steering::can_be_resolver(*address))
+            .collect();
+        let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
+        let addresses = self.netlink.addresses().await.context("listing addresses")?;
+        let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
+        let steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        for problem in &steering.problems {
+            tracing::warn!("{problem}");
+        }
+        for (_, local) in &steering.pairs {
+            self.netlink.add_local(*local).await.with_context(|| format!("adding {local} to lo"))?;
+        }
+        let old = std::mem::replace(&mut self.steering, steering);
+        // Old and new pairs together until the flip is over.
+        let mut both: Vec<(IpAddr, IpAddr)> = self.steering.pairs.clone();
+        both.extend(old.pairs.into_iter().filter(|pair| !self.steering.pairs.contains(pair)));
+        self.kernel.set_steering(&both, self.config.dns.port)?;
+        Ok(())
+    }
+
+    /// Writes the state. `both`: a bit may stand for what it was and for what it will be.
+    fn remember(&mut self, change: &Change, both: bool) -> anyhow::Result<()> {
+        for (key, rules) in &change.rules {
+            let Some(endpoint) = self.endpoints.get(key) else { continue };
+            let old = self.state.endpoints.get(key).map_or(Vec::new(), |state| state.groups.clone());
+            let groups = if both { merged(old, &rules.groups) } else { rules.groups.clone() };
+            let entry = EndpointState {
+                id: endpoint.id,
+                slot: endpoint.slot,
+                policy_id: endpoint.policy_id,
+                generation: endpoint.generation,
+                groups,
+            };
+            self.state.endpoints.insert(key.clone(), entry);
+        }
+        state::write(&self.config.state_dir, &self.state)
+            .with_context(|| format!("writing the state to {}", self.config.state_dir.display()))
+    }
+
+    /// Puts the new rules of one endpoint in force. `policy_id`: the rows under it; none: the rows are as they were.
+    fn flip(&mut self, key: &str, rules: &Arc<RuleSet>, policy_id: Option<u32>) -> Result<(), KernelError> {
+        let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
+        let served = endpoint.served.clone();
+        let mut table = served.as_ref().map(|served| served.names.lock().unwrap_or_else(PoisonError::into_inner));
+        if policy_id.is_some() {
+            close_inherited(&*kernel, endpoint, &self.state.endpoints[key].groups, rules)?;
+        }
+        let regroup = table.as_ref().map(|table| table.regroup(rules, clock::mono()));
+        let mut narrowed = None;
+        if let (Some(table), Some(regroup)) = (table.as_mut(), regroup) {
+            match kernel.install(endpoint.id, regroup.widened.writes()) {
+                Ok(()) => table.record(regroup.widened),
+                Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
+            }
+            narrowed = Some(regroup.narrowed);
+        }
+        endpoint.rules = Some(rules.clone());
+        if let Some(policy_id) = policy_id {
+            endpoint.policy_id = policy_id;
+            endpoint.generation = endpoint.generation.wrapping_add(1);
+        }
+        if let Some(at) = &mut endpoint.attachment {
+            let bridged = at.bridge.is_some();
+            let ifindex = at.ifindex;
+            let row = endpoint.row(bridged, reject, &self.steering.pairs);
+            kernel.set_endpoint(ifindex, &row)?;
+            if let Some(at) = &mut endpoint.attachment {
+                at.closed = row.flags & flag::CLOSED != 0;
+            }
+        }
+        if let Some(served) = &served {
+            served.rules.store(rules.clone());
+        }
+        if let (Some(table), Some(narrowed)) = (table.as_mut(), narrowed) {
+            match kernel.install(endpoint.id, narrowed.writes()) {
+                Ok(()) => table.record(narrowed),
+                Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Endpoints whose pod is not in the snapshot, or which have no address: nothing passes.
+    fn close_the_unknown(&mut self, compiled: &BTreeMap<String, Arc<RuleSet>>) {
+        let world = self.world.clone();
+        for (key, endpoint) in &mut self.endpoints {
+            let there = world.as_ref().is_some_and(|world| world.pods.contains_key(&endpoint.pod));
+            if compiled.contains_key(key) || (there && endpoint.rules.is_some()) {
+                continue;
+            }
+            endpoint.rules = None;
+            endpoint.addresses.clear();
+            let Some(at) = &mut endpoint.attachment else { continue };
+            at.closed = true;
+            let (bridged, ifindex) = (at.bridge.is_some(), at.ifindex);
+            let row = endpoint.row(bridged, self.config.enforcement.reject, &self.steering.pairs);
+            if let Err(error) = self.kernel.set_endpoint(ifindex, &row) {
+                tracing::error!(pod = key, error = &error as &dyn std::error::Error, "the endpoint could not be closed");
+            }
+        }
+    }
+
+    /// Lets the proxy and those who watch know who is there.
+    pub async fn publish(&mut self) {
+        let Some(world) = self.world.clone() else { return };
+        let caps = caps(&self.config);
+        let mut people = HashMap::new();
+        for endpoint in self.endpoints.values_mut() {
+            let rules = endpoint.rules.clone().unwrap_or_else(|| Arc::new(closed_rules()));
+            let (interface, bridge) = endpoint.attachment.map_or((0, None), |at| (at.ifindex, at.bridge));
+            let search = search_of(&endpoint.pod.namespace, &self.config.dns.cluster_domain);
+            let served = match &endpoint.served {
+                Some(served) => Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() },
+                None => Served {
+                    bridge,
+                    search,
+                    ..Served::new(endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone(), interface, rules, caps)
+                },
+            };
+            served.names.lock().unwrap_or_else(PoisonError::into_inner).set_caps(caps);
+            let served = Arc::new(served);
+            people.insert(endpoint.id, (served.clone(), endpoint.interface.clone()));
+            endpoint.served = Some(served);
+        }
+        self.people.know(people);
+        let own: Vec<IpAddr> = match self.netlink.addresses().await {
+            Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
+            Err(_) => Vec::new(),
+        };
+        self.watchers.know(known(&world, &self.endpoints, &own));
+        let guard = guard(&self.config, &world, own);
+        let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
+        let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
+            (*local, Resolver { address: SocketAddr::new(*resolver, 53), trusted: trusted.contains(resolver) })
+        });
+        let endpoints = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some());
+        let endpoints = endpoints.filter_map(|endpoint| endpoint.served.clone());
+        let directory = Directory::new(settings(&self.config), guard, endpoints, resolvers);
+        self.directory.store(Arc::new(directory));
+    }
+}
+
+/// A directory before the first snapshot: nobody is served.
+pub(super) fn empty_directory(config: &Config) -> Directory {
+    Directory::new(settings(config), Guard::new(Vec::new(), config.dns.cluster_domain.clone()), [], [])
+}
+
+/// The kernel holds the same for both.
+fn same_rows(old: &RuleSet, new: &RuleSet) -> bool {
+    *old == RuleSet { known: old.known.clone(), ..new.clone() }
+}
+
+/// Each bit with every name that it may have been learned for.
+fn merged(old: Vec<Group>, new: &[Group]) -> Vec<Group> {
+    let mut groups: BTreeMap<u8, Group> = old.into_iter().map(|group| (group.bit, group)).collect();
+    for group in new {
+        match groups.get_mut(&group.bit) {
+            Some(there) if there.key == group.key => {
+                let names: BTreeSet<String> = there.names.iter().chain(&group.names).cloned().collect();
+                there.names = names.into_iter().collect();
+            }
+            _ => drop(groups.insert(group.bit, group.clone())),
+        }
+    }
+    groups.into_values().collect()
+}
+
+/// Takes out of inherited grants every bit that may have been learned for a name that it does not stand for any more.
+fn close_inherited(
+    kernel: &impl GrantStore,
+    endpoint: &mut Endpoint,
+    old: &[Group],
+    rules: &RuleSet,
+) -> Result<(), KernelError> {
+    let means_the_same = |bit: u8| {
+        let of = |groups: &[Group]| groups.iter().find(|group| group.bit == bit).cloned();
+        match (of(old), of(&rules.groups)) {
+            (Some(old), Some(new)) => old.key == new.key && old.names.iter().all(|name| new.names.contains(name)),
+            _ => false,
+        }
+    };
+    let kept = (0..128u8).filter(|bit| means_the_same(*bit)).fold(crate::engine::bits::Bits::NONE, |bits, bit| {
+        bits | crate::engine::bits::Bits::of(bit)
+    });
+    let mut writes = Vec::new();
+    for grant in &mut endpoint.inherited {
+        let slots = grant.slots.map(|slot| {
+            let bits = slot.bits & kept;
+            if bits.is_empty() { Slot::default() } else { Slot { bits, ..slot } }
+        });
+        if slots != grant.slots {
+            grant.slots = slots;
+            writes.push(*grant);
+        }
+    }
+    kernel.install(endpoint.id, &writes)?;
+    endpoint.inherited.retain(|grant| grant.slots.iter().any(|slot| *slot != Slot::default()));
+    Ok(())
+}
+
+/// The kernel did not take a change of grants: all of them go, and names are learned anew. Closed, never open.
+fn start_anew(kernel: &impl GrantStore, endpoint: &mut Endpoint, table: &mut FqdnTable, error: KernelError) -> KernelError {
+    let gone = |address| GrantWrite { address, slots: Default::default() };
+    let addresses = table.rows().map(|row| row.address).chain(endpoint.inherited.iter().map(|row| row.address));
+    let writes: Vec<GrantWrite> = addresses.map(gone).collect();
+    if let Err(error) = kernel.install(endpoint.id, &writes) {
+        tracing::error!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay until their deadlines");
+    }
+    *table = FqdnTable::default();
+    endpoint.inherited.clear();
+    error
+}
+
+/// What holds for an endpoint without rules: nothing may be asked.
+fn closed_rules() -> RuleSet {
+    RuleSet { selected: true, deny_egress: true, deny_ingress: true, ..RuleSet::unselected() }
+}
+
+fn caps(config: &Config) -> Caps {
+    Caps {
+        addresses_per_name: config.dns.endpoint_max_ip_per_hostname as usize,
+        grants: config.enforcement.grants_per_endpoint as usize,
+        ..Caps::default()
+    }
+}
+
+fn settings(config: &Config) -> Settings {
+    Settings {
+        timing: Timing { min_ttl: config.dns.min_ttl, grace: config.dns.grace },
+        upstream_timeout: config.dns.upstream_timeout,
+        reject: match config.dns.reject_response_code {
+            RejectCode::Refused => serve::RejectCode::Refused,
+            RejectCode::NameError => serve::RejectCode::NameError,
+        },
+        compression: config.dns.enable_dns_compression,
+        queries_in_flight: config.dns.queries_in_flight,
+        tcp_connections: config.dns.tcp_connections,
+        tcp_connections_total: config.dns.tcp_connections_total,
+        ..Settings::default()
+    }
+}
+
+/// What no name may stand for, by what the operator set and what the cluster has.
+fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
+    if let Some(node) = world.nodes.get(&config.node_name) {
+        own.extend(&node.addresses);
+    }
+    let pods = world.pods.values().flat_map(|pod| pod.addresses.iter());
+    let services = world.services.values().flat_map(|service| service.addresses.iter());
+    let nodes = world.nodes.values().flat_map(|node| node.addresses.iter());
+    let cluster: BTreeSet<IpNet> = pods.chain(services).chain(nodes).map(|address| IpNet::from(*address)).collect();
+    let mut guard = Guard::new(own, config.dns.cluster_domain.clone()).with_cluster(cluster.into_iter().collect());
+    for network in &config.dns.guard.allow {
+        guard.allow(*network);
+    }
+    for (pattern, networks) in &config.dns.guard.names {
+        for network in networks {
+            guard.allow_for(pattern.clone(), *network);
+        }
+    }
+    guard
+}
+
+/// The addresses of the cluster's own resolver: the Service that every distribution calls kube-dns.
+fn cluster_dns(world: &World) -> Vec<IpAddr> {
+    let service = world.services.get(&("kube-system".to_owned(), "kube-dns".to_owned()));
+    service.map_or_else(Vec::new, |service| service.addresses.iter().copied().collect())
+}
+
+/// What kubelet writes into a pod's resolv.conf with `dnsPolicy: ClusterFirst`.
+fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
+    let domain = domain.to_string();
+    let texts = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain];
+    texts.iter().filter_map(|text| Name::parse(text).ok()).collect()
+}
+
+fn known(world: &World, endpoints: &BTreeMap<String, Endpoint>, own: &[IpAddr]) -> Known {
+    let id_of = |pod: &str| endpoints.get(pod).map(|endpoint| -> EndpointId { endpoint.id });
+    let mut known = Known { host: own.iter().copied().collect(), ..Known::default() };
+    for (reference, pod) in world.pods.iter().filter(|(_, pod)| !pod.host_network) {
+        let labels: Labels = world.labels(&Holder::Pod(reference.clone()));
+        let workload = Arc::new(Workload {
+            endpoint: id_of(&reference.to_string()),
+            pod: reference.clone(),
+            labels: labels.texts(),
+        });
+        for address in &pod.addresses {
+            known.workloads.insert(*address, workload.clone());
+        }
+    }
+    for ((namespace, name), service) in &world.services {
+        for address in &service.addresses {
+            let reference = crate::engine::endpoint::PodRef { namespace: namespace.clone(), name: name.clone() };
+            known.services.insert(*address, reference);
+        }
+    }
+    known
+}

@@ -1,0 +1,110 @@
+//! Which local address of the proxy stands for which resolver.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::config::Dns;
+
+/// What is steered now.
+#[derive(Debug, Default)]
+pub(super) struct Steering {
+    /// Resolver and local address.
+    pub pairs: Vec<(IpAddr, IpAddr)>,
+    /// Why a resolver is not steered to, for status and log.
+    pub problems: Vec<String>,
+}
+
+/// A local address for every resolver: the one it has had, or the next free of the range.
+///
+/// `taken` are addresses of this machine that are not ours. An old pair that is not wanted now is kept in `known`: its
+/// address must not come to mean another resolver while a reply may be on its way.
+pub(super) fn assign(
+    resolvers: &BTreeSet<IpAddr>,
+    known: &mut BTreeMap<IpAddr, IpAddr>,
+    taken: &BTreeSet<IpAddr>,
+    settings: &Dns,
+) -> Steering {
+    let (range4, range6) = (settings.local_addresses_v4, settings.local_addresses_v6);
+    known.retain(|_, local| match local {
+        IpAddr::V4(local) => range4.contains(&*local),
+        IpAddr::V6(local) => range6.contains(&*local),
+    });
+    let mut steering = Steering::default();
+    for resolver in resolvers {
+        if let Some(local) = known.get(resolver) {
+            steering.pairs.push((*resolver, *local));
+            continue;
+        }
+        let used: BTreeSet<IpAddr> = known.values().chain(taken).copied().collect();
+        let free = |local: &IpAddr| !used.contains(local);
+        let local = match resolver {
+            IpAddr::V4(_) => range4.hosts().map(IpAddr::V4).find(free),
+            IpAddr::V6(_) => range6.hosts().skip(1).take(65_536).map(IpAddr::V6).find(free),
+        };
+        match local {
+            Some(local) => {
+                known.insert(*resolver, local);
+                steering.pairs.push((*resolver, local));
+            }
+            None => {
+                let range = if resolver.is_ipv4() { range4.to_string() } else { range6.to_string() };
+                steering.problems.push(format!("resolver {resolver}: no free local address in {range}; queries to it are dropped"));
+            }
+        }
+    }
+    steering
+}
+
+/// Whether an address can be a resolver that pods ask through their node.
+pub(super) fn can_be_resolver(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_multicast() && v4 != Ipv4Addr::UNSPECIFIED,
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_multicast() && v6 != Ipv6Addr::UNSPECIFIED,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+
+    fn settings(range4: &str) -> Dns {
+        let mut settings = Config::default().dns;
+        settings.local_addresses_v4 = range4.parse().unwrap();
+        settings
+    }
+
+    fn set(addresses: &[&str]) -> BTreeSet<IpAddr> {
+        addresses.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn a_resolver_keeps_its_local_address() {
+        let (settings, mut known) = (settings("198.18.0.0/29"), BTreeMap::new());
+        let first = assign(&set(&["203.0.113.1", "203.0.113.2"]), &mut known, &set(&[]), &settings);
+        let second = assign(&set(&["203.0.113.2", "203.0.113.0"]), &mut known, &set(&[]), &settings);
+        let of = |steering: &Steering, resolver: &str| {
+            let resolver: IpAddr = resolver.parse().unwrap();
+            steering.pairs.iter().find(|pair| pair.0 == resolver).map(|pair| pair.1)
+        };
+        assert_eq!(of(&first, "203.0.113.2"), of(&second, "203.0.113.2"));
+        assert_ne!(of(&first, "203.0.113.1"), of(&second, "203.0.113.0"), "not reused while remembered");
+    }
+
+    #[test]
+    fn addresses_in_use_are_left_alone_and_a_full_range_is_said() {
+        let (settings, mut known) = (settings("198.18.0.0/30"), BTreeMap::new());
+        let taken = set(&["198.18.0.1"]);
+        let steering = assign(&set(&["203.0.113.1", "203.0.113.2"]), &mut known, &taken, &settings);
+        assert_eq!(steering.pairs, [("203.0.113.1".parse().unwrap(), "198.18.0.2".parse().unwrap())]);
+        assert_eq!(steering.problems.len(), 1);
+        assert!(steering.problems[0].contains("203.0.113.2") && steering.problems[0].contains("198.18.0.0/30"));
+    }
+
+    #[test]
+    fn both_families_have_their_own_range() {
+        let mut known = BTreeMap::new();
+        let steering = assign(&set(&["2001:db8::53"]), &mut known, &set(&[]), &settings("198.18.0.0/30"));
+        assert!(steering.pairs[0].1.is_ipv6());
+    }
+}

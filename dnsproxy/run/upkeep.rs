@@ -1,0 +1,300 @@
+//! What happens every second: time takes things away, and everything is looked at.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::sync::PoisonError;
+use std::time::{Duration, Instant};
+
+use super::node::{Node, started};
+use crate::clock;
+use crate::engine::endpoint::EndpointId;
+use crate::engine::grant::MonoNs;
+use crate::kernel::GrantStore;
+use crate::kernel::attach::Method;
+use crate::kernel::load::LoadSettings;
+use crate::observe::text::rfc3339;
+use crate::operate::metrics::Table;
+use crate::operate::{AttachedBy, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status};
+
+/// How long a datagram without a reply is remembered, at most (RFC 4787, REQ-5, has two minutes for a mapping in use).
+pub(super) const UNANSWERED_DATAGRAM: Duration = Duration::from_secs(60);
+/// How often flows and grants are swept.
+const SWEEP: Duration = Duration::from_secs(5);
+/// How often programs are looked at when nothing happens to them.
+const LOOK: Duration = Duration::from_secs(2);
+/// How long rows of an old policy stay: a packet that is on its way through the program has read the old number.
+const OLD_RULES: Duration = Duration::from_secs(1);
+
+/// What is due when.
+pub(super) struct Upkeep {
+    settings: LoadSettings,
+    look_at: Instant,
+    sweep_at: Instant,
+    old_rules_at: Option<Instant>,
+    /// Boot time ahead of monotonic time: how long the machine has slept.
+    slept: Duration,
+    flows: u64,
+}
+
+impl Upkeep {
+    pub fn new(settings: LoadSettings) -> Upkeep {
+        let now = clock::now();
+        Upkeep { settings, look_at: now, sweep_at: now, old_rules_at: None, slept: clock::slept(), flows: 0 }
+    }
+
+    /// Something happened to a program or an interface.
+    pub fn look_soon(&mut self) {
+        self.look_at = clock::now();
+    }
+
+    /// Rows of an old policy are there.
+    pub fn rules_due(&mut self) {
+        self.old_rules_at = Some(clock::now() + OLD_RULES);
+    }
+}
+
+impl Node {
+    /// Whatever is due. `all`: all of it.
+    pub fn upkeep(&mut self, all: bool) {
+        let now = clock::now();
+        self.mind_sleep();
+        self.rewrite_grants();
+        if all || now >= self.upkeep.sweep_at {
+            self.upkeep.sweep_at = now + SWEEP;
+            self.sweep();
+        }
+        if self.upkeep.old_rules_at.is_some_and(|at| now >= at) {
+            self.upkeep.old_rules_at = None;
+            let live: Vec<u32> = self.endpoints.values().map(|endpoint| endpoint.policy_id).collect();
+            if let Err(error) = self.kernel.delete_rules_except(&live) {
+                tracing::warn!(error = &error as &dyn std::error::Error, "rows of old rule sets stay");
+            }
+        }
+        if all || now >= self.upkeep.look_at {
+            self.upkeep.look_at = now + LOOK;
+            self.look_at_programs();
+        }
+        self.tell();
+    }
+
+    /// Deadlines are on a clock that stops in suspend: what the machine slept is taken off all of them.
+    fn mind_sleep(&mut self) {
+        let slept = clock::slept();
+        let jump = slept.saturating_sub(self.upkeep.slept);
+        if jump < Duration::from_secs(1) {
+            return;
+        }
+        self.upkeep.slept = slept;
+        tracing::info!(?jump, "the machine slept; grants end earlier by that");
+        let now = clock::mono();
+        self.each_table(|table| table.shorten(jump, now));
+    }
+
+    fn rewrite_grants(&mut self) {
+        let now = clock::mono();
+        self.each_table(|table| table.rewrites_due(now));
+    }
+
+    /// Makes a plan for each table and lets the kernel have it.
+    fn each_table(&self, plan: impl Fn(&crate::engine::fqdn::FqdnTable) -> crate::engine::fqdn::Plan) {
+        for endpoint in self.endpoints.values() {
+            let Some(served) = &endpoint.served else { continue };
+            let mut table = served.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let plan = plan(&table);
+            match self.kernel.install(endpoint.id, plan.writes()) {
+                Ok(()) => table.record(plan),
+                Err(error) => {
+                    tracing::warn!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants were not rewritten");
+                }
+            }
+        }
+    }
+
+    fn sweep(&mut self) {
+        let now = clock::mono();
+        let swept = self.kernel.sweep(&self.upkeep.settings, &self.budgets, &self.slot_of(), now);
+        let remotes = match swept {
+            Ok(sweep) => {
+                self.upkeep.flows = sweep.live as u64;
+                sweep.remotes
+            }
+            // Not known which flows live: nothing is taken away from under them.
+            Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "flows were not swept"),
+        };
+        for endpoint in self.endpoints.values() {
+            let Some(served) = &endpoint.served else { continue };
+            let live = |address: IpAddr| remotes.contains(&(endpoint.id, address));
+            let mut table = served.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let plan = table.expire(now, &live);
+            match self.kernel.install(endpoint.id, plan.writes()) {
+                Ok(()) => table.record(plan),
+                Err(error) => {
+                    tracing::warn!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "expired grants stay");
+                }
+            }
+        }
+        self.sweep_inherited(now, &remotes);
+    }
+
+    /// Grants of an earlier process end like others: with their deadline and their last flow. One that was learned anew
+    /// is the table's.
+    fn sweep_inherited(&mut self, now: MonoNs, remotes: &HashSet<(EndpointId, IpAddr)>) {
+        for endpoint in self.endpoints.values_mut() {
+            let Some(served) = endpoint.served.clone() else { continue };
+            let table = served.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let learned: HashSet<IpAddr> = table.rows().map(|row| row.address).collect();
+            let id = endpoint.id;
+            endpoint.inherited.retain(|grant| {
+                if learned.contains(&grant.address) {
+                    return false;
+                }
+                let over = grant.slots.iter().all(|slot| slot.until <= now) && !remotes.contains(&(id, grant.address));
+                let gone = crate::engine::grant::GrantWrite { address: grant.address, slots: Default::default() };
+                !(over && self.kernel.install(id, &[gone]).is_ok())
+            });
+        }
+    }
+
+    /// Are the programs there, first in the chain, and do they do what they are for?
+    fn look_at_programs(&mut self) {
+        let mut reasons = Vec::new();
+        for endpoint in self.endpoints.values() {
+            if !endpoint.link_problem.is_empty() {
+                reasons.push(format!("{}: {}", endpoint.interface, endpoint.link_problem));
+            }
+            let Some(at) = endpoint.attachment else { continue };
+            let enforced = endpoint.rules.as_ref().is_none_or(|rules| rules.selected);
+            let checked = self
+                .kernel
+                .check_attached(at.ifindex, at.method)
+                .and_then(|()| self.kernel.probe(at.ifindex, at.closed, enforced));
+            if let Err(why) = checked {
+                reasons.push(format!("{}: {why}", endpoint.interface));
+            }
+        }
+        if !reasons.is_empty() && reasons.iter().any(|reason| !self.readiness.reasons().contains(reason)) {
+            tracing::error!("not in force: {}", reasons.join("; "));
+        }
+        self.readiness.set("attach", reasons);
+    }
+
+    /// Metrics and status.
+    fn tell(&self) {
+        let metrics = &self.metrics;
+        for counted in self.kernel.counted() {
+            metrics.packets(counted.reason, counted.direction, counted.packets, counted.octets);
+        }
+        let grants: Vec<u64> = self.endpoints.values().map(grants_of).collect();
+        metrics.grants(grants.iter().sum());
+        metrics.ready(self.readiness.is_ready());
+        self.watchers.count_lost();
+        let tables = self.tables(grants.iter().sum());
+        for (table, rows, max) in &tables {
+            metrics.table(*table, *rows, *max);
+        }
+        let endpoints: Vec<EndpointStatus> = self.endpoints.values().map(|endpoint| self.endpoint_status(endpoint)).collect();
+        for state in EndpointState::ALL {
+            metrics.endpoints(*state, endpoints.iter().filter(|endpoint| endpoint.state == *state).count() as u64);
+        }
+        let status = Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node_name: self.config.node_name.clone(),
+            pid: std::process::id(),
+            started: rfc3339(started()),
+            policy: PolicyStatus {
+                generation: self.loaded.generation,
+                loaded: self.loaded.when.map(rfc3339).unwrap_or_default(),
+                refusals: self
+                    .loaded
+                    .refusals
+                    .iter()
+                    .map(|refusal| RefusalStatus {
+                        object: refusal.object.clone(),
+                        place: refusal.place.clone(),
+                        text: refusal.text.clone(),
+                        kept: refusal.kept,
+                    })
+                    .collect(),
+                skipped: self.loaded.skipped,
+            },
+            endpoints,
+            maps: tables
+                .into_iter()
+                .map(|(table, rows, max)| MapStatus { name: table.text().to_owned(), rows, max })
+                .collect(),
+            ..Status::default()
+        };
+        *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// How full the kernel's tables are, by what was written to them.
+    fn tables(&self, grants: u64) -> Vec<(Table, u64, u64)> {
+        let kernel = &self.kernel.tables;
+        let inherited: usize = self.endpoints.values().map(|endpoint| endpoint.inherited.len()).sum();
+        let mut seen = HashSet::new();
+        let rules: Vec<_> = self
+            .endpoints
+            .values()
+            .filter(|endpoint| seen.insert(endpoint.policy_id))
+            .filter_map(|endpoint| endpoint.rules.as_ref())
+            .collect();
+        let sum = |rows: fn(&crate::engine::ruleset::RuleSet) -> usize| rules.iter().map(|set| rows(set) as u64).sum();
+        let peers = rules.first().map_or(0, |rules| rules.known.len()) + self.steering.pairs.len();
+        let pairs = self.steering.pairs.len() as u64;
+        let attached = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some()).count() as u64;
+        let rows = |table: Table| -> (u64, u32) {
+            match table {
+                Table::Endpoints => (attached, kernel.endpoints.capacity()),
+                Table::Flows => (self.upkeep.flows, kernel.flows.capacity()),
+                Table::Grants => (grants + inherited as u64, kernel.grants.capacity()),
+                Table::Peers => (peers as u64, kernel.peers.capacity()),
+                Table::PeerBits => (sum(|set| set.peers.len()), kernel.peer_bits.capacity()),
+                Table::Services => (sum(|set| set.services.len()), kernel.services.capacity()),
+                Table::Cidr4 => {
+                    (sum(|set| set.cidrs.iter().filter(|row| row.0.addr().is_ipv4()).count()), kernel.cidr4.capacity())
+                }
+                Table::Cidr6 => {
+                    (sum(|set| set.cidrs.iter().filter(|row| row.0.addr().is_ipv6()).count()), kernel.cidr6.capacity())
+                }
+                Table::Ports => (sum(|set| set.ports.len()), kernel.ports.capacity()),
+                Table::DnsTo => (pairs, kernel.dns_to.capacity()),
+                Table::DnsFrom => (pairs, kernel.dns_from.capacity()),
+            }
+        };
+        Table::ALL.iter().map(|table| (*table, rows(*table).0, u64::from(rows(*table).1))).collect()
+    }
+
+    fn endpoint_status(&self, endpoint: &super::node::Endpoint) -> EndpointStatus {
+        let rules = endpoint.rules.as_ref();
+        let problems = [&endpoint.rules_problem, &endpoint.link_problem];
+        let problems: Vec<&str> = problems.into_iter().filter(|text| !text.is_empty()).map(String::as_str).collect();
+        EndpointStatus {
+            interface: endpoint.interface.clone(),
+            ifindex: endpoint.attachment.map_or(0, |at| at.ifindex),
+            pod: endpoint.pod.to_string(),
+            id: endpoint.id.0,
+            state: match rules {
+                None => EndpointState::Closed,
+                Some(_) if endpoint.addresses.is_empty() || !endpoint.link_problem.is_empty() => EndpointState::Closed,
+                Some(rules) if rules.selected => EndpointState::Enforced,
+                Some(_) => EndpointState::Unenforced,
+            },
+            attached: match endpoint.attachment.map(|at| at.method) {
+                None => AttachedBy::Nothing,
+                Some(Method::Tcx) => AttachedBy::Tcx,
+                Some(Method::Clsact) => AttachedBy::Clsact,
+            },
+            steered: rules.is_some_and(|rules| rules.steered()),
+            grants: grants_of(endpoint) as u32,
+            flows: self.budgets.flows(endpoint.slot),
+            problem: problems.join("; "),
+        }
+    }
+}
+
+fn grants_of(endpoint: &super::node::Endpoint) -> u64 {
+    let count = |served: &std::sync::Arc<crate::serve::Served>| {
+        served.names.lock().unwrap_or_else(PoisonError::into_inner).grants() as u64
+    };
+    endpoint.served.as_ref().map_or(0, count)
+}

@@ -1,0 +1,47 @@
+//! The kernel programs, frame by frame, by BPF_PROG_TEST_RUN. Needs CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_SYS_ADMIN (to
+//! mount a BPF file system of its own). With CI=true a machine that can't is a failure, elsewhere the cases are reported
+//! as ignored.
+
+mod bench;
+mod classes;
+mod frames;
+mod reference;
+
+use libtest_mimic::{Arguments, Failed, Trial};
+
+macro_rules! cases {
+    ($($module:ident: $($case:ident),* $(,)?);* $(;)?) => {
+        vec![$($(Trial::test(concat!(stringify!($module), "::", stringify!($case)), || {
+            $module::$case();
+            Ok::<(), Failed>(())
+        })),*),*]
+    };
+}
+
+fn main() {
+    // One at a time: every case reads the same interface's counters from maps of its own, but memory is shared.
+    let arguments = Arguments::from_args();
+    let able = std::env::var_os("CI").is_some() || is_root();
+    let cases = cases! {
+        classes: a_granted_connection_passes_and_the_next_packet_is_its_flow, what_is_not_granted_is_refused,
+            an_expired_grant_opens_nothing_new_but_keeps_its_flow, a_flow_outlives_its_ttl_over_a_reload_but_not_its_rule,
+            an_inbound_flow_opens_no_outbound_one, an_outbound_flow_opens_no_inbound_one,
+            a_cidr_rule_opens_no_peer_and_no_proxy_address, a_service_is_what_its_row_says, a_deny_beats_every_allow,
+            fragments_are_dropped, options_pass_but_source_routes_do_not, extension_headers_are_walked_up_to_a_bound,
+            tags_and_other_ethertypes_are_dropped, other_protocols_and_tunnels_are_dropped,
+            malformed_headers_are_dropped, foreign_sources_are_spoofed, the_first_good_frame_teaches_the_mac,
+            arp_is_policed, neighbour_discovery_is_policed, echo_follows_the_rules_and_errors_follow_flows,
+            a_query_is_steered_to_the_proxy_and_its_reply_back, a_refusal_is_answered_when_asked_to,
+            without_a_policy_the_pod_does_what_it_likes_as_itself, a_closed_endpoint_and_an_unknown_interface_pass_nothing,
+            flows_beyond_the_budget_are_refused_until_one_ends, a_dry_run_leaves_no_trace,
+            the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
+        reference: the_programs_agree_with_a_model_on_random_rules_and_packets;
+    };
+    let cases = cases.into_iter().map(|case| case.with_ignored_flag(!able)).collect();
+    libtest_mimic::run(&arguments, cases).exit();
+}
+
+fn is_root() -> bool {
+    // SAFETY: no arguments, no failure.
+    unsafe { libc::geteuid() == 0 }
+}
