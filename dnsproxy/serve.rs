@@ -27,7 +27,6 @@ use crate::upstream::{Upstream, UpstreamError};
 
 pub mod directory;
 mod record;
-mod upkeep;
 
 use directory::Taken;
 pub use directory::{Directory, RejectCode, Resolver, Served, Settings};
