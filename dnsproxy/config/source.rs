@@ -75,14 +75,14 @@ pub enum ConfigError {
         what: String,
     },
     /// There is no such setting.
-    #[error("{place}: {key}: no such setting{}", near.map_or_else(String::new, |near| format!("; did you mean {near}")))]
+    #[error("{place}: {}no such setting{}", said(place, key), near.as_ref().map_or_else(String::new, |near| format!("; did you mean {near}")))]
     Unknown {
         /// Where.
         place: Place,
         /// What was written.
         key: String,
-        /// The setting that comes nearest.
-        near: Option<&'static str>,
+        /// What comes nearest.
+        near: Option<String>,
     },
     /// The value can't be.
     #[error("{place}: {key}: found {found}; allowed is {allowed}")]
@@ -212,7 +212,7 @@ impl Source {
             match KEYS.iter().find(|key| key.variable().as_deref() == Some(name)) {
                 Some(key) => found.push((key.name.to_owned(), place, Value::from(text.as_str()))),
                 None => {
-                    let near = nearest(name, KEYS.iter().filter_map(|key| Some((key.variable()?, key.name))));
+                    let near = nearest(name, KEYS.iter().filter_map(super::Key::variable));
                     errors.push(ConfigError::Unknown { place, key: name.clone(), near });
                 }
             }
@@ -349,18 +349,24 @@ fn place_at(path: &Path, text: &str, at: usize) -> Place {
 }
 
 /// The setting that `key` may have been meant to be.
-fn near_key(key: &str) -> Option<&'static str> {
+fn near_key(key: &str) -> Option<String> {
     // A key in the wrong section is as common as a misspelt one.
     let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
-    KEYS.iter()
-        .map(|known| known.name)
-        .find(|name| last(name) == last(key))
-        .or_else(|| nearest(key, KEYS.iter().map(|key| (key.name.to_owned(), key.name))))
+    let names = || KEYS.iter().map(|key| key.name.to_owned());
+    names().find(|name| last(name) == last(key)).or_else(|| nearest(key, names()))
 }
 
 /// The candidate that is at most two edits away from `text`.
-fn nearest(text: &str, candidates: impl Iterator<Item = (String, &'static str)>) -> Option<&'static str> {
-    candidates.map(|(spelt, name)| (edits(text, &spelt), name)).filter(|(edits, _)| *edits <= 2).min().map(|(_, name)| name)
+fn nearest(text: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
+    candidates.map(|name| (edits(text, &name), name)).filter(|(edits, _)| *edits <= 2).min().map(|(_, name)| name)
+}
+
+/// The key, unless the place is its name already.
+fn said(place: &Place, key: &str) -> String {
+    match place {
+        Place::Variable(name) if name == key => String::new(),
+        _ => format!("{key}: "),
+    }
 }
 
 /// How many octets have to be put in, taken out or changed to make `a` into `b`.
