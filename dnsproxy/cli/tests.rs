@@ -158,3 +158,58 @@ fn completions_know_the_commands() {
         assert!(String::from_utf8(script).unwrap().contains("endpoint"), "{shell}");
     }
 }
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_readme_lists_every_setting_as_it_is() {
+    let rows: Vec<_> = settings::rows()
+        .iter()
+        .map(|[setting, default, allowed, _, takes]| format!("| `{setting}` | {default} | {allowed} | {takes} |"))
+        .collect();
+    let table = README.split("## Settings").nth(1).unwrap().split("\n## ").next().unwrap();
+    let listed: Vec<_> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(listed == rows, "the table should be\n{}", rows.join("\n"));
+}
+
+#[test]
+fn the_readme_lists_every_metric_and_no_other() {
+    let metrics = Metrics::new();
+    metrics.table(crate::operate::metrics::Table::Grants, 0, 1);
+    let crate::observe::Record::Query(_, record) = crate::observe::samples::query(|_| ()) else { unreachable!() };
+    metrics.query(&record);
+    let text = String::from_utf8(metrics.text()).unwrap();
+    let mut ours: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let table = README.split("### Metrics").nth(1).unwrap().split("\n###").next().unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let names = rows.flat_map(|line| line.split('|').nth(1).unwrap().split('`')).filter(|cell| cell.starts_with("namegate"));
+    let mut listed: Vec<_> = names.collect();
+    ours.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, ours);
+}
+
+#[test]
+fn the_readme_shows_lines_as_they_are_written() {
+    use crate::observe::{Outcome, Reason, human, samples};
+    let records = [
+        samples::query(|_| ()),
+        samples::packet(|p| {
+            (p.reason, p.rejected, p.suppressed) = (Reason::Granted, false, 0);
+            (p.destination, p.names) = (Some("192.0.2.1:443".parse().unwrap()), vec!["api.github.com.".to_owned()]);
+        }),
+        samples::query(|q| {
+            (q.outcome, q.reason, q.rcode, q.upstream, q.granted) = (Outcome::Denied, "name", Some(5), None, 0);
+            q.qname = "api.stripe.com.".to_owned();
+            q.addresses.clear();
+        }),
+        samples::packet(|p| (p.suppressed, p.names) = (0, Vec::new())),
+    ];
+    for record in records {
+        let mut line = Vec::new();
+        human::write(&record, false, &mut line);
+        let line = String::from_utf8(line).unwrap();
+        let (_, said) = line.trim_end().split_once(' ').unwrap(); // the time differs
+        assert!(README.lines().any(|shown| shown.ends_with(said)), "not shown: {said}");
+    }
+}
