@@ -106,9 +106,7 @@ impl Name {
             index += 1;
         }
         if at < wire.len() {
-            return Err(NameError::Trailing {
-                octets: wire.len() - at,
-            });
+            return Err(NameError::Trailing { octets: wire.len() - at });
         }
         // Length octets are at most 63, so that folding can't touch them.
         Ok(Name(wire.to_ascii_lowercase().into()))
@@ -168,8 +166,7 @@ impl Name {
 
     /// Whether some label holds a dot or a NUL: text in which such a name stands is ambiguous to who reads it later.
     pub fn is_refused_always(&self) -> bool {
-        self.labels()
-            .any(|label| label.iter().any(|octet| matches!(octet, b'.' | 0)))
+        self.labels().any(|label| label.iter().any(|octet| matches!(octet, b'.' | 0)))
     }
 
     /// Whether every octet of every label is one that patterns can match: `[-a-z0-9_]`.
@@ -210,12 +207,7 @@ impl<'a> Labels<'a> {
             back += 1;
             at += 1 + usize::from(wire[at]);
         }
-        Labels {
-            wire,
-            starts,
-            front: 0,
-            back,
-        }
+        Labels { wire, starts, front: 0, back }
     }
 
     fn label(&self, index: usize) -> &'a [u8] {
@@ -225,9 +217,7 @@ impl<'a> Labels<'a> {
 
     /// Where the labels start on the wire, and where the root does.
     fn wire_offsets(&self) -> impl Iterator<Item = usize> + '_ {
-        let labels = self.starts[self.front..self.back]
-            .iter()
-            .map(|&start| usize::from(start));
+        let labels = self.starts[self.front..self.back].iter().map(|&start| usize::from(start));
         labels.chain([self.wire.len() - 1])
     }
 }
@@ -328,9 +318,7 @@ fn unescape(at: usize, rest: &mut impl Iterator<Item = (usize, u8)>) -> Result<u
             _ => return Err(NameError::Escape { at }),
         }
     }
-    u8::try_from(value)
-        .map(|octet| octet.to_ascii_lowercase())
-        .map_err(|_| NameError::Escape { at })
+    u8::try_from(value).map(|octet| octet.to_ascii_lowercase()).map_err(|_| NameError::Escape { at })
 }
 
 #[cfg(test)]
@@ -396,14 +384,9 @@ mod tests {
     #[test]
     fn ends_with_holds_on_label_boundaries_only() {
         let name = Name::parse("api.stripe.com").unwrap();
-        for (ancestor, ends) in [
-            ("stripe.com", true),
-            ("com", true),
-            (".", true),
-            ("api.stripe.com", true),
-        ]
-        .into_iter()
-        .chain([("tripe.com", false), ("x.api.stripe.com", false), ("stripe.org", false)])
+        for (ancestor, ends) in [("stripe.com", true), ("com", true), (".", true), ("api.stripe.com", true)]
+            .into_iter()
+            .chain([("tripe.com", false), ("x.api.stripe.com", false), ("stripe.org", false)])
         {
             assert_eq!(name.ends_with(&Name::parse(ancestor).unwrap()), ends, "{ancestor}");
         }
@@ -416,15 +399,9 @@ mod tests {
     fn labels_come_from_both_ends() {
         let name = Name::parse("a.bc.def").unwrap();
         assert_eq!(name.labels().collect::<Vec<_>>(), [b"a".as_slice(), b"bc", b"def"]);
-        assert_eq!(
-            name.labels().rev().collect::<Vec<_>>(),
-            [b"def".as_slice(), b"bc", b"a"]
-        );
+        assert_eq!(name.labels().rev().collect::<Vec<_>>(), [b"def".as_slice(), b"bc", b"a"]);
         let mut both = name.labels();
-        assert_eq!(
-            (both.next_back(), both.next(), both.len()),
-            (Some(b"def".as_slice()), Some(b"a".as_slice()), 1)
-        );
+        assert_eq!((both.next_back(), both.next(), both.len()), (Some(b"def".as_slice()), Some(b"a".as_slice()), 1));
     }
 
     #[test]
@@ -434,41 +411,22 @@ mod tests {
         refused(".a", "label 0 is empty; a label has 1 to 63 octets");
         refused("..", "label 0 is empty; a label has 1 to 63 octets");
         refused(&"x".repeat(64), "label 0 has 64 octets; the limit is 63");
-        refused(
-            &vec!["x".repeat(63); 4].join("."),
-            "name of 257 octets; the limit is 255",
-        );
-        refused(
-            "a\\",
-            "escape at octet 1 is unfinished or above 255; \\. or \\046 is allowed",
-        );
-        refused(
-            "\\256",
-            "escape at octet 0 is unfinished or above 255; \\. or \\046 is allowed",
-        );
-        let longest = [&"x".repeat(63), &"x".repeat(63), &"x".repeat(63), &"x".repeat(61)]
-            .map(String::as_str)
-            .join(".");
+        refused(&vec!["x".repeat(63); 4].join("."), "name of 257 octets; the limit is 255");
+        refused("a\\", "escape at octet 1 is unfinished or above 255; \\. or \\046 is allowed");
+        refused("\\256", "escape at octet 0 is unfinished or above 255; \\. or \\046 is allowed");
+        let longest =
+            [&"x".repeat(63), &"x".repeat(63), &"x".repeat(63), &"x".repeat(61)].map(String::as_str).join(".");
         assert_eq!(Name::parse(&longest).unwrap().as_wire().len(), NAME_OCTETS);
     }
 
     #[test]
     fn wire_octets_must_be_exactly_one_plain_name() {
         refused_wire(b"", "empty name; the root is written \".\"");
-        refused_wire(
-            b"\x03com",
-            "4 octets end inside the name; a name ends with the root's 0",
-        );
+        refused_wire(b"\x03com", "4 octets end inside the name; a name ends with the root's 0");
         refused_wire(b"\x03co", "3 octets end inside the name; a name ends with the root's 0");
         refused_wire(b"\0\0", "1 octets after the name; none are allowed");
-        refused_wire(
-            b"\xc0\x0c",
-            "length octet 0xc0 of label 0; only plain labels up to 63 are allowed",
-        );
-        refused_wire(
-            b"\x01a\x40",
-            "length octet 0x40 of label 1; only plain labels up to 63 are allowed",
-        );
+        refused_wire(b"\xc0\x0c", "length octet 0xc0 of label 0; only plain labels up to 63 are allowed");
+        refused_wire(b"\x01a\x40", "length octet 0x40 of label 1; only plain labels up to 63 are allowed");
         refused_wire(&[1; 300], "name of 256 octets; the limit is 255");
     }
 

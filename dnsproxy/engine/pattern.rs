@@ -100,11 +100,7 @@ impl Pattern {
         check("matchName", text, |found| found != '*')?;
         let chars = text.strip_suffix('.').unwrap_or(text).len();
         if chars > NAME_CHARS {
-            return Err(PatternError::Long {
-                field: "matchName",
-                chars,
-                limit: NAME_CHARS,
-            });
+            return Err(PatternError::Long { field: "matchName", chars, limit: NAME_CHARS });
         }
         Ok(Pattern::of(text))
     }
@@ -160,26 +156,14 @@ impl Pattern {
         let shape = if !body.is_empty() && body.bytes().all(|octet| octet == b'*') {
             Shape::Bare
         } else {
-            let mut labels: Vec<&str> = if body.is_empty() {
-                Vec::new()
-            } else {
-                body.split('.').collect()
-            };
-            let several = labels
-                .first()
-                .is_some_and(|first| first.len() > 1 && first.bytes().all(|o| o == b'*'));
+            let mut labels: Vec<&str> = if body.is_empty() { Vec::new() } else { body.split('.').collect() };
+            let several = labels.first().is_some_and(|first| first.len() > 1 && first.bytes().all(|o| o == b'*'));
             if several {
                 labels.remove(0);
             }
-            Shape::Labels {
-                several,
-                labels: labels.into_iter().map(LabelShape::of).collect(),
-            }
+            Shape::Labels { several, labels: labels.into_iter().map(LabelShape::of).collect() }
         };
-        Pattern {
-            text: text.into(),
-            shape,
-        }
+        Pattern { text: text.into(), shape }
     }
 }
 
@@ -192,11 +176,7 @@ impl LabelShape {
         let last = parts.pop().unwrap_or_default();
         let first = parts.remove(0);
         parts.retain(|part| !part.is_empty());
-        LabelShape::Glob(Glob {
-            first,
-            between: parts.into(),
-            last,
-        })
+        LabelShape::Glob(Glob { first, between: parts.into(), last })
     }
 }
 
@@ -282,12 +262,7 @@ pub struct Found<'a, V> {
 impl<V> PatternTrie<V> {
     /// Without patterns: matches nothing.
     pub fn new(bare: Bare) -> PatternTrie<V> {
-        PatternTrie {
-            bare,
-            entries: Vec::new(),
-            stars: Vec::new(),
-            nodes: vec![Node::default()],
-        }
+        PatternTrie { bare, entries: Vec::new(), stars: Vec::new(), nodes: vec![Node::default()] }
     }
 
     /// Adds a pattern; the same one may be added several times, and then matches as often.
@@ -301,11 +276,7 @@ impl<V> PatternTrie<V> {
                     at = self.child(at, label);
                 }
                 let node = &mut self.nodes[at as usize];
-                if *several {
-                    node.below.push(entry)
-                } else {
-                    node.here.push(entry)
-                }
+                if *several { node.below.push(entry) } else { node.here.push(entry) }
             }
         }
         self.entries.push(Entry { pattern, value, rule });
@@ -333,21 +304,11 @@ impl<V> PatternTrie<V> {
 
     /// All patterns, in the order they were inserted.
     pub fn iter(&self) -> impl Iterator<Item = Found<'_, V>> {
-        self.entries.iter().map(|e| Found {
-            value: &e.value,
-            rule: e.rule.as_ref(),
-            pattern: &e.pattern,
-        })
+        self.entries.iter().map(|e| Found { value: &e.value, rule: e.rule.as_ref(), pattern: &e.pattern })
     }
 
     fn walk<'a>(&'a self, labels: Labels<'a>, stars: &'a [u32]) -> Matches<'a, V> {
-        Matches {
-            trie: self,
-            found: stars.iter(),
-            then: &[],
-            next: Some((0, labels)),
-            later: Vec::new(),
-        }
+        Matches { trie: self, found: stars.iter(), then: &[], next: Some((0, labels)), later: Vec::new() }
     }
 
     fn child(&mut self, at: u32, label: &LabelShape) -> u32 {
@@ -386,11 +347,7 @@ impl<'a, V> Iterator for Matches<'a, V> {
         loop {
             if let Some(&entry) = self.found.next() {
                 let Entry { pattern, value, rule } = &self.trie.entries[entry as usize];
-                return Some(Found {
-                    value,
-                    rule: rule.as_ref(),
-                    pattern,
-                });
+                return Some(Found { value, rule: rule.as_ref(), pattern });
             }
             if !self.then.is_empty() {
                 self.found = std::mem::take(&mut self.then).iter();
@@ -403,9 +360,7 @@ impl<'a, V> Iterator for Matches<'a, V> {
                 continue;
             }
             if !node.below.is_empty()
-                && labels
-                    .clone()
-                    .all(|l| !l.is_empty() && l.iter().copied().all(is_pattern_octet))
+                && labels.clone().all(|l| !l.is_empty() && l.iter().copied().all(is_pattern_octet))
             {
                 self.then = &node.below;
             }
@@ -433,9 +388,7 @@ impl<V: Eq> Eq for PatternTrie<V> {}
 
 impl<V: fmt::Debug> fmt::Debug for PatternTrie<V> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_map()
-            .entries(self.entries.iter().map(|entry| (&entry.pattern, &entry.value)))
-            .finish()
+        f.debug_map().entries(self.entries.iter().map(|entry| (&entry.pattern, &entry.value))).finish()
     }
 }
 
@@ -446,29 +399,16 @@ fn check(field: &'static str, text: &str, allowed: impl Fn(char) -> bool) -> Res
         return Err(PatternError::Empty { field });
     }
     if chars > PATTERN_CHARS {
-        return Err(PatternError::Long {
-            field,
-            chars,
-            limit: PATTERN_CHARS,
-        });
+        return Err(PatternError::Long { field, chars, limit: PATTERN_CHARS });
     }
     let mut before = '.';
     for (at, found) in (1..).zip(text.chars()) {
         let known = found.is_ascii_alphanumeric() || matches!(found, '-' | '_' | '.' | '*');
         if !known || !allowed(found) {
-            return Err(PatternError::Character {
-                field,
-                text: text.to_owned(),
-                found,
-                at,
-            });
+            return Err(PatternError::Character { field, text: text.to_owned(), found, at });
         }
         if found == '.' && before == '.' {
-            return Err(PatternError::EmptyLabel {
-                field,
-                text: text.to_owned(),
-                at,
-            });
+            return Err(PatternError::EmptyLabel { field, text: text.to_owned(), at });
         }
         before = found;
     }
@@ -514,23 +454,11 @@ mod tests {
                 assert_eq!(naive(Bare::Valid, pattern, &labels), matches == "yes", "{line}");
                 continue;
             };
-            assert_eq!(
-                selects(Bare::Valid, pattern, &parsed),
-                matches == "yes",
-                "toFQDNs {pattern} {name} ({source})"
-            );
+            assert_eq!(selects(Bare::Valid, pattern, &parsed), matches == "yes", "toFQDNs {pattern} {name} ({source})");
             let bare = Pattern::of(pattern).is_bare();
-            assert_eq!(
-                selects(Bare::Every, pattern, &parsed),
-                matches == "yes" || bare,
-                "rules.dns {pattern} {name}"
-            );
+            assert_eq!(selects(Bare::Every, pattern, &parsed), matches == "yes" || bare, "rules.dns {pattern} {name}");
             let labels: Vec<&[u8]> = parsed.labels().collect();
-            assert_eq!(
-                naive(Bare::Valid, pattern, &labels),
-                matches == "yes",
-                "the naive matcher: {line}"
-            );
+            assert_eq!(naive(Bare::Valid, pattern, &labels), matches == "yes", "the naive matcher: {line}");
         }
         assert!(rows >= 140, "{rows} rows");
     }
@@ -561,29 +489,14 @@ mod tests {
     #[test]
     fn a_near_miss_of_one_star_is_seen() {
         let deep = Name::parse("a.b.cilium.io").unwrap();
-        assert!(
-            Pattern::pattern("*.cilium.io")
-                .unwrap()
-                .would_match_with_two_stars(&deep)
-        );
-        assert!(
-            !Pattern::pattern("*.cilium.org")
-                .unwrap()
-                .would_match_with_two_stars(&deep)
-        );
-        assert!(
-            !Pattern::pattern("*cilium.io")
-                .unwrap()
-                .would_match_with_two_stars(&deep)
-        );
+        assert!(Pattern::pattern("*.cilium.io").unwrap().would_match_with_two_stars(&deep));
+        assert!(!Pattern::pattern("*.cilium.org").unwrap().would_match_with_two_stars(&deep));
+        assert!(!Pattern::pattern("*cilium.io").unwrap().would_match_with_two_stars(&deep));
     }
 
     #[test]
     fn an_exact_pattern_knows_its_name() {
-        assert_eq!(
-            Pattern::pattern("A.example.").unwrap().exact(),
-            Name::parse("a.example").ok()
-        );
+        assert_eq!(Pattern::pattern("A.example.").unwrap().exact(), Name::parse("a.example").ok());
         assert_eq!(Pattern::pattern("*.example").unwrap().exact(), None);
         assert_eq!(Pattern::pattern("**.example").unwrap().exact(), None);
         assert_eq!(Pattern::every().exact(), None);
@@ -591,10 +504,7 @@ mod tests {
 
     #[test]
     fn what_the_schema_refuses_is_refused_with_its_place() {
-        refused(
-            Pattern::name(""),
-            "empty matchName; a name as \"example.com\" is allowed",
-        );
+        refused(Pattern::name(""), "empty matchName; a name as \"example.com\" is allowed");
         refused(
             Pattern::pattern(""),
             "empty matchPattern; a name as \"example.com\" or a pattern as \"*.example.com\" is allowed",
@@ -611,22 +521,13 @@ mod tests {
             Pattern::name("foo..com"),
             "empty label at 5 of matchName \"foo..com\"; a dot stands between labels or at the end",
         );
-        refused(
-            Pattern::pattern(&"*".repeat(256)),
-            "matchPattern of 256 characters; the limit is 255",
-        );
-        refused(
-            Pattern::name(&"x".repeat(255)),
-            "matchName of 255 characters; the limit is 253",
-        );
+        refused(Pattern::pattern(&"*".repeat(256)), "matchPattern of 256 characters; the limit is 255");
+        refused(Pattern::name(&"x".repeat(255)), "matchName of 255 characters; the limit is 253");
         let bad = "a{1,2}.cilium.io.|cilium io|foo.com |\tfoo.com|cilium.io/|http://cilium.io|foo:53|cilium,io|\
                    *.ci+lium.io|m\u{fc}nchen.de|foo@bar.com|(a\\|b).com|^foo.com$|foo?.com|a\\.com|%41.com|1.2.3.4/32|\
                    ::1|-invalid-pattern(|foo..com|.foo.com|.|..|*..com";
         for text in bad.split('|') {
-            assert!(
-                Pattern::pattern(text).is_err() && Pattern::name(text).is_err(),
-                "{text}"
-            );
+            assert!(Pattern::pattern(text).is_err() && Pattern::name(text).is_err(), "{text}");
         }
     }
 
@@ -638,14 +539,7 @@ mod tests {
         {
             assert!(Pattern::name(name).is_ok() && Pattern::pattern(name).is_ok(), "{name}");
         }
-        for pattern in [
-            "*.cilium.io",
-            "*._cilium.io",
-            "*cilium.io",
-            "*.",
-            "**",
-            &"*".repeat(255),
-        ] {
+        for pattern in ["*.cilium.io", "*._cilium.io", "*cilium.io", "*.", "**", &"*".repeat(255)] {
             assert!(Pattern::pattern(pattern).is_ok(), "{pattern}");
         }
     }
@@ -669,9 +563,7 @@ mod tests {
                 (None, None) => true,
                 (Some((b'*', rest)), _) => {
                     glob(rest, label)
-                        || label
-                            .split_first()
-                            .is_some_and(|(o, l)| is_pattern_octet(*o) && glob(pattern, l))
+                        || label.split_first().is_some_and(|(o, l)| is_pattern_octet(*o) && glob(pattern, l))
                 }
                 (Some((p, rest)), Some((o, l))) => p == o && glob(rest, l),
                 _ => false,
@@ -686,24 +578,14 @@ mod tests {
                 Bare::Every => !labels.iter().any(|label| label.contains(&b'.') || label.contains(&0)),
             };
         }
-        let wanted: Vec<&str> = if body.is_empty() {
-            vec![]
-        } else {
-            body.split('.').collect()
-        };
-        if wanted
-            .first()
-            .is_some_and(|first| first.len() > 1 && first.chars().all(|c| c == '*'))
-        {
+        let wanted: Vec<&str> = if body.is_empty() { vec![] } else { body.split('.').collect() };
+        if wanted.first().is_some_and(|first| first.len() > 1 && first.chars().all(|c| c == '*')) {
             let rest = &wanted[1..];
             let Some(extra) = labels.len().checked_sub(rest.len()).filter(|extra| *extra > 0) else {
                 return false;
             };
             return labels[..extra].iter().all(valid)
-                && rest
-                    .iter()
-                    .zip(&labels[extra..])
-                    .all(|(p, label)| glob(p.as_bytes(), label));
+                && rest.iter().zip(&labels[extra..]).all(|(p, label)| glob(p.as_bytes(), label));
         }
         wanted.len() == labels.len() && wanted.iter().zip(labels).all(|(p, label)| glob(p.as_bytes(), label))
     }

@@ -1,5 +1,6 @@
 //! What the policies that select a workload compile to: the rows of the kernel's maps and the name rules of the proxy.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -7,7 +8,8 @@ use ipnet::IpNet;
 
 use super::bits::Bits;
 use super::name::Name;
-use super::pattern::PatternTrie;
+use super::pattern::{Bare, PatternTrie};
+use super::policy::covers;
 use super::verdict::{Denied, RuleRef};
 
 /// Which way a connection is opened, seen from the workload.
@@ -132,10 +134,21 @@ pub struct DnsRule {
     pub rule: RuleRef,
     /// Addresses of the servers, or every address.
     pub servers: Servers,
-    /// UDP, TCP or both, each with the port a query must have been sent to (the port that the workload used).
+    /// UDP, TCP or both, each with the port a query must have been sent to (the port that the workload used). Sorted.
     pub ports: Vec<(Protocol, u16)>,
     /// Names it lets through.
     pub patterns: Arc<PatternTrie<()>>,
+}
+
+/// Servers that a rule denies, whatever allows them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct DnsDeny {
+    /// The rule that a verdict by this one names.
+    pub rule: RuleRef,
+    /// Addresses of the servers.
+    pub servers: Servers,
+    /// As in [`DnsRule`]; port 0 is every port, protocol `Any` every protocol.
+    pub ports: Vec<(Protocol, u16)>,
 }
 
 /// The servers of a DNS rule.
@@ -143,10 +156,34 @@ pub struct DnsRule {
 pub enum Servers {
     /// Any address: learned from only when the operator configured the resolver or it is the cluster's own.
     Any,
-    /// Networks: a /32 or /128 makes its address a trusted resolver, a wider one does not.
+    /// Networks outside the cluster: a /32 or /128 makes its address a trusted resolver, a wider one does not.
     Networks(Vec<IpNet>),
-    /// Exact addresses (pods, and Services in front of them): trusted.
+    /// Exact addresses (pods, and Services in front of them), sorted: trusted.
     Addresses(Vec<IpAddr>),
+    /// Exact addresses of a whole class of peers (`cluster`, `host`), sorted: not trusted, nobody named them.
+    Entity(Vec<IpAddr>),
+}
+
+impl Servers {
+    /// Whether `server` is one of them. `known`: the addresses that belong to the cluster, which networks never mean.
+    pub fn hold(&self, server: IpAddr, known: &BTreeMap<IpAddr, PeerId>) -> bool {
+        match self {
+            Servers::Any => true,
+            Servers::Networks(networks) => {
+                !known.contains_key(&server) && networks.iter().any(|network| network.contains(&server))
+            }
+            Servers::Addresses(addresses) | Servers::Entity(addresses) => addresses.binary_search(&server).is_ok(),
+        }
+    }
+
+    /// Whether the rule names exactly this server, so that what it answers may be learned.
+    pub fn name(&self, server: IpAddr, known: &BTreeMap<IpAddr, PeerId>) -> bool {
+        match self {
+            Servers::Any | Servers::Entity(_) => false,
+            Servers::Networks(networks) => !known.contains_key(&server) && networks.contains(&IpNet::from(server)),
+            Servers::Addresses(addresses) => addresses.binary_search(&server).is_ok(),
+        }
+    }
 }
 
 /// Everything that one set of policies means for one set of labels.
@@ -158,6 +195,8 @@ pub struct RuleSet {
     pub deny_egress: bool,
     /// Whether ingress is default deny.
     pub deny_ingress: bool,
+    /// The rules that make egress default deny: what a refusal names when no rule comes nearer.
+    pub deny_egress_by: Vec<RuleRef>,
     /// The groups, by bit.
     pub groups: Vec<Group>,
     /// Rows of `ports`, sorted.
@@ -170,11 +209,59 @@ pub struct RuleSet {
     pub services: Vec<ServiceRow>,
     /// toFQDNs: patterns to the groups that they belong to, and the rule to name.
     pub names: Arc<PatternTrie<Bits>>,
-    /// `rules.dns`, and rules that allow port 53 without one (counted as `*`).
+    /// `rules.dns`, and rules that allow port 53 without one (counted as `*`). Empty unless the workload is steered.
     pub dns: Vec<DnsRule>,
+    /// Servers that may not be asked, whatever `dns` says.
+    pub dns_denied: Vec<DnsDeny>,
+    /// The rows of `peers`: addresses that belong to the cluster. Shared by all rule sets of a generation.
+    pub known: Arc<BTreeMap<IpAddr, PeerId>>,
+}
+
+/// What the kernel makes of a packet that belongs to no flow.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PacketVerdict {
+    /// A rule denies it.
+    Denied,
+    /// No rule allows it, and the direction is default deny.
+    NotAllowed,
+    /// A rule allows it.
+    Allowed,
+    /// No rule speaks of it, and the direction isn't default deny.
+    DefaultAllowed,
+    /// The workload's own node opens it, and no rule denies it: a kubelet's probes.
+    Host,
+}
+
+impl PacketVerdict {
+    /// Whether it passes.
+    pub fn passes(self) -> bool {
+        match self {
+            PacketVerdict::Denied | PacketVerdict::NotAllowed => false,
+            PacketVerdict::Allowed | PacketVerdict::DefaultAllowed | PacketVerdict::Host => true,
+        }
+    }
 }
 
 impl RuleSet {
+    /// That of a workload that no policy selects: everything passes, nothing is steered.
+    pub fn unselected() -> RuleSet {
+        RuleSet {
+            selected: false,
+            deny_egress: false,
+            deny_ingress: false,
+            deny_egress_by: Vec::new(),
+            groups: Vec::new(),
+            ports: Vec::new(),
+            cidrs: Vec::new(),
+            peers: Vec::new(),
+            services: Vec::new(),
+            names: Arc::new(PatternTrie::new(Bare::Valid)),
+            dns: Vec::new(),
+            dns_denied: Vec::new(),
+            known: Arc::default(),
+        }
+    }
+
     /// Whether queries of such a workload go through the proxy: it has `toFQDNs` or `rules.dns`.
     pub fn steered(&self) -> bool {
         self.selected && (!self.names.is_empty() || !self.dns.is_empty())
@@ -193,8 +280,117 @@ impl RuleSet {
         super::verdict::may_ask(self, server, protocol, port, name)
     }
 
+    /// Whether a rule names this very server (by endpoint, Service, /32 or /128), so that its answers may be learned.
+    pub fn trusts(&self, server: IpAddr, protocol: Protocol, port: u16) -> bool {
+        self.dns.iter().any(|rule| {
+            rule.ports.iter().any(|wide| covers(*wide, (protocol, port))) && rule.servers.name(server, &self.known)
+        })
+    }
+
+    /// The servers that rules name exactly, with the ports on which they may be asked: who is steered to the proxy.
+    pub fn resolvers(&self) -> Vec<(IpAddr, Protocol, u16)> {
+        let mut resolvers = Vec::new();
+        for rule in &self.dns {
+            let addresses: Vec<IpAddr> = match &rule.servers {
+                Servers::Addresses(addresses) | Servers::Entity(addresses) => addresses.clone(),
+                Servers::Networks(networks) => {
+                    networks.iter().filter(|n| n.prefix_len() == n.max_prefix_len()).map(IpNet::addr).collect()
+                }
+                Servers::Any => Vec::new(),
+            };
+            for address in addresses {
+                resolvers.extend(rule.ports.iter().map(|(protocol, port)| (address, *protocol, *port)));
+            }
+        }
+        resolvers.sort_unstable();
+        resolvers.dedup();
+        resolvers
+    }
+
     /// Whether a rule other than toFQDNs lets the workload open something at `address`.
     pub fn opens_without_name(&self, address: IpAddr) -> bool {
-        self.cidrs.iter().any(|(net, bits)| net.contains(&address) && !bits.is_empty())
+        if !self.deny_egress {
+            return true;
+        }
+        if self.known.get(&address) == Some(&PeerId::SERVICE) {
+            return self.services.iter().any(|row| row.address == address && row.verdict == ServiceVerdict::Allow);
+        }
+        let matched = self.matched(address, Bits::NONE);
+        self.ports
+            .iter()
+            .any(|row| row.direction == Direction::Egress && row.allow.meets(matched) && !row.deny.meets(matched))
+    }
+
+    /// The verdict on a packet that belongs to no flow: the same look-ups as the kernel's, in the same order.
+    ///
+    /// `port` is the responder's; `grants`: the groups of live grants for this workload and address.
+    pub fn evaluate(
+        &self,
+        direction: Direction,
+        address: IpAddr,
+        protocol: Protocol,
+        port: u16,
+        grants: Bits,
+    ) -> PacketVerdict {
+        let default = match direction {
+            Direction::Egress if self.deny_egress => PacketVerdict::NotAllowed,
+            Direction::Ingress if self.deny_ingress => PacketVerdict::NotAllowed,
+            Direction::Egress | Direction::Ingress => PacketVerdict::DefaultAllowed,
+        };
+        let peer = self.known.get(&address).copied();
+        if peer == Some(PeerId::SERVICE) && direction == Direction::Egress {
+            return match self.service(address, protocol, port) {
+                Some(ServiceVerdict::Allow) => PacketVerdict::Allowed,
+                Some(ServiceVerdict::Deny) => PacketVerdict::Denied,
+                None => default,
+            };
+        }
+        let matched = self.matched(address, grants);
+        let row = [(protocol, port), (protocol, 0), (Protocol::Any, 0)]
+            .into_iter()
+            .find_map(|(protocol, port)| self.port_row(direction, protocol, port));
+        match row {
+            Some(row) if row.deny.meets(matched) => PacketVerdict::Denied,
+            Some(row) if row.allow.meets(matched) => PacketVerdict::Allowed,
+            _ if direction == Direction::Ingress && peer == Some(PeerId::HOST) => PacketVerdict::Host,
+            _ => default,
+        }
+    }
+
+    /// Every group that the address belongs to: M in the kernel's words.
+    fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
+        let peer = match self.known.get(&address) {
+            Some(id) => match self.peers.binary_search_by_key(id, |(id, _)| *id) {
+                Ok(at) => self.peers[at].1,
+                Err(_) => Bits::NONE,
+            },
+            None => self.longest(address),
+        };
+        Bits::ANY_PEER | grants | peer
+    }
+
+    /// The row of the longest prefix that holds the address.
+    fn longest(&self, address: IpAddr) -> Bits {
+        let host = IpNet::from(address);
+        (0..=host.prefix_len())
+            .rev()
+            .filter_map(|length| IpNet::new(address, length).ok())
+            .find_map(|net| {
+                let at = self.cidrs.binary_search_by_key(&net.trunc(), |(net, _)| *net).ok()?;
+                Some(self.cidrs[at].1)
+            })
+            .unwrap_or(Bits::NONE)
+    }
+
+    fn port_row(&self, direction: Direction, protocol: Protocol, port: u16) -> Option<&PortRow> {
+        let key = (direction, protocol, port);
+        let at = self.ports.binary_search_by_key(&key, |row| (row.direction, row.protocol, row.port)).ok()?;
+        Some(&self.ports[at])
+    }
+
+    fn service(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<ServiceVerdict> {
+        let key = (address, protocol, port);
+        let at = self.services.binary_search_by_key(&key, |row| (row.address, row.protocol, row.port)).ok()?;
+        Some(self.services[at].verdict)
     }
 }

@@ -5,14 +5,16 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::name::Name;
+use super::pattern::PatternTrie;
+use super::policy::covers;
 use super::ruleset::{Protocol, RuleSet, Servers};
 
 /// The rule behind a verdict, for people: policy, place in its file, what it says.
-#[derive(Clone, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub struct RuleRef(pub Arc<RuleText>);
 
 /// The words of a [`RuleRef`].
-#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, Default)]
 pub struct RuleText {
     /// `CiliumNetworkPolicy` and so on.
     pub kind: String,
@@ -71,6 +73,136 @@ pub(super) fn may_ask(
     port: u16,
     name: &Name,
 ) -> Result<RuleRef, Denied> {
-    let _ = (rules, server, protocol, port, name, Servers::Any);
-    unimplemented!("helper A")
+    if name.is_refused_always() {
+        return Err(Denied::Label);
+    }
+    let asked = |servers: &Servers, ports: &[(Protocol, u16)]| {
+        ports.iter().any(|wide| covers(*wide, (protocol, port))) && servers.hold(server, &rules.known)
+    };
+    if let Some(deny) = rules.dns_denied.iter().find(|deny| asked(&deny.servers, &deny.ports)) {
+        return Err(Denied::Server(vec![deny.rule.clone()]));
+    }
+    let mut there = Vec::new();
+    for rule in rules.dns.iter().filter(|rule| asked(&rule.servers, &rule.ports)) {
+        if let Some(found) = rule.patterns.matches(name).next() {
+            return Ok(found.rule.unwrap_or(&rule.rule).clone());
+        }
+        there.push(rule);
+    }
+    if there.is_empty() {
+        return Err(Denied::Server(rules.deny_egress_by.clone()));
+    }
+    if !name.has_only_pattern_octets() {
+        return Err(Denied::Label);
+    }
+    // A rule that would have let it through with `**.` comes first: most likely it was meant.
+    there.sort_by_key(|rule| !rule.patterns.iter().any(|found| found.pattern.would_match_with_two_stars(name)));
+    Err(Denied::Name(there.into_iter().map(|rule| rule.rule.clone()).collect()))
+}
+
+/// What a person may have meant who wrote a pattern that just misses `name`: for `explain` and refusals.
+pub fn near_miss(patterns: &PatternTrie<()>, name: &Name) -> Option<String> {
+    let found = patterns.iter().find(|found| found.pattern.would_match_with_two_stars(name))?;
+    let pattern = found.pattern.as_str();
+    Some(format!("{pattern:?} spans one label; \"*{pattern}\" spans several"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::pattern::{Bare, Pattern};
+    use crate::engine::ruleset::{DnsDeny, DnsRule, PeerId};
+
+    fn rule(policy: &str) -> RuleRef {
+        RuleRef(Arc::new(RuleText { policy: policy.to_owned(), ..RuleText::default() }))
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn dns(policy: &str, servers: Servers, ports: &[(Protocol, u16)], patterns: &[&str]) -> DnsRule {
+        let mut trie = PatternTrie::new(Bare::Every);
+        for pattern in patterns {
+            trie.insert(Pattern::pattern(pattern).unwrap(), (), None);
+        }
+        DnsRule { rule: rule(policy), servers, ports: ports.to_vec(), patterns: Arc::new(trie) }
+    }
+
+    const UDP: &[(Protocol, u16)] = &[(Protocol::Udp, 53)];
+
+    fn rules() -> RuleSet {
+        RuleSet {
+            selected: true,
+            deny_egress: true,
+            deny_egress_by: vec![rule("wall")],
+            dns: vec![
+                dns("far", Servers::Any, UDP, &["far.example"]),
+                dns("near", Servers::Addresses(vec![ip("198.18.0.10")]), UDP, &["*.svc.example", "api.example"]),
+                dns("out", Servers::Networks(vec!["203.0.113.0/24".parse().unwrap()]), UDP, &["*"]),
+            ],
+            dns_denied: vec![DnsDeny {
+                rule: rule("no"),
+                servers: Servers::Networks(vec!["203.0.113.66/32".parse().unwrap()]),
+                ports: vec![(Protocol::Any, 0)],
+            }],
+            known: Arc::new([(ip("203.0.113.53"), PeerId(16)), (ip("198.18.0.10"), PeerId::SERVICE)].into()),
+            ..RuleSet::unselected()
+        }
+    }
+
+    #[track_caller]
+    fn asks(server: &str, protocol: Protocol, name: &str, verdict: Result<&str, Denied>) {
+        let name = Name::parse(name).unwrap();
+        let answer = rules().may_ask(ip(server), protocol, 53, &name);
+        assert_eq!(answer.map(|rule| rule.to_string()), verdict.map(str::to_owned));
+    }
+
+    #[test]
+    fn the_rule_that_lets_a_query_through_is_named() {
+        asks("198.18.0.10", Protocol::Udp, "API.example", Ok("near"));
+        asks("192.0.2.1", Protocol::Udp, "far.example", Ok("far"));
+        asks("203.0.113.1", Protocol::Udp, "what.ever", Ok("out"));
+    }
+
+    #[test]
+    fn a_refusal_names_the_policy_that_came_nearest() {
+        asks("192.0.2.1", Protocol::Tcp, "far.example", Err(Denied::Server(vec![rule("wall")])));
+        asks("198.18.0.10", Protocol::Udp, "a.b.svc.example", Err(Denied::Name(vec![rule("near"), rule("far")])));
+        asks("192.0.2.1", Protocol::Udp, "x.example", Err(Denied::Name(vec![rule("far")])));
+    }
+
+    #[test]
+    fn a_network_never_means_a_pod() {
+        asks("203.0.113.53", Protocol::Udp, "x.example", Err(Denied::Name(vec![rule("far")])));
+    }
+
+    #[test]
+    fn a_denied_server_is_denied_whatever_allows_it() {
+        asks("203.0.113.66", Protocol::Udp, "far.example", Err(Denied::Server(vec![rule("no")])));
+    }
+
+    #[test]
+    fn odd_labels_have_their_own_reason() {
+        asks("198.18.0.10", Protocol::Udp, "a b.svc.example", Err(Denied::Label));
+        asks("203.0.113.1", Protocol::Udp, "a b.example", Ok("out"));
+        asks("203.0.113.1", Protocol::Udp, "a\\.b.example", Err(Denied::Label));
+    }
+
+    #[test]
+    fn only_a_server_that_a_rule_names_is_trusted() {
+        let rules = rules();
+        assert!(rules.trusts(ip("198.18.0.10"), Protocol::Udp, 53));
+        assert!(!rules.trusts(ip("198.18.0.10"), Protocol::Tcp, 53));
+        assert!(!rules.trusts(ip("203.0.113.1"), Protocol::Udp, 53));
+        assert!(!rules.trusts(ip("192.0.2.1"), Protocol::Udp, 53));
+        assert_eq!(rules.resolvers(), [(ip("198.18.0.10"), Protocol::Udp, 53)]);
+    }
+
+    #[test]
+    fn a_near_miss_says_what_would_have_matched() {
+        let rules = rules();
+        let hint = near_miss(&rules.dns[1].patterns, &Name::parse("a.b.svc.example").unwrap());
+        assert_eq!(hint.as_deref(), Some("\"*.svc.example\" spans one label; \"**.svc.example\" spans several"));
+    }
 }

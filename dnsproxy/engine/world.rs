@@ -1,1 +1,353 @@
 //! The cluster as the engine sees it: typed, already checked.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use super::endpoint::PodRef;
+use super::labels::Labels;
+use super::policy::Policy;
+use super::ruleset::{PeerId, Protocol};
+
+/// Everything that one generation of the snapshot says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct World {
+    /// This node's name: its addresses are the host, not just another node.
+    pub own_node: Option<String>,
+    /// The cluster's name, as pods carry it in a label; Cilium's `cluster-name`.
+    pub cluster: String,
+    /// By namespace and name.
+    pub pods: BTreeMap<PodRef, Pod>,
+    /// By name.
+    pub namespaces: BTreeMap<String, Namespace>,
+    /// By namespace and name.
+    pub services: BTreeMap<(String, String), Service>,
+    /// By namespace and name.
+    pub endpoint_slices: BTreeMap<(String, String), EndpointSlice>,
+    /// By name.
+    pub nodes: BTreeMap<String, Node>,
+    /// Policies that were read, by kind, namespace and name.
+    pub policies: Vec<Policy>,
+    /// What still holds of policies that could not be read (I10).
+    pub refused: Vec<Policy>,
+}
+
+/// A pod.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Pod {
+    /// Its own labels.
+    pub labels: BTreeMap<String, String>,
+    /// The account it runs under.
+    pub service_account: Option<String>,
+    /// `status.podIPs`.
+    pub addresses: Vec<IpAddr>,
+    /// The node it runs on.
+    pub node: Option<String>,
+    /// It shares its node's network and addresses: in policies it is its node.
+    pub host_network: bool,
+    /// It has ended (Succeeded or Failed): its addresses may already be another's.
+    pub finished: bool,
+    /// Whether all of it could be read. If not, nothing that asks for its labels allows it, and every denial meets it.
+    pub readable: bool,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+/// A namespace.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Namespace {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+/// A Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Service {
+    /// Cluster, external and load balancer addresses.
+    pub addresses: BTreeSet<IpAddr>,
+    /// Its ports.
+    pub ports: Vec<ServicePort>,
+    /// Whether all of it could be read. If not, its addresses are known and nothing opens them.
+    pub readable: bool,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+/// One port of a Service.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ServicePort {
+    /// The name by which slices refer to it; may be empty.
+    pub name: String,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The port at the Service's address.
+    pub port: u16,
+}
+
+/// Some of a Service's backends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct EndpointSlice {
+    /// The Service, in the slice's namespace; `None` when it belongs to none, or can't be read.
+    pub service: Option<String>,
+    /// Where its backends listen.
+    pub ports: Vec<SlicePort>,
+    /// Addresses, and whether they are ready.
+    pub endpoints: Vec<(Vec<IpAddr>, bool)>,
+    /// Whether all of it could be read. If not, nothing opens its Service (or any of its namespace).
+    pub readable: bool,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+/// One port of a slice.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SlicePort {
+    /// The Service port's name; may be empty.
+    pub name: String,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// The target port; `None`: any.
+    pub port: Option<u16>,
+}
+
+/// A node.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Node {
+    /// Internal and external addresses.
+    pub addresses: Vec<IpAddr>,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+/// Who is behind an address of the cluster.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Holder {
+    /// This node.
+    Host,
+    /// Another node.
+    Node(String),
+    /// A pod.
+    Pod(PodRef),
+}
+
+/// Numbers of peers: a name keeps its number for as long as it is there, and no number is ever given twice.
+///
+/// Part of the state that outlives the process: pinned rows hold these numbers.
+#[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+pub struct PeerIds {
+    next: u32,
+    ids: BTreeMap<String, u32>,
+}
+
+impl Default for PeerIds {
+    fn default() -> PeerIds {
+        PeerIds { next: PeerId::FIRST.0, ids: BTreeMap::new() }
+    }
+}
+
+impl PeerIds {
+    /// The number of `key`, as `pod/shop/web-0` or `node/a`, if it has one.
+    pub fn get(&self, key: &str) -> Option<PeerId> {
+        self.ids.get(key).copied().map(PeerId)
+    }
+
+    fn give(&mut self, key: &str) -> PeerId {
+        if let Some(id) = self.get(key) {
+            return id;
+        }
+        let id = self.next;
+        self.next += 1;
+        self.ids.insert(key.to_owned(), id);
+        PeerId(id)
+    }
+}
+
+impl Default for World {
+    fn default() -> World {
+        World {
+            own_node: None,
+            cluster: "default".to_owned(),
+            pods: BTreeMap::new(),
+            namespaces: BTreeMap::new(),
+            services: BTreeMap::new(),
+            endpoint_slices: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            policies: Vec::new(),
+            refused: Vec::new(),
+        }
+    }
+}
+
+impl World {
+    /// The rows of the kernel's `peers` map, sorted: pods, nodes and Services by their exact addresses. Pods that share
+    /// their node's network have none of their own.
+    ///
+    /// Gives numbers to who has none yet, and forgets those of who is gone.
+    pub fn peers(&self, ids: &mut PeerIds) -> Vec<(IpAddr, PeerId)> {
+        let holders = self.holders();
+        let mut rows: BTreeMap<IpAddr, PeerId> =
+            self.service_addresses().map(|address| (address, PeerId::SERVICE)).collect();
+        let mut keys = BTreeSet::new();
+        for (address, holders) in &holders {
+            let id = match peer_key(holders) {
+                None => PeerId::HOST,
+                Some(key) => {
+                    let id = ids.give(&key);
+                    keys.insert(key);
+                    id
+                }
+            };
+            // A pod's or node's own address that is also a Service's (a load balancer on the node) stays its own.
+            rows.insert(*address, id);
+        }
+        ids.ids.retain(|key, _| keys.contains(key));
+        rows.into_iter().collect()
+    }
+
+    /// Who is behind each address. More than one holder means that the snapshot is between two states; such an address
+    /// is opened only by what opens all of them, and shut by what shuts one.
+    pub fn holders(&self) -> BTreeMap<IpAddr, BTreeSet<Holder>> {
+        let mut holders: BTreeMap<IpAddr, BTreeSet<Holder>> = BTreeMap::new();
+        for (name, node) in &self.nodes {
+            let holder = if self.own_node.as_ref() == Some(name) { Holder::Host } else { Holder::Node(name.clone()) };
+            for address in &node.addresses {
+                holders.entry(*address).or_default().insert(holder.clone());
+            }
+        }
+        for (reference, pod) in &self.pods {
+            if pod.host_network || pod.finished {
+                continue;
+            }
+            for address in &pod.addresses {
+                holders.entry(*address).or_default().insert(Holder::Pod(reference.clone()));
+            }
+        }
+        holders
+    }
+
+    /// The labels that policies see on who is behind an address.
+    pub fn labels(&self, holder: &Holder) -> Labels {
+        match holder {
+            Holder::Host => Labels::reserved("host"),
+            Holder::Node(_) => Labels::reserved("remote-node"),
+            Holder::Pod(reference) => match self.pods.get(reference) {
+                Some(pod) if pod.readable => Labels::of_pod(
+                    &pod.labels,
+                    &reference.namespace,
+                    self.namespaces.get(&reference.namespace).map(|namespace| &namespace.labels),
+                    pod.service_account.as_deref(),
+                    &self.cluster,
+                ),
+                _ => Labels::unreadable(&reference.namespace),
+            },
+        }
+    }
+
+    fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        self.services.values().flat_map(|service| service.addresses.iter().copied())
+    }
+}
+
+/// Under which key an address' holders have their number; `None` for this node.
+pub(super) fn peer_key(holders: &BTreeSet<Holder>) -> Option<String> {
+    let key = |holder: &Holder| match holder {
+        Holder::Host => "host".to_owned(),
+        Holder::Node(name) => format!("node/{name}"),
+        Holder::Pod(pod) => format!("pod/{}/{}", pod.namespace, pod.name),
+    };
+    if holders.len() == 1 && holders.contains(&Holder::Host) {
+        return None;
+    }
+    Some(holders.iter().map(key).collect::<Vec<_>>().join("+"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn pod(addresses: &[&str]) -> Pod {
+        Pod {
+            labels: BTreeMap::new(),
+            service_account: None,
+            addresses: addresses.iter().map(|address| ip(address)).collect(),
+            node: None,
+            host_network: false,
+            finished: false,
+            readable: true,
+            place: String::new(),
+        }
+    }
+
+    fn named(name: &str) -> PodRef {
+        PodRef { namespace: "shop".to_owned(), name: name.to_owned() }
+    }
+
+    fn world() -> World {
+        let mut world = World { own_node: Some("here".to_owned()), ..World::default() };
+        for (name, address) in [("here", "198.51.100.1"), ("there", "198.51.100.2")] {
+            world.nodes.insert(name.to_owned(), Node { addresses: vec![ip(address)], place: String::new() });
+        }
+        world.pods.insert(named("a"), pod(&["203.0.113.1", "2001:db8::1"]));
+        world.pods.insert(named("agent"), Pod { host_network: true, ..pod(&["198.51.100.1"]) });
+        world.pods.insert(named("done"), Pod { finished: true, ..pod(&["203.0.113.9"]) });
+        world.services.insert(
+            ("shop".to_owned(), "web".to_owned()),
+            Service {
+                addresses: [ip("198.18.0.1"), ip("198.51.100.2")].into(),
+                ports: vec![],
+                readable: true,
+                place: String::new(),
+            },
+        );
+        world
+    }
+
+    #[test]
+    fn peers_are_pods_nodes_and_services_by_exact_address() {
+        let rows = world().peers(&mut PeerIds::default());
+        assert_eq!(
+            rows,
+            [
+                (ip("198.18.0.1"), PeerId::SERVICE),
+                (ip("198.51.100.1"), PeerId::HOST),
+                (ip("198.51.100.2"), PeerId(16)),
+                (ip("203.0.113.1"), PeerId(17)),
+                (ip("2001:db8::1"), PeerId(17)),
+            ]
+        );
+    }
+
+    #[test]
+    fn a_number_is_kept_and_never_given_twice() {
+        let mut ids = PeerIds::default();
+        let mut world = world();
+        let before = world.peers(&mut ids);
+        world.pods.insert(named("0"), pod(&["203.0.113.2"]));
+        let with_another = world.peers(&mut ids);
+        assert!(before.iter().all(|row| with_another.contains(row)));
+        assert_eq!(ids.get("pod/shop/0"), Some(PeerId(18)));
+        world.pods.remove(&named("0"));
+        world.peers(&mut ids);
+        assert_eq!(ids.get("pod/shop/0"), None, "forgotten");
+        world.pods.insert(named("1"), pod(&["203.0.113.2"]));
+        world.peers(&mut ids);
+        assert_eq!(ids.get("pod/shop/1"), Some(PeerId(19)), "18 is not given again");
+        let text = serde_json::to_string(&ids).unwrap();
+        assert_eq!(serde_json::from_str::<PeerIds>(&text).unwrap(), ids);
+    }
+
+    #[test]
+    fn an_address_with_two_holders_is_neither_of_them() {
+        let mut world = world();
+        world.pods.insert(named("b"), pod(&["203.0.113.1"]));
+        let mut ids = PeerIds::default();
+        let rows: BTreeMap<_, _> = world.peers(&mut ids).into_iter().collect();
+        assert_ne!(rows[&ip("203.0.113.1")], rows[&ip("2001:db8::1")]);
+        assert_eq!(ids.get("pod/shop/a+pod/shop/b"), Some(rows[&ip("203.0.113.1")]));
+    }
+}
