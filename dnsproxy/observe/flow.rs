@@ -31,24 +31,40 @@ const LABEL_CHARS: usize = 400;
 /// Why a packet was dropped, as flow.proto's `DropReason` has it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "the names are Cilium's")]
 pub enum DropReason {
+    /// The source link-layer address is another one's.
     InvalidSourceMac = 130,
+    /// The source address is another one's.
     InvalidSourceIp = 132,
+    /// Default deny, and no rule allows it.
     PolicyDenied = 133,
+    /// A header is wrong.
     InvalidPacketDropped = 134,
+    /// A protocol that no rule can name.
     UnknownL4Protocol = 142,
+    /// An address that may not be reached directly.
     UnknownL3TargetAddress = 150,
+    /// No endpoint is known.
     NoMatchingLocalContainerFound = 152,
+    /// No room for another conversation.
     CtMapInsertionFailed = 155,
+    /// An IPv6 extension header that is not allowed.
     InvalidIpv6ExtensionHeader = 156,
+    /// A fragment.
     IpFragmentationNotSupported = 157,
+    /// It refers to no known conversation.
     UnknownConnectionTrackingState = 163,
+    /// No policy yet.
     NoConfigurationAvailableToPerformPolicyDecision = 165,
+    /// Neither IP nor ARP.
     UnsupportedL2Protocol = 166,
+    /// Neighbour discovery that is not allowed.
     ForbiddenIcmpv6Message = 176,
+    /// A deny rule.
     PolicyDeny = 181,
+    /// A VLAN tag.
     VlanFiltered = 182,
+    /// A look-up that can't fail did.
     CtNoMapFound = 190,
 }
 
@@ -127,7 +143,8 @@ struct Flow {
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 enum Verdict {
     #[default]
-    VerdictUnknown,
+    #[serde(rename = "VERDICT_UNKNOWN")]
+    Unknown,
     Forwarded,
     Dropped,
     Error,
@@ -147,7 +164,8 @@ enum FlowType {
 #[serde(rename_all = "SCREAMING_SNAKE_CASE")]
 enum TrafficDirection {
     #[default]
-    TrafficDirectionUnknown,
+    #[serde(rename = "TRAFFIC_DIRECTION_UNKNOWN")]
+    Unknown,
     Ingress,
     Egress,
 }
@@ -563,6 +581,7 @@ fn endpoint_of(address: SocketAddr, known: &Known) -> Endpoint {
     // Cilium's reserved identities.
     const HOST: u32 = 1;
     const WORLD: u32 = 2;
+    const REMOTE_NODE: u32 = 6;
     let reserved = |identity, label: &str| Endpoint { identity, labels: vec![label.to_owned()], ..Endpoint::default() };
     if let Some(workload) = known.workloads.get(&address.ip()) {
         Endpoint {
@@ -574,6 +593,8 @@ fn endpoint_of(address: SocketAddr, known: &Known) -> Endpoint {
         }
     } else if known.host.contains(&address.ip()) {
         reserved(HOST, "reserved:host")
+    } else if known.nodes.contains(&address.ip()) {
+        reserved(REMOTE_NODE, "reserved:remote-node")
     } else if known.services.contains_key(&address.ip()) {
         Endpoint::default()
     } else {

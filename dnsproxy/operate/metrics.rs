@@ -11,57 +11,40 @@ use prometheus::{
 use super::status::EndpointState;
 use crate::clock;
 use crate::engine::ruleset::Direction;
-use crate::observe::{Outcome, QueryRecord, Reason};
+use crate::observe::{QueryRecord, Reason};
 
-/// The kernel's tables whose fill is told.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[expect(missing_docs, reason = "the names are those of bpf/include/maps.h")]
-pub enum Table {
-    Endpoints,
-    Flows,
-    Grants,
-    Peers,
-    PeerBits,
-    Services,
-    Cidr4,
-    Cidr6,
-    Ports,
-    DnsTo,
-    DnsFrom,
+macro_rules! tables {
+    ($($variant:ident $name:literal $doc:literal;)*) => {
+        /// The kernel's tables whose fill is told, named as in bpf/include/maps.h.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Table {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl Table {
+            /// Every table.
+            pub const ALL: &[Table] = &[$(Table::$variant),*];
+
+            /// Its name in the kernel.
+            pub fn text(self) -> &'static str {
+                match self { $(Table::$variant => $name,)* }
+            }
+        }
+    };
 }
 
-impl Table {
-    /// Every table.
-    pub const ALL: &[Table] = &[
-        Table::Endpoints,
-        Table::Flows,
-        Table::Grants,
-        Table::Peers,
-        Table::PeerBits,
-        Table::Services,
-        Table::Cidr4,
-        Table::Cidr6,
-        Table::Ports,
-        Table::DnsTo,
-        Table::DnsFrom,
-    ];
-
-    /// Its name in the kernel.
-    pub fn text(self) -> &'static str {
-        match self {
-            Table::Endpoints => "endpoints",
-            Table::Flows => "flows",
-            Table::Grants => "grants",
-            Table::Peers => "peers",
-            Table::PeerBits => "peer_bits",
-            Table::Services => "services",
-            Table::Cidr4 => "cidr4",
-            Table::Cidr6 => "cidr6",
-            Table::Ports => "ports",
-            Table::DnsTo => "dns_to",
-            Table::DnsFrom => "dns_from",
-        }
-    }
+tables! {
+    Endpoints "endpoints" "Interfaces and who is behind them.";
+    Flows "flows" "Conversations.";
+    Grants "grants" "Addresses that endpoints may reach until a moment.";
+    Peers "peers" "Addresses of pods, nodes and Services.";
+    PeerBits "peer_bits" "What peers are to a rule set.";
+    Services "services" "Services that a rule set allows or denies.";
+    Cidr4 "cidr4" "IPv4 prefixes of rule sets.";
+    Cidr6 "cidr6" "IPv6 prefixes of rule sets.";
+    Ports "ports" "Ports of rule sets.";
+    DnsTo "dns_to" "Resolvers and their local addresses.";
+    DnsFrom "dns_from" "Local addresses and their resolvers.";
 }
 
 /// What can be lost on the way to those who watch. Nothing depends on any of it.
@@ -373,8 +356,7 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::samples;
-    use crate::observe::Record;
+    use crate::observe::{Outcome, Record, samples};
 
     #[track_caller]
     fn has(metrics: &Metrics, line: &str) {
