@@ -4,7 +4,8 @@ use super::*;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
-    AttachedBy, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness, RefusalStatus, Server, Status,
+    AttachedBy, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness, RefusalStatus, Server,
+    Status,
 };
 
 fn words(line: &str) -> impl Iterator<Item = OsString> {
@@ -47,16 +48,21 @@ fn a_wrong_flag_is_named_as_it_was_typed() {
     let errors = node("--metrics 9090 --endpoint veth0 --set dns.prot=1").unwrap_err().to_string();
     let mut lines: Vec<_> = errors.lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, [
-        "--endpoint: endpoint[0]: found \"veth0\"; allowed is IFACE=NAMESPACE/POD[,mac=…]",
-        "--metrics: observe.metrics: found \"9090\"; allowed is an address and port as 127.0.0.1:9090",
-        "--set dns.prot: dns.prot: no such setting; did you mean dns.port",
-    ]);
+    assert_eq!(
+        lines,
+        [
+            "--endpoint: endpoint[0]: found \"veth0\"; allowed is IFACE=NAMESPACE/POD[,mac=…]",
+            "--metrics: observe.metrics: found \"9090\"; allowed is an address and port as 127.0.0.1:9090",
+            "--set dns.prot: dns.prot: no such setting; did you mean dns.port",
+        ]
+    );
 }
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_help_with_0() {
-    for (line, code) in [("", 2), ("nodee", 2), ("node --nope", 2), ("ready --timeout 5", 2), ("ready --wait --timeout x", 2)] {
+    for (line, code) in
+        [("", 2), ("nodee", 2), ("node --nope", 2), ("ready --timeout 5", 2), ("ready --wait --timeout x", 2)]
+    {
         assert_eq!(parse(words(line)).unwrap_err().exit_code(), code, "{line}");
     }
     for line in ["--help", "--version", "node --help"] {
@@ -123,7 +129,10 @@ fn ready_waits_until_it_is_and_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
     let reasons = ready::wait(&socket, Duration::ZERO).unwrap_err();
-    assert!(reasons[0].starts_with("not ready: asking namegate on ") && reasons[0].ends_with("(os error 2)"), "{reasons:?}");
+    assert!(
+        reasons[0].starts_with("not ready: asking namegate on ") && reasons[0].ends_with("(os error 2)"),
+        "{reasons:?}"
+    );
 
     let readiness = Readiness::waiting_for("start");
     let operator = Operator {
@@ -182,7 +191,8 @@ fn the_readme_lists_every_metric_and_no_other() {
     let mut ours: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let table = README.split("### Metrics").nth(1).unwrap().split("\n###").next().unwrap();
     let rows = table.lines().filter(|line| line.starts_with("| `"));
-    let names = rows.flat_map(|line| line.split('|').nth(1).unwrap().split('`')).filter(|cell| cell.starts_with("namegate"));
+    let names =
+        rows.flat_map(|line| line.split('|').nth(1).unwrap().split('`')).filter(|cell| cell.starts_with("namegate"));
     let mut listed: Vec<_> = names.collect();
     ours.sort_unstable();
     listed.sort_unstable();

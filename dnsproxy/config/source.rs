@@ -159,7 +159,8 @@ impl Source {
         if let Some((path, text)) = self.read_file().map_err(|error| ConfigErrors(vec![error]))? {
             match Document::parse(text.as_str()) {
                 Ok(document) => {
-                    Walk { path: &path, text: &text, origins: &mut origins, errors: &mut errors }.root(document.as_table());
+                    Walk { path: &path, text: &text, origins: &mut origins, errors: &mut errors }
+                        .root(document.as_table());
                     builder = builder.add_source(::config::File::from_str(&text, FileFormat::Toml));
                 }
                 Err(error) => {
@@ -263,7 +264,9 @@ impl Origins {
 
     /// Drops what was known about `key`, because another source replaces it as a whole.
     fn forget(&mut self, key: &str) {
-        self.0.retain(|path, _| path.strip_prefix(key).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(['.', '['])));
+        self.0.retain(|path, _| {
+            path.strip_prefix(key).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(['.', '[']))
+        });
     }
 }
 

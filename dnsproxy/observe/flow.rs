@@ -8,15 +8,18 @@
 //! One record tells of a whole query: an answered one as Cilium's response record (source is the DNS server), a refused
 //! one as its denied request.
 
+mod message;
+
 use std::net::SocketAddr;
 
-use serde::Serialize;
-
+use self::message::*;
 use super::text::{clean, rfc3339};
 use super::watchers::{Known, Record, Workload};
 use super::{Outcome, PacketRecord, QueryRecord, Reason, human};
 use crate::engine::ruleset::Direction;
 use crate::engine::verdict::RuleRef;
+
+pub use self::message::DropReason;
 
 /// How many addresses, names, labels and policies a record lists at most, so that a line stays under 64 KiB.
 const ADDRESSES: usize = 256;
@@ -28,46 +31,6 @@ const NAME_CHARS: usize = 1_024;
 /// How many characters of a label are kept. Kubernetes allows 253 + 1 + 63 for the key and 63 for the value.
 const LABEL_CHARS: usize = 400;
 
-/// Why a packet was dropped, as flow.proto's `DropReason` has it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-pub enum DropReason {
-    /// The source link-layer address is another one's.
-    InvalidSourceMac = 130,
-    /// The source address is another one's.
-    InvalidSourceIp = 132,
-    /// Default deny, and no rule allows it.
-    PolicyDenied = 133,
-    /// A header is wrong.
-    InvalidPacketDropped = 134,
-    /// A protocol that no rule can name.
-    UnknownL4Protocol = 142,
-    /// An address that may not be reached directly.
-    UnknownL3TargetAddress = 150,
-    /// No endpoint is known.
-    NoMatchingLocalContainerFound = 152,
-    /// No room for another conversation.
-    CtMapInsertionFailed = 155,
-    /// An IPv6 extension header that is not allowed.
-    InvalidIpv6ExtensionHeader = 156,
-    /// A fragment.
-    IpFragmentationNotSupported = 157,
-    /// It refers to no known conversation.
-    UnknownConnectionTrackingState = 163,
-    /// No policy yet.
-    NoConfigurationAvailableToPerformPolicyDecision = 165,
-    /// Neither IP nor ARP.
-    UnsupportedL2Protocol = 166,
-    /// Neighbour discovery that is not allowed.
-    ForbiddenIcmpv6Message = 176,
-    /// A deny rule.
-    PolicyDeny = 181,
-    /// A VLAN tag.
-    VlanFiltered = 182,
-    /// A look-up that can't fail did.
-    CtNoMapFound = 190,
-}
-
 /// Appends the record's line.
 pub fn write(record: &Record, known: &Known, node_name: &str, out: &mut Vec<u8>) {
     let (time, flow) = match record {
@@ -78,256 +41,6 @@ pub fn write(record: &Record, known: &Known, node_name: &str, out: &mut Vec<u8>)
     let line = Response { flow, node_name, time };
     serde_json::to_writer(&mut *out, &line).expect("a record has no map keys that are no strings");
     out.push(b'\n');
-}
-
-/// The part of `GetFlowsResponse` that an export holds.
-#[derive(Serialize)]
-struct Response<'a> {
-    flow: Flow,
-    node_name: &'a str,
-    time: String,
-}
-
-#[derive(Serialize, Default)]
-struct Flow {
-    time: String,
-    verdict: Verdict,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drop_reason: Option<u32>,
-    #[serde(rename = "IP", skip_serializing_if = "Option::is_none")]
-    ip: Option<Ip>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    l4: Option<Layer4>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<Endpoint>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination: Option<Endpoint>,
-    #[serde(rename = "Type")]
-    kind: FlowType,
-    node_name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    source_names: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    destination_names: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    l7: Option<Layer7>,
-    event_type: EventType,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_service: Option<Service>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_service: Option<Service>,
-    traffic_direction: TrafficDirection,
-    #[serde(skip_serializing_if = "is_zero")]
-    policy_match_type: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_observation_point: Option<TracePoint>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drop_reason_desc: Option<DropReason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    is_reply: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    interface: Option<Interface>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    egress_allowed_by: Vec<Policy>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ingress_allowed_by: Vec<Policy>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    egress_denied_by: Vec<Policy>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ingress_denied_by: Vec<Policy>,
-    #[serde(rename = "Summary")]
-    summary: String,
-}
-
-#[derive(Serialize, Default, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Verdict {
-    #[default]
-    #[serde(rename = "VERDICT_UNKNOWN")]
-    Unknown,
-    Forwarded,
-    Dropped,
-    Error,
-    Audit,
-    Redirected,
-}
-
-#[derive(Serialize, Default, Clone, Copy)]
-enum FlowType {
-    #[default]
-    #[serde(rename = "L3_L4")]
-    L3L4,
-    L7,
-}
-
-#[derive(Serialize, Default, Clone, Copy)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum TrafficDirection {
-    #[default]
-    #[serde(rename = "TRAFFIC_DIRECTION_UNKNOWN")]
-    Unknown,
-    Ingress,
-    Egress,
-}
-
-#[derive(Serialize, Clone, Copy)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum TracePoint {
-    ToProxy,
-    ToEndpoint,
-    FromEndpoint,
-}
-
-#[derive(Serialize)]
-struct Ip {
-    source: String,
-    destination: String,
-    #[serde(rename = "ipVersion")]
-    version: IpVersion,
-}
-
-#[derive(Serialize)]
-enum IpVersion {
-    IPv4,
-    IPv6,
-}
-
-#[derive(Serialize)]
-enum Layer4 {
-    #[serde(rename = "TCP")]
-    Tcp {
-        #[serde(flatten)]
-        ports: Ports,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        flags: Option<TcpFlags>,
-    },
-    #[serde(rename = "UDP")]
-    Udp(Ports),
-    #[serde(rename = "SCTP")]
-    Sctp(Ports),
-    ICMPv4(IcmpType),
-    ICMPv6(IcmpType),
-}
-
-#[derive(Serialize)]
-struct Ports {
-    #[serde(skip_serializing_if = "is_zero")]
-    source_port: u32,
-    #[serde(skip_serializing_if = "is_zero")]
-    destination_port: u32,
-}
-
-#[derive(Serialize)]
-struct IcmpType {
-    #[serde(rename = "type", skip_serializing_if = "is_zero")]
-    number: u32,
-}
-
-/// Only those that are set, as protojson writes them.
-#[derive(Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-struct TcpFlags {
-    #[serde(skip_serializing_if = "is_false")]
-    fin: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    syn: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    rst: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    psh: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    ack: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    urg: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    ece: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    cwr: bool,
-}
-
-#[derive(Serialize, Default)]
-struct Endpoint {
-    #[serde(rename = "ID", skip_serializing_if = "is_zero")]
-    id: u32,
-    #[serde(skip_serializing_if = "is_zero")]
-    identity: u32,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    namespace: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    labels: Vec<String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pod_name: String,
-}
-
-#[derive(Serialize)]
-struct Service {
-    name: String,
-    namespace: String,
-}
-
-#[derive(Serialize)]
-struct Interface {
-    index: u32,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-}
-
-#[derive(Serialize)]
-struct Policy {
-    name: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    namespace: String,
-    labels: Vec<String>,
-}
-
-/// Numbers of Cilium's `pkg/monitor/api`.
-#[derive(Serialize, Default)]
-struct EventType {
-    #[serde(rename = "type")]
-    kind: i32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sub_type: Option<i32>,
-}
-
-impl EventType {
-    const DROP: i32 = 1;
-    const TRACE: i32 = 4;
-    const POLICY_VERDICT: i32 = 5;
-    const ACCESS_LOG: i32 = 129;
-}
-
-#[derive(Serialize)]
-struct Layer7 {
-    #[serde(rename = "type")]
-    kind: Layer7Type,
-    /// A 64-bit number is a string in protojson.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    latency_ns: Option<String>,
-    dns: Dns,
-}
-
-#[derive(Serialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Layer7Type {
-    Request,
-    Response,
-}
-
-#[derive(Serialize)]
-struct Dns {
-    query: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ips: Vec<String>,
-    #[serde(skip_serializing_if = "is_zero")]
-    ttl: u32,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    cnames: Vec<String>,
-    observation_source: &'static str,
-    #[serde(skip_serializing_if = "is_zero")]
-    rcode: u32,
-    qtypes: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    rrtypes: Vec<&'static str>,
 }
 
 fn of_query(query: &QueryRecord, known: &Known) -> Flow {
@@ -526,29 +239,6 @@ fn layer4(packet: &PacketRecord, source: SocketAddr, destination: SocketAddr) ->
     })
 }
 
-impl TcpFlags {
-    /// From the flags octet of a header (RFC 9293, 3.1).
-    fn of(octet: u8) -> TcpFlags {
-        let bit = |number: u8| octet & (1 << number) != 0;
-        TcpFlags {
-            fin: bit(0),
-            syn: bit(1),
-            rst: bit(2),
-            psh: bit(3),
-            ack: bit(4),
-            urg: bit(5),
-            ece: bit(6),
-            cwr: bit(7),
-        }
-    }
-
-    fn text(octet: u8) -> String {
-        const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-        let set: Vec<_> = NAMES.iter().enumerate().filter(|(bit, _)| octet & (1 << bit) != 0).map(|(_, name)| *name).collect();
-        if set.is_empty() { "none".to_owned() } else { set.join(", ") }
-    }
-}
-
 /// As Hubble sums up a packet, with what it has no field for after it.
 fn packet_summary(packet: &PacketRecord) -> String {
     let mut text = match packet.protocol {
@@ -639,14 +329,6 @@ fn cut(text: &str, limit: usize) -> String {
         text.truncate(end);
     }
     text
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-fn is_false(flag: &bool) -> bool {
-    !*flag
 }
 
 #[cfg(test)]

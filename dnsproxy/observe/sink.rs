@@ -237,7 +237,10 @@ mod tests {
         fs::rename(&path, &old).unwrap();
         sink.put(2);
         sink.stop(PATIENCE);
-        assert_eq!((fs::read_to_string(&old).unwrap(), fs::read_to_string(&path).unwrap()), ("1\n".into(), "2\n".into()));
+        assert_eq!(
+            (fs::read_to_string(&old).unwrap(), fs::read_to_string(&path).unwrap()),
+            ("1\n".into(), "2\n".into())
+        );
     }
 
     #[test]

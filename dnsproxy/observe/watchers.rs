@@ -183,7 +183,9 @@ mod tests {
 
     fn pod(address: &str) -> Pod {
         Pod {
-            labels: [("app", "reports"), (NAMESPACE, "forged")].map(|(key, value)| (key.to_owned(), value.to_owned())).into(),
+            labels: [("app", "reports"), (NAMESPACE, "forged")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
             service_account: Some("robot".to_owned()),
             addresses: vec![address.parse().unwrap()],
             node: Some("node-1".to_owned()),
@@ -209,9 +211,15 @@ mod tests {
         let world = World {
             own_node: Some("node-1".to_owned()),
             cluster: "default".to_owned(),
-            pods: [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "192.0.2.2")].map(|(name, address)| (reference(name), pod(address))).into(),
+            pods: [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "192.0.2.2")]
+                .map(|(name, address)| (reference(name), pod(address)))
+                .into(),
             namespaces: [("payments".to_owned(), Namespace { labels: team, place: String::new() })].into(),
-            services: [(("kube-system".to_owned(), "kube-dns".to_owned()), Service { addresses, ports: Vec::new(), readable: true, place: String::new() })].into(),
+            services: [(
+                ("kube-system".to_owned(), "kube-dns".to_owned()),
+                Service { addresses, ports: Vec::new(), readable: true, place: String::new() },
+            )]
+            .into(),
             endpoint_slices: BTreeMap::new(),
             nodes: [("node-1".to_owned(), node("198.51.100.1")), ("node-2".to_owned(), node("198.51.100.2"))].into(),
             policies: Vec::new(),
@@ -225,7 +233,8 @@ mod tests {
             "k8s:io.cilium.k8s.policy.serviceaccount=robot",
             "k8s:io.kubernetes.pod.namespace=payments",
         ];
-        let workload = Workload { endpoint: Some(EndpointId(7)), pod: reference("a"), labels: labels.map(str::to_owned).into() };
+        let workload =
+            Workload { endpoint: Some(EndpointId(7)), pod: reference("a"), labels: labels.map(str::to_owned).into() };
         let address = |text: &str| text.parse::<IpAddr>().unwrap();
         assert_eq!(known.workloads[&address("192.0.2.1")].as_ref(), &workload);
         assert!(!known.workloads.contains_key(&address("192.0.2.2")), "two pods claim it");
