@@ -58,7 +58,8 @@ impl Builder {
                 let (node, values) = (Node { at, value: node.value.clone() }, *values);
                 self.aliased += values;
                 if self.aliased > ALIASED_VALUES {
-                    let text = format!("aliases stand for {} values so far; the limit is {ALIASED_VALUES}", self.aliased);
+                    let text =
+                        format!("aliases stand for {} values so far; the limit is {ALIASED_VALUES}", self.aliased);
                     return Err(error(at, text));
                 }
                 self.count(at, values)?;
@@ -223,7 +224,8 @@ mod tests {
 
     #[test]
     fn keys_and_values_know_their_places() {
-        let documents = parse("# comment\nkind: Pod\nspec:\n  list:\n  - a: 1\n    b: \"x\"\n  flow: {c: [1, 2]}\n").unwrap();
+        let documents =
+            parse("# comment\nkind: Pod\nspec:\n  list:\n  - a: 1\n    b: \"x\"\n  flow: {c: [1, 2]}\n").unwrap();
         let pod = &documents[0];
         assert_eq!(pod.at, at(2, 1));
         let Value::Map(entries) = &pod.value else { panic!() };

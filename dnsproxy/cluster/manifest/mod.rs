@@ -1,0 +1,289 @@
+//! Objects from trees. Whatever is wrong with one is collected; what still holds of it is returned all the same.
+
+pub mod objects;
+pub mod policy;
+pub mod selector;
+
+use std::fmt;
+
+use super::fields::{Field, Reader, Source};
+use super::tree::{Key, Node, Value};
+use crate::engine::endpoint::PodRef;
+use crate::engine::policy::Policy;
+use crate::engine::world::{EndpointSlice, Namespace, Node as WorldNode, Pod, Service};
+
+/// The kinds that namegate reads, and the policies that it must not overlook although it can't read them yet.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Kind {
+    /// `v1`.
+    Pod,
+    /// `v1`.
+    Namespace,
+    /// `v1`.
+    Service,
+    /// `discovery.k8s.io/v1`.
+    EndpointSlice,
+    /// `v1`.
+    Node,
+    /// `cilium.io/v2`.
+    CiliumNetworkPolicy,
+    /// `cilium.io/v2`: refused, with what it selects.
+    CiliumClusterwideNetworkPolicy,
+    /// `cilium.io/v2`: refused; it selects nobody.
+    CiliumCidrGroup,
+    /// `networking.k8s.io/v1`: refused, with what it selects.
+    NetworkPolicy,
+    /// `policy.networking.k8s.io`: refused, with everyone.
+    AdminNetworkPolicy,
+    /// `policy.networking.k8s.io`: refused, with everyone.
+    BaselineAdminNetworkPolicy,
+    /// `policy.networking.k8s.io`: refused, with everyone.
+    ClusterNetworkPolicy,
+}
+
+/// One object, read as far as it could be.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Object {
+    /// A pod.
+    Pod(PodRef, Pod),
+    /// A namespace.
+    Namespace(String, Namespace),
+    /// A Service, by namespace and name.
+    Service((String, String), Service),
+    /// Backends, by namespace and name.
+    EndpointSlice((String, String), EndpointSlice),
+    /// A node.
+    Node(String, WorldNode),
+    /// A policy; after faults, what still holds of it.
+    Policy(Policy),
+}
+
+/// What a document or an item of a list turns out to be.
+pub enum Found<'t> {
+    /// An object to read.
+    Object(Kind, &'t Node),
+    /// A kind that is none of namegate's business.
+    Other,
+    /// No object at all: no kind, no apiVersion.
+    Stray(&'t Node),
+}
+
+impl Kind {
+    /// Its name in manifests.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Pod => "Pod",
+            Kind::Namespace => "Namespace",
+            Kind::Service => "Service",
+            Kind::EndpointSlice => "EndpointSlice",
+            Kind::Node => "Node",
+            Kind::CiliumNetworkPolicy => "CiliumNetworkPolicy",
+            Kind::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
+            Kind::CiliumCidrGroup => "CiliumCIDRGroup",
+            Kind::NetworkPolicy => "NetworkPolicy",
+            Kind::AdminNetworkPolicy => "AdminNetworkPolicy",
+            Kind::BaselineAdminNetworkPolicy => "BaselineAdminNetworkPolicy",
+            Kind::ClusterNetworkPolicy => "ClusterNetworkPolicy",
+        }
+    }
+
+    /// The version that is read.
+    fn api_version(self) -> &'static str {
+        match self {
+            Kind::Pod | Kind::Namespace | Kind::Service | Kind::Node => "v1",
+            Kind::EndpointSlice => "discovery.k8s.io/v1",
+            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy | Kind::CiliumCidrGroup => "cilium.io/v2",
+            Kind::NetworkPolicy => "networking.k8s.io/v1",
+            Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy => "policy.networking.k8s.io/v1alpha1",
+            Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+        }
+    }
+
+    /// Whether its objects belong to a namespace.
+    pub fn namespaced(self) -> bool {
+        match self {
+            Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::CiliumNetworkPolicy | Kind::NetworkPolicy => true,
+            Kind::Namespace
+            | Kind::Node
+            | Kind::CiliumClusterwideNetworkPolicy
+            | Kind::CiliumCidrGroup
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy
+            | Kind::ClusterNetworkPolicy => false,
+        }
+    }
+
+    /// Whether it is a policy.
+    pub fn is_policy(self) -> bool {
+        !matches!(self, Kind::Pod | Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Node)
+    }
+
+    /// The paths that are read of it; the rest is not kept.
+    fn paths(self) -> &'static [&'static [&'static str]] {
+        match self {
+            Kind::Pod => &[
+                &["metadata", "labels"],
+                &["spec", "nodeName"],
+                &["spec", "hostNetwork"],
+                &["spec", "serviceAccountName"],
+                &["status", "phase"],
+                &["status", "podIP"],
+                &["status", "podIPs"],
+            ],
+            Kind::Namespace => &[&["metadata", "labels"]],
+            Kind::Service => &[
+                &["spec", "clusterIP"],
+                &["spec", "clusterIPs"],
+                &["spec", "externalIPs"],
+                &["spec", "ports"],
+                &["status", "loadBalancer", "ingress"],
+            ],
+            Kind::EndpointSlice => &[
+                &["metadata", "labels", objects::SERVICE_NAME],
+                &["addressType"],
+                &["ports"],
+                &["endpoints", "addresses"],
+                &["endpoints", "conditions"],
+            ],
+            Kind::Node => &[&["status", "addresses"]],
+            _ => &[&["spec"], &["specs"]],
+        }
+    }
+
+    /// The parts of an object that are read, with the kind that an item of `PodList` leaves out.
+    pub fn prune(self, node: &Node) -> Node {
+        let always: [&[&str]; 4] = [&["apiVersion"], &["kind"], &["metadata", "name"], &["metadata", "namespace"]];
+        let paths: Vec<&[&str]> = always.iter().chain(self.paths()).copied().collect();
+        let mut pruned = node.only(&paths);
+        if let Value::Map(entries) = &mut pruned.value {
+            for (key, text) in [("kind", self.name()), ("apiVersion", self.api_version())] {
+                if node.get(key).is_none() {
+                    let key = Key { at: node.at, text: key.into() };
+                    entries.insert(0, (key, Node { at: node.at, value: Value::Text(text.into()) }));
+                }
+            }
+        }
+        pruned
+    }
+}
+
+/// What a document holds: one object, or the objects of a `List` or `*List`.
+pub fn found(document: &Node) -> Vec<Found<'_>> {
+    let mut all = Vec::new();
+    collect(document, None, &mut all);
+    all
+}
+
+fn collect<'t>(node: &'t Node, inherited: Option<(&str, &str)>, all: &mut Vec<Found<'t>>) {
+    let text = |key| node.get(key).and_then(Node::as_text);
+    let version = text("apiVersion").or(inherited.map(|(version, _)| version));
+    let kind = text("kind").or(inherited.map(|(_, kind)| kind));
+    let (Some(version), Some(kind)) = (version, kind) else {
+        if node.value != Value::Null || inherited.is_some() {
+            all.push(Found::Stray(node));
+        }
+        return;
+    };
+    if let Some(of) = kind.strip_suffix("List")
+        && let Some(items) = node.get("items")
+    {
+        // The items of `PodList` carry no kind of their own; those of `List` do.
+        let inherited = (!of.is_empty()).then_some((version, of));
+        match &items.value {
+            Value::List(items) => items.iter().for_each(|item| collect(item, inherited, all)),
+            Value::Null => {}
+            _ => all.push(Found::Stray(items)),
+        }
+        return;
+    }
+    all.push(match kind_of(version, kind) {
+        Some(kind) => Found::Object(kind, node),
+        None => Found::Other,
+    });
+}
+
+fn kind_of(version: &str, kind: &str) -> Option<Kind> {
+    let group = version.split_once('/').map_or("", |(group, _)| group);
+    Some(match (group, kind) {
+        ("", "Pod") => Kind::Pod,
+        ("", "Namespace") => Kind::Namespace,
+        ("", "Service") => Kind::Service,
+        ("", "Node") => Kind::Node,
+        ("discovery.k8s.io", "EndpointSlice") => Kind::EndpointSlice,
+        ("cilium.io", "CiliumNetworkPolicy") => Kind::CiliumNetworkPolicy,
+        ("cilium.io", "CiliumClusterwideNetworkPolicy") => Kind::CiliumClusterwideNetworkPolicy,
+        ("cilium.io", "CiliumCIDRGroup") => Kind::CiliumCidrGroup,
+        ("networking.k8s.io" | "extensions", "NetworkPolicy") => Kind::NetworkPolicy,
+        ("policy.networking.k8s.io", "AdminNetworkPolicy") => Kind::AdminNetworkPolicy,
+        ("policy.networking.k8s.io", "BaselineAdminNetworkPolicy") => Kind::BaselineAdminNetworkPolicy,
+        ("policy.networking.k8s.io", "ClusterNetworkPolicy") => Kind::ClusterNetworkPolicy,
+        _ => return None,
+    })
+}
+
+/// Reads an object; faults go to the reader.
+pub fn read(kind: Kind, object: &Field<'_>) -> Object {
+    if let Some(version) = object.get("apiVersion")
+        && let Some(text) = version.text()
+        && text != kind.api_version()
+    {
+        version.fault(format!("{text:?} of a {kind}; {:?} is allowed", kind.api_version()));
+    }
+    match kind {
+        Kind::Pod => objects::pod(object),
+        Kind::Namespace => objects::namespace(object),
+        Kind::Service => objects::service(object),
+        Kind::EndpointSlice => objects::endpoint_slice(object),
+        Kind::Node => objects::node(object),
+        _ => Object::Policy(policy::policy(kind, object)),
+    }
+}
+
+/// Reads a copy of an object that was good once; `None` if it isn't any more.
+pub fn read_kept(text: &str, place: &str) -> Option<Object> {
+    let documents = super::tree::json(text).ok()?;
+    let [document] = documents.as_slice() else { return None };
+    let Found::Object(kind, node) = found(document).pop()? else { return None };
+    let reader = Reader::new(Source::Kept(place));
+    let object = read(kind, &reader.root(node));
+    reader.into_faults().is_empty().then_some(object)
+}
+
+/// Namespace and name as far as they can be read. What is missing is noted.
+fn names(kind: Kind, object: &Field<'_>) -> (Option<String>, Option<String>) {
+    let Some(metadata) = object.need("metadata") else { return (None, None) };
+    if metadata.entries().is_none() || object.all("metadata").count() > 1 {
+        return (None, None);
+    }
+    let text = |key| {
+        let field = metadata.need(key)?;
+        let text = field.text()?;
+        if text.is_empty()
+            || text.len() > 253
+            || !text.bytes().all(|o| o.is_ascii_alphanumeric() || b"-_.:".contains(&o))
+        {
+            field.fault(format!("{text:?}; up to 253 letters, digits, - and . are allowed"));
+            return None;
+        }
+        Some(text.to_owned())
+    };
+    let namespace = if kind.namespaced() { text("namespace") } else { None };
+    (namespace, text("name"))
+}
+
+/// The key of an object across generations, `Pod shop/web-0`; `None` without a name.
+pub fn key(kind: Kind, node: &Node) -> Option<String> {
+    let text = |key| node.get("metadata")?.get(key)?.as_text().filter(|text| !text.is_empty());
+    let name = text("name")?;
+    if kind.namespaced() {
+        Some(format!("{kind} {}/{name}", text("namespace")?))
+    } else {
+        Some(format!("{kind} {name}"))
+    }
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}

@@ -1,0 +1,532 @@
+//! What a directory says, what is wrong with it, and what stays in force.
+
+use std::fs;
+use std::net::IpAddr;
+use std::path::PathBuf;
+
+use super::*;
+use crate::engine::bits::Bits;
+use crate::engine::compile::Compiler;
+use crate::engine::endpoint::PodRef;
+use crate::engine::name::Name;
+use crate::engine::ruleset::{Direction, Protocol, RuleSet};
+use crate::engine::world::PeerIds;
+
+/// The repository's folder of that name.
+fn folder(name: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(name)
+}
+
+/// Every manifest in integration/invalid says in its first lines what is wrong with it: `# expect 12:9 part of the text`.
+#[test]
+fn every_invalid_manifest_is_refused_at_its_place_with_its_reason() {
+    let mut manifests: Vec<PathBuf> =
+        fs::read_dir(folder("integration/invalid")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    manifests.sort();
+    let mut wrong = Vec::new();
+    for path in &manifests {
+        let text = fs::read_to_string(path).unwrap();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        let expected: Vec<&str> = text.lines().map_while(|line| line.strip_prefix("# expect ")).collect();
+        let file = File { name: name.clone(), content: Ok(text.clone().into_bytes()) };
+        let snapshot = assemble(&[file], &LastGood::default(), OnInvalid::Refuse);
+        let found: Vec<String> = snapshot
+            .refusals
+            .iter()
+            .map(|refusal| format!("{} {}", refusal.place.replace(&format!("{name}:"), ""), refusal.text))
+            .collect();
+        if found != expected {
+            wrong.push(format!("{name}:\n  expected {expected:#?}\n  found {found:#?}"));
+        }
+    }
+    assert!(manifests.len() >= 30, "{} manifests", manifests.len());
+    assert!(wrong.is_empty(), "{} of {}:\n{}", wrong.len(), manifests.len(), wrong.join("\n"));
+}
+
+/// What one pod of a generation may do.
+struct View {
+    rules: RuleSet,
+    snapshot: Snapshot,
+}
+
+/// The files of one generation after another; each starts from what the one before left behind, through its text.
+#[derive(Default)]
+struct Story {
+    last_good: LastGood,
+    on_invalid: OnInvalid,
+}
+
+impl Story {
+    #[track_caller]
+    fn next(&mut self, files: &[(&str, &str)]) -> View {
+        let files: Vec<File> = files
+            .iter()
+            .map(|(name, text)| File { name: (*name).to_owned(), content: Ok(text.as_bytes().to_vec()) })
+            .collect();
+        let mut snapshot = assemble(&files, &self.last_good, self.on_invalid);
+        let text = serde_json::to_string(&snapshot.last_good).unwrap();
+        self.last_good = serde_json::from_str(&text).unwrap();
+        snapshot.world.own_node = Some("here".to_owned());
+        let subject = PodRef { namespace: "shop".to_owned(), name: "web".to_owned() };
+        let rules = Compiler::new(&snapshot.world, &mut PeerIds::default()).compile(&subject, &[]).unwrap();
+        View { rules, snapshot }
+    }
+}
+
+impl View {
+    #[track_caller]
+    fn tcp(&self, direction: Direction, address: &str, port: u16, passes: bool) -> &View {
+        let address: IpAddr = address.parse().unwrap();
+        let verdict = self.rules.evaluate(direction, address, Protocol::Tcp, port, Bits::NONE);
+        assert_eq!(verdict.passes(), passes, "{direction:?} {address} {port}: {verdict:?}");
+        self
+    }
+
+    #[track_caller]
+    fn opens(&self, address: &str, port: u16) -> &View {
+        self.tcp(Direction::Egress, address, port, true)
+    }
+
+    #[track_caller]
+    fn stays_shut(&self, address: &str, port: u16) -> &View {
+        self.tcp(Direction::Egress, address, port, false)
+    }
+
+    #[track_caller]
+    fn refusals(&self, expected: &[&str]) -> &View {
+        let found: Vec<String> = self
+            .snapshot
+            .refusals
+            .iter()
+            .map(|r| format!("{} {} {}{}", r.object, r.place, r.text, if r.kept { " (kept)" } else { "" }))
+            .collect();
+        assert!(
+            found.len() == expected.len() && found.iter().zip(expected).all(|(found, part)| found.contains(part)),
+            "{found:#?}"
+        );
+        self
+    }
+}
+
+const CLUSTER: &str = "
+apiVersion: v1
+kind: PodList
+items:
+- metadata: {name: web, namespace: shop, labels: {app: web}}
+  spec: {nodeName: here}
+  status: {podIPs: [{ip: 10.0.0.1}]}
+- metadata: {name: db, namespace: shop, labels: {app: db}}
+  status: {podIP: 10.0.0.2}
+- metadata: {name: other, namespace: else, labels: {app: db}}
+  status: {podIP: 10.0.0.3}
+---
+apiVersion: v1
+kind: List
+items:
+- {apiVersion: v1, kind: Node, metadata: {name: here}, status: {addresses: [{type: InternalIP, address: 10.9.0.1}]}}
+- {apiVersion: v1, kind: Node, metadata: {name: there}, status: {addresses: [{type: InternalIP, address: 10.9.0.2}]}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: shop}}
+- {apiVersion: v1, kind: Namespace, metadata: {name: else, labels: {team: blue}}}
+- {apiVersion: v1, kind: ConfigMap, metadata: {name: x, namespace: else}}
+";
+
+/// A policy with this name and spec, in namespace shop.
+fn policy_of(name: &str, spec: &str) -> String {
+    let spec: String = spec.trim().lines().map(|line| format!("  {line}\n")).collect();
+    format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n{spec}"
+    )
+}
+
+fn allow(cidr: &str) -> String {
+    policy_of("allow", &format!("endpointSelector: {{}}\negress:\n- toCIDR: [{cidr}]"))
+}
+
+/// What a pod may do under one policy's spec.
+#[track_caller]
+fn under(spec: &str) -> View {
+    let view = Story::default().next(&[("cluster.yaml", CLUSTER), ("policy.yaml", &policy_of("p", spec))]);
+    view.refusals(&[]);
+    view
+}
+
+#[test]
+fn without_a_policy_everything_passes_and_nothing_is_steered() {
+    let view = Story::default().next(&[("cluster.yaml", CLUSTER)]);
+    view.opens("192.0.2.1", 443).tcp(Direction::Ingress, "192.0.2.1", 80, true);
+    assert!(!view.rules.selected && !view.rules.steered());
+    assert_eq!(view.snapshot.skipped, 1, "a ConfigMap is no policy");
+}
+
+#[test]
+fn an_empty_item_allows_nothing_and_shuts_its_direction() {
+    under("endpointSelector: {}\negress: [{}]").stays_shut("192.0.2.1", 443).tcp(
+        Direction::Ingress,
+        "192.0.2.1",
+        80,
+        true,
+    );
+    under("endpointSelector: {}\negressDeny: [{}]").stays_shut("192.0.2.1", 443);
+    let shut = under("endpointSelector: {}\ningress: [{}]");
+    shut.opens("192.0.2.1", 443).tcp(Direction::Ingress, "10.0.0.2", 80, false);
+    shut.tcp(Direction::Ingress, "10.9.0.1", 80, true);
+}
+
+#[test]
+fn an_absent_peer_is_everyone_and_an_empty_list_is_nobody() {
+    let ports = "toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]";
+    under(&format!("endpointSelector: {{}}\negress:\n- {ports}"))
+        .opens("192.0.2.1", 443)
+        .opens("10.0.0.3", 443)
+        .opens("2001:db8::1", 443)
+        .stays_shut("192.0.2.1", 80);
+    for peers in ["toEndpoints", "toCIDR", "toEntities", "toFQDNs"] {
+        under(&format!("endpointSelector: {{}}\negress:\n- {peers}: []\n  {ports}"))
+            .stays_shut("192.0.2.1", 443)
+            .stays_shut("10.0.0.2", 443)
+            .stays_shut("10.9.0.1", 443);
+    }
+}
+
+#[test]
+fn ports_without_a_port_open_none() {
+    for ports in ["toPorts: []", "toPorts: [{}]", "toPorts: [{ports: []}]"] {
+        under(&format!("endpointSelector: {{}}\negress:\n- {ports}")).stays_shut("192.0.2.1", 443);
+    }
+    under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]\n  toPorts: []").opens("192.0.2.1", 443);
+    under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]\n  toPorts: [{}]").stays_shut("192.0.2.1", 443);
+}
+
+#[test]
+fn any_is_tcp_udp_and_sctp_but_not_icmp() {
+    let view = under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]\n  toPorts: [{ports: [{port: \"0\"}]}]");
+    let address = "192.0.2.1".parse().unwrap();
+    for (protocol, passes) in
+        [(Protocol::Tcp, true), (Protocol::Udp, true), (Protocol::Sctp, true), (Protocol::Icmp, false)]
+    {
+        let verdict = view.rules.evaluate(Direction::Egress, address, protocol, 7, Bits::NONE);
+        assert_eq!(verdict.passes(), passes, "{protocol:?}");
+    }
+    let all = under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]");
+    assert!(all.rules.evaluate(Direction::Egress, address, Protocol::Icmp, 0x800, Bits::NONE).passes());
+}
+
+#[test]
+fn a_block_never_opens_a_pod_a_node_or_the_host() {
+    under("endpointSelector: {}\negress:\n- toCIDR: [0.0.0.0/0]\n- toEntities: [world]")
+        .opens("192.0.2.1", 443)
+        .opens("2001:db8::1", 443)
+        .stays_shut("10.0.0.2", 443)
+        .stays_shut("10.9.0.1", 443)
+        .stays_shut("10.9.0.2", 443);
+}
+
+#[test]
+fn an_empty_peer_selector_is_the_policys_own_namespace() {
+    under("endpointSelector: {}\negress:\n- toEndpoints: [{}]")
+        .opens("10.0.0.2", 443)
+        .stays_shut("10.0.0.3", 443)
+        .stays_shut("10.9.0.1", 443)
+        .stays_shut("192.0.2.1", 443);
+    let other = "matchLabels: {k8s:io.kubernetes.pod.namespace: else, any:app: db}";
+    under(&format!("endpointSelector: {{}}\negress:\n- toEndpoints:\n  - {other}"))
+        .opens("10.0.0.3", 443)
+        .stays_shut("10.0.0.2", 443);
+    let blue = "matchLabels: {io.cilium.k8s.namespace.labels.team: blue}";
+    under(&format!("endpointSelector: {{}}\negress:\n- toEndpoints:\n  - {blue}"))
+        .opens("10.0.0.3", 443)
+        .stays_shut("10.0.0.2", 443);
+}
+
+#[test]
+fn entities_are_classes_of_peers() {
+    under("endpointSelector: {}\negress:\n- toEntities: [cluster]")
+        .opens("10.0.0.3", 1)
+        .opens("10.9.0.1", 1)
+        .opens("10.9.0.2", 1)
+        .stays_shut("192.0.2.1", 1);
+    under("endpointSelector: {}\negress:\n- toEntities: [host]").opens("10.9.0.1", 1).stays_shut("10.9.0.2", 1);
+    under("endpointSelector: {}\negress:\n- toEntities: [all]").opens("10.9.0.2", 1).opens("192.0.2.1", 1);
+    under("endpointSelector: {}\negress:\n- toEndpoints: [{matchLabels: {reserved:host: \"\"}}]")
+        .opens("10.9.0.1", 1)
+        .stays_shut("10.9.0.2", 1);
+}
+
+#[test]
+fn a_denial_beats_every_allowance() {
+    under(
+        "endpointSelector: {}\negress:\n- toCIDR: [192.0.2.1/32]\n- toEntities: [all]\n\
+         egressDeny:\n- toCIDR: [192.0.2.0/24]\n  toPorts: [{ports: [{port: \"443\"}]}]",
+    )
+    .stays_shut("192.0.2.1", 443)
+    .opens("192.0.2.1", 80)
+    .opens("192.0.3.1", 443);
+}
+
+#[test]
+fn a_denial_of_what_lacks_a_label_meets_the_world_too() {
+    let lacking = "matchExpressions: [{key: io.kubernetes.pod.namespace, operator: NotIn, values: [shop]}]";
+    let view = under(&format!(
+        "endpointSelector: {{}}\negress:\n- toEntities: [all]\negressDeny:\n- toEndpoints:\n  - {lacking}"
+    ));
+    view.stays_shut("192.0.2.1", 1).stays_shut("10.0.0.3", 1).stays_shut("10.9.0.1", 1).opens("10.0.0.2", 1);
+    let allowed = under(&format!("endpointSelector: {{}}\negress:\n- toEndpoints:\n  - {lacking}"));
+    allowed.stays_shut("192.0.2.1", 1).stays_shut("10.9.0.1", 1).opens("10.0.0.3", 1);
+}
+
+#[test]
+fn a_policy_selects_by_labels_in_its_own_namespace() {
+    let spec = "endpointSelector: {matchExpressions: [{key: app, operator: In, values: [web, api]}]}\negress: [{}]";
+    under(spec).stays_shut("192.0.2.1", 1);
+    under("endpointSelector: {matchLabels: {app: db}}\negress: [{}]").opens("192.0.2.1", 1);
+    let elsewhere = policy_of("p", "endpointSelector: {}\negress: [{}]").replace("shop", "else");
+    Story::default().next(&[("cluster.yaml", CLUSTER), ("p.yaml", &elsewhere)]).opens("192.0.2.1", 1);
+}
+
+#[test]
+fn a_wrong_object_keeps_its_last_good_version() {
+    let mut story = Story::default();
+    story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &allow("192.0.2.0/24"))]).opens("192.0.2.1", 443);
+    let wrong = allow("203.0.113.0/24").replace("toCIDR", "toCidr");
+    for _ in 0..2 {
+        story
+            .next(&[("cluster.yaml", CLUSTER), ("p.yaml", &wrong)])
+            .refusals(&["CiliumNetworkPolicy shop/allow p.yaml:7:5 spec.egress[0].toCidr: toCidr is no field here"])
+            .opens("192.0.2.1", 443)
+            .stays_shut("203.0.113.1", 443)
+            .stays_shut("198.51.100.1", 443);
+    }
+    let kept = story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &wrong)]);
+    assert!(kept.snapshot.refusals[0].kept);
+    assert_eq!(kept.snapshot.world.policies[0].at.0.place, "p.yaml:1:1");
+    // Deleted is deleted, kept or not.
+    story.next(&[("cluster.yaml", CLUSTER)]).opens("198.51.100.1", 443);
+    story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &wrong)]).stays_shut("192.0.2.1", 443);
+}
+
+#[test]
+fn a_wrong_object_without_a_past_shuts_what_it_names() {
+    let story = |policy: &str| Story::default().next(&[("cluster.yaml", CLUSTER), ("p.yaml", policy)]);
+    let wrong = allow("203.0.113.0/24").replace("toCIDR", "toCidr");
+    story(&wrong).stays_shut("203.0.113.1", 443).tcp(Direction::Ingress, "192.0.2.1", 80, true);
+    // It selects others only.
+    story(&wrong.replace("{}", "{matchLabels: {app: db}}")).opens("203.0.113.1", 443);
+    // Its selector can't be read: its namespace.
+    let unreadable = wrong.replace("{}", "{matchLabels: {app: 1}}");
+    story(&unreadable).stays_shut("203.0.113.1", 443);
+    story(&unreadable.replace("shop", "else")).opens("203.0.113.1", 443);
+    // A misspelled direction could be either.
+    story(&allow("203.0.113.0/24").replace("egress", "egres")).stays_shut("192.0.2.1", 1).tcp(
+        Direction::Ingress,
+        "192.0.2.1",
+        80,
+        false,
+    );
+    // Without a namespace it could be anyone's.
+    story(&wrong.replace(", namespace: else", "").replace(", namespace: shop", "")).stays_shut("203.0.113.1", 443);
+}
+
+#[test]
+fn denials_of_a_refused_policy_stay_in_force() {
+    let wrong = policy_of(
+        "deny",
+        "endpointSelector: {}\nlog: {value: x}\negress:\n- toEntities: [world]\negressDeny:\n- toCIDR: [192.0.2.0/24]\n\
+         - toEndpoints: [{}]\n  icmps: []\n  toPorts: [{ports: [{port: \"80\"}]}]",
+    );
+    let open = policy_of("open", "endpointSelector: {}\negress:\n- toEntities: [all]");
+    Story::default()
+        .next(&[("cluster.yaml", CLUSTER), ("deny.yaml", &wrong), ("open.yaml", &open)])
+        .refusals(&["spec.log: log is not read by namegate yet", "egressDeny[1].icmps: icmps is not read"])
+        .stays_shut("192.0.2.1", 443)
+        .opens("203.0.113.1", 443)
+        // The item denied with an unsupported part: without it, it denies more.
+        .stays_shut("10.0.0.2", 443);
+}
+
+#[test]
+fn a_policy_of_a_kind_that_is_not_read_shuts_what_it_selects() {
+    let story = |policy: &str| Story::default().next(&[("cluster.yaml", CLUSTER), ("p.yaml", policy)]);
+    let clusterwide = "apiVersion: cilium.io/v2\nkind: CiliumClusterwideNetworkPolicy\nmetadata: {name: base}\nspec:\n  \
+                       endpointSelector: {matchLabels: {app: web}}\n  egress: [{toEntities: [all]}]\n";
+    story(clusterwide).stays_shut("192.0.2.1", 1).tcp(Direction::Ingress, "192.0.2.1", 80, true);
+    story(&clusterwide.replace("web", "db")).opens("192.0.2.1", 1);
+    story(&clusterwide.replace("endpointSelector: {matchLabels: {app: web}}", "nodeSelector: {}"))
+        .opens("192.0.2.1", 1);
+    let kubernetes = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: base, namespace: shop}\n\
+                      spec:\n  podSelector: {matchLabels: {app: web}}\n";
+    story(kubernetes).opens("192.0.2.1", 1).tcp(Direction::Ingress, "192.0.2.1", 80, false);
+    let egress = format!("{kubernetes}  policyTypes: [Egress]\n");
+    story(&egress).stays_shut("192.0.2.1", 1).tcp(Direction::Ingress, "192.0.2.1", 80, true);
+    story(&kubernetes.replace("web", "db")).tcp(Direction::Ingress, "192.0.2.1", 80, true);
+}
+
+#[test]
+fn a_broken_file_keeps_everything_it_held() {
+    let mut story = Story::default();
+    let good = format!("{}---\n{}", allow("192.0.2.0/24"), policy_of("more", "endpointSelector: {}\negress: [{}]"));
+    story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &good)]).opens("192.0.2.1", 443);
+    let kept = story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &format!("{good}\n  - [\n"))]);
+    kept.refusals(&["file p.yaml p.yaml:"]).opens("192.0.2.1", 443).stays_shut("203.0.113.1", 443);
+    assert!(kept.snapshot.refusals[0].kept && kept.snapshot.world.policies.len() == 2);
+    // The cluster's own file: pods stay pods.
+    let kept = story.next(&[("cluster.yaml", "{"), ("p.yaml", &good)]);
+    kept.refusals(&["file cluster.yaml cluster.yaml:"]).stays_shut("10.0.0.2", 443).opens("192.0.2.1", 443);
+}
+
+#[test]
+fn a_broken_file_without_a_past_shuts_everyone() {
+    let mut story = Story::default();
+    let view = story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", "{"), ("q.yaml", &allow("192.0.2.0/24"))]);
+    view.opens("192.0.2.1", 443).stays_shut("203.0.113.1", 443).tcp(Direction::Ingress, "192.0.2.1", 80, false);
+    // A document that is no object may have been a policy.
+    let stray = "spec:\n  endpointSelector: {}\n";
+    Story::default().next(&[("cluster.yaml", CLUSTER), ("p.yaml", stray)]).stays_shut("192.0.2.1", 443);
+}
+
+#[test]
+fn the_operators_way_out_ignores_what_is_wrong() {
+    let mut story = Story { on_invalid: OnInvalid::Ignore, ..Story::default() };
+    story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &allow("192.0.2.0/24"))]).opens("192.0.2.1", 443);
+    let wrong = allow("203.0.113.0/24").replace("toCIDR", "toCidr");
+    let view = story.next(&[("cluster.yaml", CLUSTER), ("p.yaml", &wrong), ("q.yaml", "{")]);
+    view.refusals(&["file q.yaml", "toCidr"]).opens("198.51.100.1", 443);
+}
+
+#[test]
+fn an_object_that_stands_twice_is_one_if_both_say_the_same() {
+    let once = allow("192.0.2.0/24");
+    Story::default()
+        .next(&[("a.yaml", &once), ("b.yaml", &once), ("cluster.yaml", CLUSTER)])
+        .refusals(&[])
+        .opens("192.0.2.1", 443);
+    Story::default()
+        .next(&[("a.yaml", &once), ("b.yaml", &allow("203.0.113.0/24")), ("cluster.yaml", CLUSTER)])
+        .refusals(&[
+            "another CiliumNetworkPolicy shop/allow at b.yaml:1:1",
+            "another CiliumNetworkPolicy shop/allow at a",
+        ])
+        .stays_shut("192.0.2.1", 443)
+        .stays_shut("203.0.113.1", 443);
+}
+
+#[test]
+fn a_pod_that_can_not_be_read_is_opened_by_no_label_and_no_block() {
+    let wrong = CLUSTER
+        .replace("labels: {app: db}}\n  status: {podIP: 10.0.0.2}", "labels: {app: 1}}\n  status: {podIP: 10.0.0.2}");
+    let policy = policy_of(
+        "p",
+        "endpointSelector: {}\negress:\n- toCIDR: [0.0.0.0/0]\n- toEndpoints:\n  - matchExpressions: [{key: app, \
+         operator: NotIn, values: [x]}]\n",
+    );
+    let view = Story::default().next(&[("cluster.yaml", &wrong), ("p.yaml", &policy)]);
+    view.refusals(&["Pod shop/db"]).stays_shut("10.0.0.2", 443).opens("192.0.2.1", 443);
+}
+
+#[test]
+fn json_and_json_lines_say_the_same_as_yaml() {
+    let yaml = CLUSTER.to_owned() + "---\n" + &allow("192.0.2.0/24");
+    let lines: String = tree::yaml(&yaml).unwrap().iter().map(|node| write_json(node) + "\n").collect();
+    let from_yaml = Story::default().next(&[("all.yaml", &yaml)]);
+    let from_json = Story::default().next(&[("all.json", &lines)]);
+    from_json.refusals(&[]).opens("192.0.2.1", 443);
+    assert_eq!(from_yaml.rules.ports, from_json.rules.ports);
+    let bad = lines.replace("192.0.2.0/24", "192.0.2.0/33");
+    let view = Story::default().next(&[("all.json", &bad)]);
+    let place = format!("all.json:{}:", lines.lines().count());
+    view.refusals(&[&place]).stays_shut("192.0.2.1", 443);
+}
+
+#[test]
+fn the_demo_says_what_its_issue_says() {
+    let mut snapshot = read(&folder("config/demo"), &LastGood::default(), OnInvalid::Refuse);
+    assert_eq!(snapshot.refusals, []);
+    snapshot.world.own_node = Some("demo-node".to_owned());
+    let mut ids = PeerIds::default();
+    let compiler = Compiler::new(&snapshot.world, &mut ids);
+    let pod = |name: &str| PodRef { namespace: "payments".to_owned(), name: name.to_owned() };
+    let payment = compiler.compile(&pod("payment-processor"), &[]).unwrap();
+    let reports = compiler.compile(&pod("reports"), &[]).unwrap();
+    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
+    let asks = |rules: &RuleSet, server: &str, name: &str| {
+        let answer = |protocol| rules.may_ask(ip(server), protocol, 53, &Name::parse(name).unwrap()).is_ok();
+        assert_eq!(answer(Protocol::Udp), answer(Protocol::Tcp));
+        answer(Protocol::Udp)
+    };
+    let database = "prod-db.cxyz.us-east-1.rds.amazonaws.com";
+    for server in ["198.18.0.10", "2001:db8:18::a", "203.0.113.53", "2001:db8:2::53"] {
+        assert!(["api.stripe.com", database, "api.github.com"].iter().all(|name| asks(&payment, server, name)));
+        assert!(asks(&reports, server, "api.github.com") && !asks(&reports, server, "api.stripe.com"), "{server}");
+        assert!(payment.trusts(ip(server), Protocol::Udp, 53) && reports.trusts(ip(server), Protocol::Tcp, 53));
+    }
+    assert!(!asks(&payment, "192.0.2.53", "api.stripe.com"));
+    let reaches = |rules: &RuleSet, name: &str, port| {
+        let grants = rules.groups_of(&Name::parse(name).unwrap());
+        rules.evaluate(Direction::Egress, ip("192.0.2.1"), Protocol::Tcp, port, grants).passes()
+    };
+    for (name, port, payments, report) in [
+        ("api.stripe.com", 443, true, false),
+        ("api.stripe.com", 5432, true, false),
+        ("api.stripe.com", 80, false, false),
+        (database, 5432, true, false),
+        ("rds.amazonaws.com", 5432, false, false),
+        ("api.github.com", 443, false, true),
+    ] {
+        assert_eq!((reaches(&payment, name, port), reaches(&reports, name, port)), (payments, report), "{name} {port}");
+    }
+    assert!(payment.steered() && reports.steered() && payment.deny_egress && !payment.deny_ingress);
+    // Past the proxy nothing passes, not to the resolver either.
+    for server in ["198.18.0.10", "203.0.113.53"] {
+        assert!(!payment.evaluate(Direction::Egress, ip(server), Protocol::Udp, 53, Bits::NONE).passes());
+    }
+    assert_eq!(payment.resolvers().len(), 8, "four addresses, two protocols: {:?}", payment.resolvers());
+}
+
+#[test]
+fn a_mounted_generation_is_read_where_data_points_to() {
+    let dir = tempfile::tempdir().unwrap();
+    for (generation, cidr) in [("..one", "192.0.2.0/24"), ("..two", "203.0.113.0/24")] {
+        fs::create_dir(dir.path().join(generation)).unwrap();
+        fs::write(dir.path().join(generation).join("p.yaml"), allow(cidr)).unwrap();
+    }
+    std::os::unix::fs::symlink("..data/p.yaml", dir.path().join("p.yaml")).unwrap();
+    std::os::unix::fs::symlink("..one", dir.path().join("..data")).unwrap();
+    let first = read(dir.path(), &LastGood::default(), OnInvalid::Refuse);
+    assert_eq!((first.world.policies.len(), first.refusals.len()), (1, 0), "the link beside ..data is not read again");
+    std::os::unix::fs::symlink("..two", dir.path().join("..new")).unwrap();
+    fs::rename(dir.path().join("..new"), dir.path().join("..data")).unwrap();
+    let second = read(dir.path(), &first.last_good, OnInvalid::Refuse);
+    assert_ne!(first.generation_hash, second.generation_hash);
+    assert_ne!(first.world, second.world);
+    assert_eq!(second.generation_hash, read(dir.path(), &second.last_good, OnInvalid::Refuse).generation_hash);
+}
+
+#[test]
+fn folders_packed_files_and_hidden_ones() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::create_dir_all(dir.path().join("team/shop")).unwrap();
+    let mut packed = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::default());
+    std::io::Write::write_all(&mut packed, allow("192.0.2.0/24").as_bytes()).unwrap();
+    fs::write(dir.path().join("team/shop/p.yaml.gz"), packed.finish().unwrap()).unwrap();
+    fs::write(dir.path().join(".hidden.yaml"), "{").unwrap();
+    fs::write(dir.path().join("notes.txt"), "{").unwrap();
+    let snapshot = read(dir.path(), &LastGood::default(), OnInvalid::Refuse);
+    assert_eq!(snapshot.refusals, []);
+    assert_eq!(snapshot.world.policies[0].at.0.place, "team/shop/p.yaml.gz:1:1");
+    fs::write(dir.path().join("cut.yaml.gz"), &[0x1f, 0x8b, 8]).unwrap();
+    fs::write(dir.path().join("latin.yaml"), b"a: 1\nb: \"\xfc\"\n").unwrap();
+    let snapshot = read(dir.path(), &snapshot.last_good, OnInvalid::Refuse);
+    let places: Vec<&str> = snapshot.refusals.iter().map(|refusal| refusal.place.as_str()).collect();
+    assert_eq!(places, ["cut.yaml.gz", "latin.yaml:2:5"]);
+}
+
+#[test]
+fn a_directory_that_is_gone_opens_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("p.yaml"), allow("192.0.2.0/24")).unwrap();
+    let first = read(dir.path(), &LastGood::default(), OnInvalid::Refuse);
+    let gone = dir.path().join("gone");
+    let second = read(&gone, &first.last_good, OnInvalid::Refuse);
+    assert!(second.refusals[0].kept && second.world.policies.len() == 1 && second.world.refused.is_empty());
+    let third = read(&gone, &LastGood::default(), OnInvalid::Refuse);
+    assert!(!third.refusals[0].kept && third.world.refused.len() == 1);
+}
