@@ -82,7 +82,7 @@ impl Kernel {
         if attach != Attach::Clsact {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
-                    detach_clsact(ifindex, self.from_pod().as_fd());
+                    detach_clsact(ifindex, self.on_send().as_fd());
                     return Ok(Method::Tcx);
                 }
                 Err(error) if attach == Attach::Tcx || !is_unsupported(&error) => return Err(error),
@@ -129,8 +129,8 @@ impl Kernel {
 
     fn program(&self, hook: Hook) -> ProgramMut<'_> {
         match hook {
-            Hook::FromPod => self.from_pod(),
-            Hook::ToPod => self.to_pod(),
+            Hook::FromPod => self.on_send(),
+            Hook::ToPod => self.on_receive(),
         }
     }
 
@@ -147,7 +147,7 @@ impl Kernel {
     /// Takes both programs off the interface, if it is still there, and removes the pins.
     pub fn detach(&self, ifindex: u32) {
         self.detach_tcx(ifindex);
-        detach_clsact(ifindex, self.from_pod().as_fd());
+        detach_clsact(ifindex, self.on_send().as_fd());
     }
 
     /// The interfaces that have pinned links of ours, live or severed.

@@ -70,14 +70,12 @@ impl Budgets {
         self.row(slot).map_or(0, |row| row[0].load(Ordering::Relaxed))
     }
 
-    /// One flow less, of the slot and, if it was charged to it, of the pool.
-    fn release(&self, slot: u32, pooled: bool) {
-        for (slot, due) in [(slot, true), (0, pooled)] {
-            if let Some(row) = self.row(slot)
-                && due
-            {
+    /// One flow less, of the slot, if its endpoint is still there, and, if it was charged to it, of the pool.
+    fn release(&self, slot: Option<u32>, pooled: bool) {
+        for slot in slot.into_iter().chain(pooled.then_some(0)) {
+            if let Some(row) = self.row(slot) {
                 // The kernel may have counted down to zero for us after a crash between two steps: never wrap.
-                let _ = row[0].try_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
+                let _ = row[0].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
             }
         }
     }
@@ -143,11 +141,7 @@ impl Kernel {
             }
             if let Some(taken) = self.tables.flows.take(&key) {
                 sweep.removed += 1;
-                match slot {
-                    Some(slot) => budgets.release(slot, taken.pooled != 0),
-                    None if taken.pooled != 0 => budgets.release(0, false),
-                    None => (),
-                }
+                budgets.release(slot, taken.pooled != 0);
             }
         }
         Ok(sweep)
@@ -165,11 +159,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The map can't be read.
-    pub fn recount(
-        &self,
-        budgets: &Budgets,
-        slot_of: &dyn Fn(EndpointId) -> Option<u32>,
-    ) -> Result<(), KernelError> {
+    pub fn recount(&self, budgets: &Budgets, slot_of: &dyn Fn(EndpointId) -> Option<u32>) -> Result<(), KernelError> {
         let mut counts = vec![0u32; budgets.len];
         for (key, flow) in self.tables.flows.rows()? {
             let slot = slot_of(EndpointId(key.endpoint_and_protocol >> 8));

@@ -6,8 +6,8 @@ use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, Protocol, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::flag;
-use namegate::observe::Reason;
 use namegate::kernel::rules::FlowLimits;
+use namegate::observe::Reason;
 
 use super::bench::*;
 use super::frames::*;
@@ -153,11 +153,7 @@ pub fn a_cidr_rule_opens_no_peer_and_no_proxy_address() {
         let (world, pod, proxy) = (other(family), granted(family), pod_peer(family));
         bench.kernel.set_peers(&[(pod, A_PEER), (proxy, PeerId::STEERING)], || Ok(())).unwrap();
         bench.grant(pod, Bits::NONE, MonoNs(0));
-        for (to, wanted) in [
-            (world, Reason::Cidr),
-            (pod, Reason::NoGrant),
-            (proxy, Reason::SteeringAddress),
-        ] {
+        for (to, wanted) in [(world, Reason::Cidr), (pod, Reason::NoGrant), (proxy, Reason::SteeringAddress)] {
             counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 80, 1, SYN)), wanted);
         }
     }
@@ -176,9 +172,7 @@ pub fn a_service_is_what_its_row_says() {
     }
     bench.rules(&rules);
     bench.kernel.set_peers(&[(service, PeerId::SERVICE)], || Ok(())).unwrap();
-    for (port, wanted) in
-        [(80, Reason::Service), (81, Reason::PolicyDeny), (82, Reason::NoGrant)]
-    {
+    for (port, wanted) in [(80, Reason::Service), (81, Reason::PolicyDeny), (82, Reason::NoGrant)] {
         counts(&bench, Egress, &from_pod(pod4(), service, TCP, &tcp(40000, port, 1, SYN)), wanted);
     }
 }
