@@ -14,7 +14,7 @@ use libbpf_rs::{
 };
 
 use super::KernelError;
-use super::load::{Kernel, pins_of};
+use super::load::{Kernel, pins_of, unmount_bpffs};
 
 /// How to attach: `enforcement.attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Deserialize, serde::Serialize)]
@@ -218,6 +218,7 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
         }
     }
     std::fs::remove_dir(&pins).map_err(failed(&pins))?;
+    unmount_bpffs(pin_dir);
     Ok(true)
 }
 

@@ -247,6 +247,15 @@ fn mount_bpffs(pin_dir: &Path) -> Result<(), KernelError> {
     Ok(())
 }
 
+/// Undoes [`mount_bpffs`] where that mounted a file system for us alone; the system's own stays.
+pub(super) fn unmount_bpffs(pin_dir: &Path) {
+    let Ok(target) = CString::new(pin_dir.as_os_str().as_bytes()) else { return };
+    if !pin_dir.starts_with("/sys") {
+        // SAFETY: a string that ends in NUL. Not a mount point, or in use: it stays.
+        unsafe { libc::umount2(target.as_ptr(), 0) };
+    }
+}
+
 fn is_bpffs(path: &Path) -> Result<bool, KernelError> {
     const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
     let text = CString::new(path.as_os_str().as_bytes())

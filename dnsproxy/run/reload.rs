@@ -67,10 +67,13 @@ impl Node {
     }
 
     async fn load(&mut self, only_if_changed: bool) {
-        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
-        if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
+        if only_if_changed
+            && let Some(hash) = self.loaded.hash
+            && snapshot::generation_hash(&self.config.snapshot) == Some(hash)
+        {
             return;
         }
+        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
         self.report(&snapshot);
         self.loaded.hash = Some(snapshot.generation_hash);
         match self.put_in_force(snapshot).await {
