@@ -109,6 +109,27 @@ fn a_granted_packet_is_a_policy_verdict() {
 }
 
 #[test]
+fn policies_stand_where_direction_and_verdict_put_them() {
+    use Direction::{Egress, Ingress};
+    let cases = [
+        (Reason::Granted, Egress, false, "egress_allowed_by"),
+        (Reason::PolicyDeny, Egress, false, "egress_denied_by"),
+        (Reason::Peer, Ingress, false, "ingress_allowed_by"),
+        (Reason::PolicyDeny, Ingress, false, "ingress_denied_by"),
+        (Reason::Flow, Egress, true, "ingress_allowed_by"),
+    ];
+    for (reason, direction, reply, field) in cases {
+        let record = packet(|p| {
+            (p.reason, p.direction, p.reply) = (reason, direction, reply);
+            p.policies = vec![rule("payments", "web")];
+        });
+        let flow = &parsed(&record)["flow"];
+        let found: Vec<_> = flow.as_object().unwrap().keys().filter(|key| key.ends_with("ed_by")).collect();
+        assert_eq!(found, [field], "{reason:?} {direction:?}");
+    }
+}
+
+#[test]
 fn a_reply_names_the_direction_of_its_connection() {
     let flow = &parsed(&packet(|p| {
         (p.reason, p.direction, p.reply) = (Reason::Flow, Direction::Ingress, true);
