@@ -1,9 +1,42 @@
 //! namegate: a DNS-aware egress firewall. A workload may reach only the names its policy allows.
+//!
+//! # The path of a query
+//!
+//! ```text
+//!  pod ──DNS query──▶ [bpf: steer port 53] ──▶ listen ─▶ query ─▶ endpoint ─▶ verdict ─▶ upstream ─▶ answer
+//!                                                                    │ deny: REFUSED + EDE                │
+//!  pod ◀──reply────── listen ◀─ reply ◀── record ◀── kernel holds it ◀── grant (endpoint, address, until)─┘
+//!  pod ──packet─────▶ [bpf: from_pod] flow? grant? policy? ──▶ pass, or drop/reject + counted reason + flow event
+//! ```
+//!
+//! **Invariant:** a reply leaves only after the kernel holds every grant that it implies. The thirteen rules that code and
+//! tests cite as I1 to I13 follow from it; each is told where it is kept.
+//!
+//! # The rooms, in reading order
+//!
+//! 1. [`serve`]: one query from packet to reply; the only file that knows the order.
+//! 2. [`engine`]: decides. Names, patterns, policies, rule sets, verdicts, answers, grants: no sockets, no clock.
+//! 3. [`listen`] and [`upstream`]: the clients' side and the resolvers' side of a query.
+//! 4. [`kernel`]: the BPF side; its programs are in `bpf/`, and `bpf/include/abi.h` is what both share.
+//! 5. [`cluster`]: the Kubernetes side: a mounted directory of objects becomes the engine's world.
+//! 6. [`run`]: the ways of running; [`run::node`] ties all of it together, [`run::state`] is what survives a restart.
+//! 7. [`host`]: the machine's interfaces and addresses.
+//! 8. [`observe`]: flow records and lines for those who watch. [`operate`]: metrics, health and the admin socket.
+//! 9. [`config`], [`cli`], [`clock`]: settings, the command line, the one place that reads a clock.
+//!
+//! # What is deliberately absent
+//!
+//! - A way to send a reply before its grant is written, after a delay or otherwise.
+//! - An LRU map: what is full is an error that is counted, not a neighbour's connection that ends.
+//! - A Kubernetes client: the agent reads a directory, and can be tried without a cluster.
+//! - An identity by source address: an endpoint is its interface (I2).
 
+pub mod cli;
 pub mod clock;
 pub mod cluster;
 pub mod config;
 pub mod engine;
+pub mod host;
 pub mod kernel;
 pub mod listen;
 pub mod observe;
@@ -11,5 +44,3 @@ pub mod operate;
 pub mod run;
 pub mod serve;
 pub mod upstream;
-pub mod host;
-pub mod cli;

@@ -1,7 +1,7 @@
 //! One query from packet to reply. The only file that knows the order.
 //!
-//! **Invariant:** a reply leaves only after the kernel holds every grant that it implies (I4). When the kernel can't, the
-//! reply is SERVFAIL and holds no address.
+//! **Invariant:** a reply leaves only after the kernel holds every grant that it implies (I4). When the kernel can't,
+//! the reply is SERVFAIL and holds no address.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -28,8 +28,8 @@ use crate::upstream::{Upstream, UpstreamError};
 pub mod directory;
 mod record;
 
-pub use directory::{Directory, RejectCode, Resolver, Served, Settings};
 use directory::Taken;
+pub use directory::{Directory, RejectCode, Resolver, Served, Settings};
 use record::Record;
 
 /// A message as it came in.
@@ -132,6 +132,16 @@ impl Proxy {
         }))
     }
 
+    /// Counts a connection that is closed before anything was asked.
+    pub fn turned_away(&self, packet: &Packet<'_>, reason: &'static str) {
+        let mut record = Record::new(packet);
+        let directory = self.directory.load();
+        if let Some(served) = directory.endpoint(packet.interface, packet.client.ip()) {
+            record.endpoint(served);
+        }
+        record.close(&*self.observer, Outcome::Malformed, reason, None);
+    }
+
     /// Asks the resolver, lets the kernel hold what the answer grants, and says what goes back.
     pub async fn finish(&self, ask: Box<Ask>, upstream: &Upstream) -> Option<Vec<u8>> {
         let mut ask = *ask;
@@ -163,7 +173,7 @@ impl Proxy {
     fn answered(&self, ask: &mut Ask, answer: &Answer<'_>, directory: &Directory) -> Ending {
         let limit = if ask.tcp { usize::from(u16::MAX) } else { reply::udp_limit(&ask.query) };
         let served = ask.served.clone();
-        let mut table = served.names.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        let mut table = served.table();
         // The policy may have changed while the resolver thought.
         let rules = ask.served.rules.load_full();
         if !Arc::ptr_eq(&rules, &ask.rules) {
@@ -200,23 +210,21 @@ impl Proxy {
         filtered(ask, answer, &Findings { rules: &rules, granted, withheld, limit, settings: &directory.settings })
     }
 
-    /// Lets the kernel hold the plan and the table after it.
+    /// Lets the kernel hold the plan, and then the table. Otherwise: how the query ends.
     fn install(&self, ask: &mut Ask, table: &mut FqdnTable, plan: Plan) -> Result<(), Ending> {
-        if !plan.writes().is_empty() {
-            let started = clock::now();
-            if let Err(error) = self.grants.install(ask.served.id, plan.writes()) {
-                tracing::warn!(endpoint = %ask.served.id, %error, "the kernel did not take a grant");
-                // Some rows may have been written: put back what the table knows.
-                if let Err(error) = self.grants.install(ask.served.id, &table.before(&plan)) {
-                    tracing::warn!(endpoint = %ask.served.id, %error, "nor did it take it back; its deadline ends it");
-                }
-                let ede = Ede::new(EdeCode::Other, "the kernel did not take the grant");
-                return Err((Outcome::Failed, "grant_write", reply::failed(&ask.query, Rcode::ServFail, Some(&ede))));
+        let started = clock::now();
+        match ask.served.carry_out(&*self.grants, table, plan) {
+            Ok(0) => Ok(()),
+            Ok(rows) => {
+                ask.record.installed(rows, clock::now().saturating_duration_since(started));
+                Ok(())
             }
-            ask.record.installed(plan.writes().len(), clock::now().saturating_duration_since(started));
+            Err(error) => {
+                tracing::warn!(endpoint = %ask.served.id, %error, "the kernel did not take a grant");
+                let ede = Ede::new(EdeCode::Other, "the kernel did not take the grant");
+                Err((Outcome::Failed, "grant_write", reply::failed(&ask.query, Rcode::ServFail, Some(&ede))))
+            }
         }
-        table.record(plan);
-        Ok(())
     }
 
     fn dropped(&self, record: Record, reason: &'static str) -> Next {
@@ -240,6 +248,7 @@ type Ending = (Outcome, &'static str, Vec<u8>);
 /// What the stages found out about an answer to a selected name.
 struct Findings<'a> {
     rules: &'a RuleSet,
+    /// Sorted.
     granted: Vec<IpAddr>,
     withheld: Option<Withheld>,
     limit: usize,
@@ -253,9 +262,14 @@ enum Withheld {
     Resolver,
 }
 
-/// What of the answer may be learned, and why not the rest: nothing from a resolver that nobody vouches for, and nothing
-/// that is guarded.
-fn learn(ask: &Ask, answer: &Answer<'_>, rules: &RuleSet, directory: &Directory) -> (Option<Learned>, Option<Withheld>) {
+/// What of the answer may be learned, and why not the rest: nothing from a resolver that nobody vouches for, and
+/// nothing that is guarded.
+fn learn(
+    ask: &Ask,
+    answer: &Answer<'_>,
+    rules: &RuleSet,
+    directory: &Directory,
+) -> (Option<Learned>, Option<Withheld>) {
     let Ok(mut learned) = answer.learn(&ask.query) else { return (None, None) };
     let server = ask.resolver.address;
     if !ask.resolver.trusted && !rules.trusts(server.ip(), protocol(ask.tcp), server.port()) {
@@ -288,7 +302,7 @@ fn relay(ask: &mut Ask, answer: &Answer<'_>, limit: usize, settings: &Settings) 
 fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Ending {
     let Findings { rules, granted, withheld, limit, settings } = findings;
     let clean = answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
-        record.class == CLASS_IN && record.address().is_some_and(|address| granted.contains(&address))
+        record.class == CLASS_IN && record.address().is_some_and(|address| granted.binary_search(&address).is_ok())
     });
     if clean && settings.compression {
         // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
@@ -300,7 +314,7 @@ fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Endi
         Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
         None => "the addresses do not belong to the name asked for".to_owned(),
     };
-    let keep = |address| granted.contains(&address) || rules.opens_without_name(address);
+    let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
     let nothing_left = Ede::new(EdeCode::Filtered, why);
     let changes =
         Changes { keep: &keep, hints: false, compress: settings.compression, nothing_left: Some(&nothing_left) };
@@ -334,8 +348,8 @@ fn fit(
     (Outcome::Forwarded, reason, message)
 }
 
-/// Whether the workload may ask, and by which rule. Without any rule only where egress is open and nothing is steered: a
-/// policy that was just taken away.
+/// Whether the workload may ask, and by which rule. Without any rule only where egress is open and nothing is steered:
+/// a policy that was just taken away.
 fn verdict(rules: &RuleSet, resolver: &Resolver, tcp: bool, query: &Query<'_>) -> Result<Option<RuleRef>, Denied> {
     if query.qclass != CLASS_IN {
         return Err(Denied::Class);
@@ -405,6 +419,3 @@ fn ede_of(error: UpstreamError) -> EdeCode {
         UpstreamError::Busy => EdeCode::Other,
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -90,6 +90,7 @@ enum flow_state {
 	FLOW_CLOSED = 4,      /* FIN both ways, or RST */
 	FLOW_DATAGRAM = 5,    /* UDP, ICMP: one way so far */
 	FLOW_DATAGRAM_BOTH = 6,
+	FLOW_REVOKED = 7, /* policy took it away: what still comes back for it is refused, whatever ingress allows */
 };
 
 struct flow_key {

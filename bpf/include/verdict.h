@@ -429,6 +429,7 @@ static __always_inline __u64 timeout_of(__u8 state)
 	case FLOW_DATAGRAM:
 		return datagram_timeout_ns;
 	case FLOW_DATAGRAM_BOTH:
+	case FLOW_REVOKED:
 		return datagram_both_timeout_ns;
 	default:
 		return syn_timeout_ns;
@@ -475,6 +476,19 @@ static __always_inline void forget(const struct context *c, const struct flow_ke
 {
 	if (!c->probe && !bpf_map_delete_elem(&flows, key))
 		discharge(c, pooled);
+}
+
+/* Policy took the flow away. It is remembered, for the other side does not know and goes on sending; without this, what
+ * it sends would pass wherever ingress is open.
+ */
+static __always_inline void revoke(const struct context *c, struct flow *flow, __u32 reason)
+{
+	if (c->probe)
+		return;
+	flow->state = FLOW_REVOKED;
+	flow->generation = c->endpoint.generation;
+	flow->rule = reason;
+	flow->last_ns = c->now;
 }
 
 /* Records a conversation that policy has just allowed. */
@@ -544,7 +558,7 @@ SEPARATE enum reason converse(struct context *c)
 	struct flow_key key = {};
 	struct flow *flow;
 	enum reason reason;
-	int opening;
+	int opening, revoked = 0;
 	__u8 icmp;
 
 	if (!c)
@@ -565,22 +579,31 @@ SEPARATE enum reason converse(struct context *c)
 		if (flow->generation != generation) {
 			reason = policy(c, &key.remote, (__u32)direction << 16 | responder_port(c, &key, direction), 1);
 			if (!passes(reason)) {
-				forget(c, &key, flow->pooled);
+				revoke(c, flow, reason);
 				return reason;
 			}
-			if (!c->probe)
+			if (!c->probe) {
 				flow->generation = generation;
+				if (flow->state == FLOW_REVOKED)
+					flow->state = c->frame.protocol == IPPROTO_TCP ? FLOW_ESTABLISHED
+										       : FLOW_DATAGRAM_BOTH;
+			}
 		}
-		if (!opening || (icmp && !c->reply)) {
+		revoked = flow->state == FLOW_REVOKED;
+		if (revoked && c->reply && !opening) {
+			revoke(c, flow, flow->rule);
+			return flow->rule;
+		}
+		if (!revoked && (!opening || (icmp && !c->reply))) {
 			if (!c->probe)
 				advance(c, flow);
 			return REASON_FLOW;
 		}
-		if (!icmp && !c->reply && flow->state == FLOW_SYN && flow->isn == c->frame.sequence)
+		if (!revoked && !icmp && !c->reply && flow->state == FLOW_SYN && flow->isn == c->frame.sequence)
 			return REASON_FLOW; /* the same SYN once more */
 	}
 	if (icmp && !opening)
-		return flow ? REASON_FLOW : REASON_NOT_A_REPLY;
+		return REASON_NOT_A_REPLY;
 	reason = policy(c, &key.remote, (__u32)c->direction << 16 | responder_port(c, &key, c->direction), 0);
 	if (!passes(reason))
 		return flow && c->reply && reason == REASON_NO_GRANT ? REASON_NOT_A_REPLY : reason;
@@ -642,7 +665,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 	key.remote = c->direction == FLOW_INGRESS ? destination : source;
 	key.endpoint_and_protocol |= c->endpoint.id << 8;
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->generation != c->endpoint.generation ||
+	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED ||
 	    (c->now > flow->last_ns && c->now - flow->last_ns > timeout_of(flow->state)))
 		return REASON_ICMP_UNRELATED;
 	return REASON_ICMP_RELATED;

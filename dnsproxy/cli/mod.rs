@@ -3,6 +3,7 @@
 //! Exit codes: 0 it is done, or all is well; 1 it failed, is not ready, or something was refused; 2 the command line or
 //! the configuration is wrong.
 
+mod check;
 mod node;
 mod ready;
 mod settings;
@@ -50,6 +51,8 @@ enum Command {
     Ready(ready::ReadyArgs),
     /// Show what the running namegate does
     Status(status::StatusArgs),
+    /// Read a directory of Kubernetes objects as the node would, and say what would be refused
+    Check(check::CheckArgs),
     /// List every setting with its default, range, variable and when a change takes effect
     Settings(settings::SettingsArgs),
     /// Print completions for a shell
@@ -98,6 +101,7 @@ impl Cli {
             Command::Detach(args) => configured(&args.source(), |config| crate::run::detach(&config)),
             Command::Ready(args) => args.run(),
             Command::Status(args) => args.run(),
+            Command::Check(args) => args.run(),
             Command::Settings(args) => args.run(),
             Command::Completions { shell } => {
                 let mut script = Vec::new();

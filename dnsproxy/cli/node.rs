@@ -66,7 +66,11 @@ impl CommonArgs {
         }
         set_each(
             source,
-            [("state_dir", "--state-dir", &self.state_dir), ("pin_dir", "--pin-dir", &self.pin_dir), ("run_dir", "--run-dir", &self.run_dir)],
+            [
+                ("state_dir", "--state-dir", &self.state_dir),
+                ("pin_dir", "--pin-dir", &self.pin_dir),
+                ("run_dir", "--run-dir", &self.run_dir),
+            ],
         )
     }
 }

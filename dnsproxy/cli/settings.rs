@@ -19,10 +19,13 @@ pub(super) struct SettingsArgs {
 
 impl SettingsArgs {
     pub(super) fn run(self) -> ExitCode {
-        print(match self.output {
-            Output::Table => table(),
-            Output::Json => json(),
-        }.as_bytes())
+        print(
+            match self.output {
+                Output::Table => table(),
+                Output::Json => json(),
+            }
+            .as_bytes(),
+        )
     }
 }
 
@@ -51,9 +54,7 @@ fn table() -> String {
 }
 
 fn json() -> String {
-    let object = |[setting, default, allowed, variable, takes]: [String; 5]| {
-        json!({ "setting": setting, "default": default, "allowed": allowed, "variable": variable, "takes": takes })
-    };
+    let object = |[setting, default, allowed, variable, takes]: [String; 5]| json!({ "setting": setting, "default": default, "allowed": allowed, "variable": variable, "takes": takes });
     let rows: Vec<_> = rows().into_iter().map(object).collect();
     format!("{:#}\n", json!(rows))
 }

@@ -48,7 +48,14 @@ impl StatusArgs {
 /// The status for people.
 pub(super) fn text(status: &Status) -> String {
     let mut text = String::new();
-    let _ = writeln!(text, "namegate {} on {}, process {}, since {}", clean(&status.version), clean(&status.node_name), status.pid, clean(&status.started));
+    let _ = writeln!(
+        text,
+        "namegate {} on {}, process {}, since {}",
+        clean(&status.version),
+        clean(&status.node_name),
+        status.pid,
+        clean(&status.started)
+    );
     if status.ready {
         let _ = writeln!(text, "ready");
     }
@@ -56,12 +63,25 @@ pub(super) fn text(status: &Status) -> String {
         let _ = writeln!(text, "not ready: {}", clean(reason));
     }
     let policy = &status.policy;
-    let _ = writeln!(text, "policy: generation {}, in force since {}, {} objects of no use", policy.generation, clean(&policy.loaded), policy.skipped);
+    let _ = writeln!(
+        text,
+        "policy: generation {}, in force since {}, {} objects of no use",
+        policy.generation,
+        clean(&policy.loaded),
+        policy.skipped
+    );
     for refused in &policy.refusals {
         let stands = if refused.kept { "the last good version is in force" } else { "what it selects is closed" };
-        let _ = writeln!(text, "refused: {}: {}: {} ({stands})", clean(&refused.place), clean(&refused.object), clean(&refused.text));
+        let _ = writeln!(
+            text,
+            "refused: {}: {}: {} ({stands})",
+            clean(&refused.place),
+            clean(&refused.object),
+            clean(&refused.text)
+        );
     }
-    let mut endpoints = Table::new(&["INTERFACE", "POD", "ID", "STATE", "ATTACHED", "STEERED", "GRANTS", "FLOWS", "PROBLEM"]);
+    let mut endpoints =
+        Table::new(&["INTERFACE", "POD", "ID", "STATE", "ATTACHED", "STEERED", "GRANTS", "FLOWS", "PROBLEM"]);
     for endpoint in &status.endpoints {
         endpoints.row([
             endpoint.interface.clone(),

@@ -4,7 +4,8 @@ use super::*;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
-    AttachedBy, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness, RefusalStatus, Server, Status,
+    AttachedBy, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness, RefusalStatus, Server,
+    Status,
 };
 
 fn words(line: &str) -> impl Iterator<Item = OsString> {
@@ -47,16 +48,21 @@ fn a_wrong_flag_is_named_as_it_was_typed() {
     let errors = node("--metrics 9090 --endpoint veth0 --set dns.prot=1").unwrap_err().to_string();
     let mut lines: Vec<_> = errors.lines().collect();
     lines.sort_unstable();
-    assert_eq!(lines, [
-        "--endpoint: endpoint[0]: found \"veth0\"; allowed is IFACE=NAMESPACE/POD[,mac=…]",
-        "--metrics: observe.metrics: found \"9090\"; allowed is an address and port as 127.0.0.1:9090",
-        "--set dns.prot: dns.prot: no such setting; did you mean dns.port",
-    ]);
+    assert_eq!(
+        lines,
+        [
+            "--endpoint: endpoint[0]: found \"veth0\"; allowed is IFACE=NAMESPACE/POD[,mac=…]",
+            "--metrics: observe.metrics: found \"9090\"; allowed is an address and port as 127.0.0.1:9090",
+            "--set dns.prot: dns.prot: no such setting; did you mean dns.port",
+        ]
+    );
 }
 
 #[test]
 fn a_wrong_command_line_exits_with_2_and_help_with_0() {
-    for (line, code) in [("", 2), ("nodee", 2), ("node --nope", 2), ("ready --timeout 5", 2), ("ready --wait --timeout x", 2)] {
+    for (line, code) in
+        [("", 2), ("nodee", 2), ("node --nope", 2), ("ready --timeout 5", 2), ("ready --wait --timeout x", 2)]
+    {
         assert_eq!(parse(words(line)).unwrap_err().exit_code(), code, "{line}");
     }
     for line in ["--help", "--version", "node --help"] {
@@ -123,7 +129,10 @@ fn ready_waits_until_it_is_and_says_why_not() {
     let dir = tempfile::tempdir().unwrap();
     let socket = dir.path().join("admin.sock");
     let reasons = ready::wait(&socket, Duration::ZERO).unwrap_err();
-    assert!(reasons[0].starts_with("not ready: asking namegate on ") && reasons[0].ends_with("(os error 2)"), "{reasons:?}");
+    assert!(
+        reasons[0].starts_with("not ready: asking namegate on ") && reasons[0].ends_with("(os error 2)"),
+        "{reasons:?}"
+    );
 
     let readiness = Readiness::waiting_for("start");
     let operator = Operator {
@@ -157,4 +166,120 @@ fn completions_know_the_commands() {
         clap_complete::generate(shell, &mut Cli::command(), "namegate", &mut script);
         assert!(String::from_utf8(script).unwrap().contains("endpoint"), "{shell}");
     }
+}
+
+const README: &str = include_str!("../../README.md");
+
+#[test]
+fn the_readme_lists_every_setting_as_it_is() {
+    let rows: Vec<_> = settings::rows()
+        .iter()
+        .map(|[setting, default, allowed, _, takes]| format!("| `{setting}` | {default} | {allowed} | {takes} |"))
+        .collect();
+    let table = README.split("## Settings").nth(1).unwrap().split("\n## ").next().unwrap();
+    let listed: Vec<_> = table.lines().filter(|line| line.starts_with("| `")).collect();
+    assert!(listed == rows, "the table should be\n{}", rows.join("\n"));
+}
+
+#[test]
+fn the_readme_lists_every_metric_and_no_other() {
+    let metrics = Metrics::new();
+    metrics.table(crate::operate::metrics::Table::Grants, 0, 1);
+    let crate::observe::Record::Query(_, record) = crate::observe::samples::query(|_| ()) else { unreachable!() };
+    metrics.query(&record);
+    let text = String::from_utf8(metrics.text()).unwrap();
+    let mut ours: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+    let table = README.split("### Metrics").nth(1).unwrap().split("\n###").next().unwrap();
+    let rows = table.lines().filter(|line| line.starts_with("| `"));
+    let names =
+        rows.flat_map(|line| line.split('|').nth(1).unwrap().split('`')).filter(|cell| cell.starts_with("namegate"));
+    let mut listed: Vec<_> = names.collect();
+    ours.sort_unstable();
+    listed.sort_unstable();
+    assert_eq!(listed, ours);
+}
+
+#[test]
+fn the_readme_shows_lines_as_they_are_written() {
+    use crate::observe::{Outcome, Reason, human, samples};
+    let records = [
+        samples::query(|_| ()),
+        samples::packet(|p| {
+            (p.reason, p.rejected, p.suppressed) = (Reason::Granted, false, 0);
+            (p.destination, p.names) = (Some("192.0.2.1:443".parse().unwrap()), vec!["api.github.com.".to_owned()]);
+        }),
+        samples::query(|q| {
+            (q.outcome, q.reason, q.rcode, q.upstream, q.granted) = (Outcome::Denied, "name", Some(5), None, 0);
+            q.qname = "api.stripe.com.".to_owned();
+            q.addresses.clear();
+        }),
+        samples::packet(|p| (p.suppressed, p.names) = (0, Vec::new())),
+    ];
+    for record in records {
+        let mut line = Vec::new();
+        human::write(&record, false, &mut line);
+        let line = String::from_utf8(line).unwrap();
+        let (_, said) = line.trim_end().split_once(' ').unwrap(); // the time differs
+        assert!(README.lines().any(|shown| shown.ends_with(said)), "not shown: {said}");
+    }
+}
+
+/// What `namegate check` says of a directory with these files.
+fn findings(files: &[(&str, &str)]) -> String {
+    use crate::cluster::snapshot::{LastGood, OnInvalid, read};
+    let dir = tempfile::tempdir().unwrap();
+    for (name, text) in files {
+        std::fs::write(dir.path().join(name), text).unwrap();
+    }
+    check::Findings::of(&read(dir.path(), &LastGood::default(), OnInvalid::Refuse)).text()
+}
+
+const POD: &str = "\
+apiVersion: v1
+kind: Pod
+metadata: {name: reports, namespace: payments, labels: {app: reports}}
+spec: {nodeName: node-1}
+status: {podIPs: [{ip: 192.0.2.1}]}
+";
+
+/// The policy of the README.
+fn first_policy() -> &'static str {
+    README.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap()
+}
+
+#[test]
+fn check_finds_nothing_in_the_policy_of_the_readme() {
+    let said = findings(&[("pod.yaml", POD), ("policy.yaml", first_policy())]);
+    assert_eq!(said, "1 policies and 1 pods read, 0 objects of no use, 0 refused\n");
+}
+
+#[test]
+fn check_names_what_is_refused_with_its_place() {
+    let broken =
+        first_policy().replace("      app: payment-processor", "      app: payment-processor\n  nodeSelector: {}");
+    let said = findings(&[("pod.yaml", POD), ("policy.yaml", &broken)]);
+    let (first, rest) = said.split_once('\n').unwrap();
+    assert!(first.starts_with("policy.yaml:10:3: CiliumNetworkPolicy payments/payment-processor: "), "{said}");
+    assert_eq!(rest, "0 policies and 1 pods read, 0 objects of no use, 1 refused\n");
+}
+
+#[test]
+fn check_compiles_for_every_pod() {
+    let ports = |port: usize| {
+        format!(
+            "\n    - toCIDR: [\"203.0.113.{}/32\"]\n      toPorts: [{{ports: [{{port: \"{port}\", protocol: TCP}}]}}]",
+            port % 250
+        )
+    };
+    let rules: String = (1..=200).map(ports).collect();
+    let policy = format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: many, namespace: payments}}\n\
+         spec:\n  endpointSelector: {{}}\n  egress:{rules}\n"
+    );
+    let said = findings(&[("pod.yaml", POD), ("policy.yaml", &policy)]);
+    assert!(
+        said.contains("pod.yaml:1:1: Pod payments/reports: policy.yaml:") && said.ends_with("1 refused\n"),
+        "{said}"
+    );
+    assert!(said.contains("the limit is 127"), "{said}");
 }

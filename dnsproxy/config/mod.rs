@@ -173,6 +173,15 @@ pub enum OnInvalid {
     Ignore,
 }
 
+impl From<OnInvalid> for crate::cluster::snapshot::OnInvalid {
+    fn from(setting: OnInvalid) -> Self {
+        match setting {
+            OnInvalid::Refuse => Self::Refuse,
+            OnInvalid::Ignore => Self::Ignore,
+        }
+    }
+}
+
 /// Section `[policy]`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct PolicySettings {

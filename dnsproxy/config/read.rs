@@ -40,7 +40,12 @@ pub fn ranges() -> Vec<Range> {
 
 fn everything(r: &mut Reader<'_>) -> Config {
     let config = Config {
-        node_name: r.parsed("node_name", host_name(), "a node's name: dot-separated labels of a-z 0-9 -", text::node_name),
+        node_name: r.parsed(
+            "node_name",
+            host_name(),
+            "a node's name: dot-separated labels of a-z 0-9 -",
+            text::node_name,
+        ),
         cluster_name: r.parsed("cluster_name", "default".to_owned(), "at most 32 of a-z 0-9 -", text::cluster_name),
         snapshot: r.path("snapshot", "/etc/namegate/snapshot"),
         endpoints: r.endpoints("endpoint"),
@@ -49,7 +54,10 @@ fn everything(r: &mut Reader<'_>) -> Config {
         run_dir: r.path("run_dir", "/run/namegate"),
         detach: r.truth("detach", false),
         enforcement: Enforcement {
-            attach: r.word("enforcement.attach", &[("auto", Attach::Auto), ("tcx", Attach::Tcx), ("clsact", Attach::Clsact)]),
+            attach: r.word(
+                "enforcement.attach",
+                &[("auto", Attach::Auto), ("tcx", Attach::Tcx), ("clsact", Attach::Clsact)],
+            ),
             reject: r.truth("enforcement.reject", true),
             events_per_second: r.number("enforcement.events_per_second", EVENTS_PER_SECOND),
             syn_timeout: r.duration("enforcement.syn_timeout", SYN_TIMEOUT),
@@ -116,8 +124,18 @@ fn everything(r: &mut Reader<'_>) -> Config {
     };
     let limits = &config.enforcement;
     r.at_most("enforcement.flows_per_endpoint", limits.flows_per_endpoint, "enforcement.max_flows", limits.max_flows);
-    r.at_most("enforcement.grants_per_endpoint", limits.grants_per_endpoint, "enforcement.max_grants", limits.max_grants);
-    r.at_most("dns.tcp_connections", config.dns.tcp_connections, "dns.tcp_connections_total", config.dns.tcp_connections_total);
+    r.at_most(
+        "enforcement.grants_per_endpoint",
+        limits.grants_per_endpoint,
+        "enforcement.max_grants",
+        limits.max_grants,
+    );
+    r.at_most(
+        "dns.tcp_connections",
+        config.dns.tcp_connections,
+        "dns.tcp_connections_total",
+        config.dns.tcp_connections_total,
+    );
     config
 }
 
@@ -267,18 +285,26 @@ impl Reader<'_> {
         for (index, item) in self.split(key, &value, &[';', ' ']).into_iter().enumerate() {
             let path = self.item_path(key, index);
             let parsed = match &item.kind {
-                ValueKind::String(text) => text::endpoint_from_text(text).map_err(|allowed| (path.clone(), describe(&item), allowed)),
-                ValueKind::Table(table) => text::endpoint_from_fields(|field| match table.get(field).map(|value| &value.kind) {
-                    None => Ok(None),
-                    Some(ValueKind::String(text)) => Ok(Some(text.as_str())),
-                    Some(_) => Err(describe(&table[field])),
-                })
-                .map_err(|wrong| (format!("{path}{}", wrong.field), wrong.found, wrong.allowed)),
+                ValueKind::String(text) => {
+                    text::endpoint_from_text(text).map_err(|allowed| (path.clone(), describe(&item), allowed))
+                }
+                ValueKind::Table(table) => {
+                    text::endpoint_from_fields(|field| match table.get(field).map(|value| &value.kind) {
+                        None => Ok(None),
+                        Some(ValueKind::String(text)) => Ok(Some(text.as_str())),
+                        Some(_) => Err(describe(&table[field])),
+                    })
+                    .map_err(|wrong| (format!("{path}{}", wrong.field), wrong.found, wrong.allowed))
+                }
                 _ => Err((path.clone(), describe(&item), allowed)),
             };
             match parsed {
                 Ok(endpoint) if found.iter().any(|other| other.interface == endpoint.interface) => {
-                    self.error(&path, format!("a second endpoint on {:?}", endpoint.interface), "one endpoint an interface");
+                    self.error(
+                        &path,
+                        format!("a second endpoint on {:?}", endpoint.interface),
+                        "one endpoint an interface",
+                    );
                 }
                 Ok(endpoint) => found.push(endpoint),
                 Err((path, found, allowed)) => self.error(&path, found, allowed),
@@ -336,10 +362,12 @@ impl Reader<'_> {
     }
 
     fn find(&self, key: &str) -> Option<Value> {
-        key.split('.').try_fold(self.root, |value, step| match &value.kind {
-            ValueKind::Table(table) => table.get(step),
-            _ => None,
-        }).cloned()
+        key.split('.')
+            .try_fold(self.root, |value, step| match &value.kind {
+                ValueKind::Table(table) => table.get(step),
+                _ => None,
+            })
+            .cloned()
     }
 
     fn at_most(&mut self, key: &'static str, value: u32, other: &'static str, limit: u32) {

@@ -75,14 +75,14 @@ pub enum ConfigError {
         what: String,
     },
     /// There is no such setting.
-    #[error("{place}: {key}: no such setting{}", near.map_or_else(String::new, |near| format!("; did you mean {near}")))]
+    #[error("{place}: {}no such setting{}", said(place, key), near.as_ref().map_or_else(String::new, |near| format!("; did you mean {near}")))]
     Unknown {
         /// Where.
         place: Place,
         /// What was written.
         key: String,
-        /// The setting that comes nearest.
-        near: Option<&'static str>,
+        /// What comes nearest.
+        near: Option<String>,
     },
     /// The value can't be.
     #[error("{place}: {key}: found {found}; allowed is {allowed}")]
@@ -159,7 +159,8 @@ impl Source {
         if let Some((path, text)) = self.read_file().map_err(|error| ConfigErrors(vec![error]))? {
             match Document::parse(text.as_str()) {
                 Ok(document) => {
-                    Walk { path: &path, text: &text, origins: &mut origins, errors: &mut errors }.root(document.as_table());
+                    Walk { path: &path, text: &text, origins: &mut origins, errors: &mut errors }
+                        .root(document.as_table());
                     builder = builder.add_source(::config::File::from_str(&text, FileFormat::Toml));
                 }
                 Err(error) => {
@@ -212,7 +213,7 @@ impl Source {
             match KEYS.iter().find(|key| key.variable().as_deref() == Some(name)) {
                 Some(key) => found.push((key.name.to_owned(), place, Value::from(text.as_str()))),
                 None => {
-                    let near = nearest(name, KEYS.iter().filter_map(|key| Some((key.variable()?, key.name))));
+                    let near = nearest(name, KEYS.iter().filter_map(super::Key::variable));
                     errors.push(ConfigError::Unknown { place, key: name.clone(), near });
                 }
             }
@@ -263,7 +264,9 @@ impl Origins {
 
     /// Drops what was known about `key`, because another source replaces it as a whole.
     fn forget(&mut self, key: &str) {
-        self.0.retain(|path, _| path.strip_prefix(key).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(['.', '['])));
+        self.0.retain(|path, _| {
+            path.strip_prefix(key).is_none_or(|rest| !rest.is_empty() && !rest.starts_with(['.', '[']))
+        });
     }
 }
 
@@ -349,18 +352,24 @@ fn place_at(path: &Path, text: &str, at: usize) -> Place {
 }
 
 /// The setting that `key` may have been meant to be.
-fn near_key(key: &str) -> Option<&'static str> {
+fn near_key(key: &str) -> Option<String> {
     // A key in the wrong section is as common as a misspelt one.
     let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
-    KEYS.iter()
-        .map(|known| known.name)
-        .find(|name| last(name) == last(key))
-        .or_else(|| nearest(key, KEYS.iter().map(|key| (key.name.to_owned(), key.name))))
+    let names = || KEYS.iter().map(|key| key.name.to_owned());
+    names().find(|name| last(name) == last(key)).or_else(|| nearest(key, names()))
 }
 
 /// The candidate that is at most two edits away from `text`.
-fn nearest(text: &str, candidates: impl Iterator<Item = (String, &'static str)>) -> Option<&'static str> {
-    candidates.map(|(spelt, name)| (edits(text, &spelt), name)).filter(|(edits, _)| *edits <= 2).min().map(|(_, name)| name)
+fn nearest(text: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
+    candidates.map(|name| (edits(text, &name), name)).filter(|(edits, _)| *edits <= 2).min().map(|(_, name)| name)
+}
+
+/// The key, unless the place is its name already.
+fn said(place: &Place, key: &str) -> String {
+    match place {
+        Place::Variable(name) if name == key => String::new(),
+        _ => format!("{key}: "),
+    }
 }
 
 /// How many octets have to be put in, taken out or changed to make `a` into `b`.

@@ -30,7 +30,9 @@ const INVALID: &str = include_str!("../../integration/invalid-settings.tsv");
 fn every_invalid_setting_is_refused_with_its_place_and_text() {
     let (mut rows, mut wrong) = (0, Vec::new());
     for line in INVALID.lines().filter(|line| !line.starts_with('#') && !line.is_empty()) {
-        let [kind, set, place, text] = line.split('\t').collect::<Vec<_>>()[..] else { panic!("not four fields: {line}") };
+        let [kind, set, place, text] = line.split('\t').collect::<Vec<_>>()[..] else {
+            panic!("not four fields: {line}")
+        };
         let set = set.replace("\\n", "\n");
         let (_dir, path) = file(if kind == "file" { &set } else { "" });
         let source = Source::of_file(&path);
@@ -131,7 +133,11 @@ fn states(name: &str, comment: &str) -> bool {
         assert!(stated, "{name}: {default} is not in {comment:?}");
     }
     if range.allowed != "a path" {
-        assert!(comment.contains(&format!("Allowed: {}", range.allowed)), "{name}: {} is not in {comment:?}", range.allowed);
+        assert!(
+            comment.contains(&format!("Allowed: {}", range.allowed)),
+            "{name}: {} is not in {comment:?}",
+            range.allowed
+        );
     }
     assert_eq!(comment.contains("On SIGHUP."), key.takes == Takes::Reload, "{name}: {comment:?}");
     true
@@ -150,10 +156,11 @@ fn every_setting_is_read_and_every_read_key_is_a_setting() {
 fn a_flag_counts_more_than_a_variable_and_a_variable_more_than_the_file() {
     let file = "[dns]\nport = 1001\nworkers = 1\ngrace = 1\n";
     let config = good(file, |source| {
-        source
-            .with_variable("NAMEGATE_DNS_PORT", "1002")
-            .with_variable("NAMEGATE_DNS_WORKERS", "2")
-            .with_flag("dns.port", "--set dns.port", "1003")
+        source.with_variable("NAMEGATE_DNS_PORT", "1002").with_variable("NAMEGATE_DNS_WORKERS", "2").with_flag(
+            "dns.port",
+            "--set dns.port",
+            "1003",
+        )
     });
     assert_eq!((config.dns.port, config.dns.workers, config.dns.grace), (1003, 2, secs(1)));
 }
@@ -166,8 +173,17 @@ fn a_list_is_replaced_as_a_whole() {
 }
 
 #[test]
+fn a_wrong_item_is_blamed_on_the_source_that_counts() {
+    let (_dir, path) = file("[dns]\nresolvers = [\"192.0.2.1\", \"192.0.2.2\"]\n");
+    let source = Source::of_file(path).with_variable("NAMEGATE_DNS_RESOLVERS", "192.0.2.1,x");
+    let said = source.load().unwrap_err().to_string();
+    assert!(said.starts_with("NAMEGATE_DNS_RESOLVERS: dns.resolvers[1]: found \"x\""), "{said}");
+}
+
+#[test]
 fn endpoints_are_the_same_from_file_variable_and_flag() {
-    let of_file = good("[[endpoint]]\ninterface = \"veth0\"\npod = \"a/b\"\nmac = \"02:00:00:00:00:0a\"\n", |source| source);
+    let of_file =
+        good("[[endpoint]]\ninterface = \"veth0\"\npod = \"a/b\"\nmac = \"02:00:00:00:00:0a\"\n", |source| source);
     let text = "veth0=a/b,mac=02:00:00:00:00:0a";
     let of_variable = good("", |source| source.with_variable("NAMEGATE_ENDPOINTS", text));
     let of_flag = good("", |source| source.with_flags("endpoint", "--endpoint", &[text.to_owned()]));
@@ -218,7 +234,10 @@ fn a_file_that_was_asked_for_must_be_there_and_the_usual_one_may_be_absent() {
 #[test]
 fn a_reload_applies_what_it_can_and_names_what_it_can_not() {
     let old = Config::default();
-    let new = good("state_dir = \"/elsewhere\"\n[dns]\nport = 999\nmin_ttl = 77\n[observe]\nlog = \"debug\"\n", |source| source);
+    let new =
+        good("state_dir = \"/elsewhere\"\n[dns]\nport = 999\nmin_ttl = 77\n[observe]\nlog = \"debug\"\n", |source| {
+            source
+        });
     let differences = old.differences(&new);
     let expected = [("state_dir", true), ("dns.port", true), ("dns.min_ttl", false), ("observe.log", false)];
     assert_eq!(differences, expected.map(|(key, needs_restart)| Difference { key, needs_restart }));
@@ -231,7 +250,9 @@ fn a_reload_applies_what_it_can_and_names_what_it_can_not() {
 
 #[test]
 fn durations_are_read_as_they_are_written() {
-    for (written, read) in [("0s", 0), ("250ms", 250), ("5s", 5_000), ("90s", 90_000), ("4m", 240_000), ("8h", 28_800_000)] {
+    for (written, read) in
+        [("0s", 0), ("250ms", 250), ("5s", 5_000), ("90s", 90_000), ("4m", 240_000), ("8h", 28_800_000)]
+    {
         assert_eq!(text::duration(written), Some(millis(read)), "{written}");
         assert_eq!(text::duration(&text::duration_text(millis(read))), Some(millis(read)), "{written}");
     }

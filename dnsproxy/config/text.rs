@@ -42,7 +42,8 @@ pub(super) fn endpoint_from_fields<'a>(
         Ok(found) => Ok(found),
         Err(found) => Err(WrongField { field: dotted, found, allowed }),
     };
-    let missing = || WrongField { field: "", found: "no interface or no pod".to_owned(), allowed: "an interface and a pod" };
+    let missing =
+        || WrongField { field: "", found: "no interface or no pod".to_owned(), allowed: "an interface and a pod" };
     let wrong = |field, found: &str, allowed| WrongField { field, found: format!("{found:?}"), allowed };
 
     let interface = text("interface", ".interface", INTERFACE)?.ok_or_else(missing)?;
@@ -100,7 +101,8 @@ fn unicast_mac(text: &str) -> Option<[u8; 6]> {
     let mut mac = [0; 6];
     let mut parts = text.split(':');
     for octet in &mut mac {
-        let part = parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
+        let part =
+            parts.next().filter(|part| part.len() == 2 && part.bytes().all(|digit| digit.is_ascii_hexdigit()))?;
         *octet = u8::from_str_radix(part, 16).ok()?;
     }
     let group = mac[0] & 1 == 1;

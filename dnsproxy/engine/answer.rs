@@ -68,7 +68,7 @@ pub enum AnswerError {
 pub struct Learned {
     /// The name asked for.
     pub name: Name,
-    /// In the order of the answer, without repeats.
+    /// Sorted, without repeats.
     pub addresses: Vec<IpAddr>,
     /// Seconds: the least of the chain and the addresses.
     pub ttl: u32,
@@ -166,11 +166,12 @@ impl<'a> Answer<'a> {
         self.records(0).filter_map(|record| record.address())
     }
 
-    /// The targets of the CNAMEs in the answer section.
+    /// The targets of the CNAMEs in the answer section, the first [`CHAIN`].
     pub fn cnames(&self) -> impl Iterator<Item = Name> + use<'a> {
         let message = self.message;
         self.records(0)
             .filter(|record| record.rtype == rtype::CNAME)
+            .take(CHAIN)
             .filter_map(move |record| Name::from_wire(NameBuf::read(message, record.data)?.as_wire()).ok())
     }
 
@@ -193,6 +194,10 @@ impl<'a> Answer<'a> {
         if self.truncated() {
             return Err(Nothing::Truncated);
         }
+        // More could not be one chain; and following them would be work without bound.
+        if self.records(0).filter(|record| record.rtype == rtype::CNAME).count() > CHAIN {
+            return Err(Nothing::Chain);
+        }
         let mut owner = NameBuf::of_wire(query.name.as_wire()).ok_or(Nothing::Chain)?;
         let mut ttl = u32::MAX;
         let mut steps = 0;
@@ -212,10 +217,10 @@ impl<'a> Answer<'a> {
             // An address record of the wrong length teaches nothing; it is cargo, and is taken out of selected names.
             let Some(address) = record.address() else { continue };
             ttl = ttl.min(record.ttl);
-            if !addresses.contains(&address) {
-                addresses.push(address);
-            }
+            addresses.push(address);
         }
+        addresses.sort_unstable();
+        addresses.dedup();
         if addresses.is_empty() {
             return Err(Nothing::Empty);
         }
@@ -304,11 +309,7 @@ pub fn matches(message: &[u8], question: &[u8]) -> Match {
         return Match::Exact;
     }
     let (name, fixed) = question.split_at(question.len() - 4);
-    if back[name.len()..] == *fixed && back[..name.len()].eq_ignore_ascii_case(name) {
-        Match::Case
-    } else {
-        Match::No
-    }
+    if back[name.len()..] == *fixed && back[..name.len()].eq_ignore_ascii_case(name) { Match::Case } else { Match::No }
 }
 
 /// Whether a reply's flags say that it was cut; for those who have not parsed it.

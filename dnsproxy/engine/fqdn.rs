@@ -129,8 +129,8 @@ impl Plan {
 
 /// A reload in two plans (DESIGN 4): `widened` before the endpoint is flipped to its new policy id, `narrowed` after.
 ///
-/// The table's lock is held from [`FqdnTable::regroup`] until both are recorded, and the workload's rule set is replaced
-/// in between, so that no query plans with half of it.
+/// The table's lock is held from [`FqdnTable::regroup`] until both are recorded, and the workload's rule set is
+/// replaced in between, so that no query plans with half of it.
 #[derive(Debug)]
 pub struct Regroup {
     /// Old and new groups.
@@ -312,7 +312,7 @@ impl FqdnTable {
         }
         let mut old: Vec<(MonoNs, IpAddr)> = known
             .iter()
-            .filter(|address| !learned.addresses.contains(address))
+            .filter(|address| learned.addresses.binary_search(address).is_err())
             .filter_map(|&address| Some((self.claim(address, &learned.name)?.until, address)))
             .collect();
         let excess = (old.len() + learned.addresses.len()).saturating_sub(limit);

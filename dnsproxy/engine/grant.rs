@@ -75,11 +75,11 @@ pub struct Held {
 
 /// Packs any number of (deadline, groups) into the slots of one row.
 ///
-/// A claim adds a slot only if it adds groups to those that last longer. With more than fit, the longest are stored with
-/// the earliest deadline among them. **Invariant:** a row is never broader at any moment than the claims are.
+/// A claim adds a slot only if it adds groups to those that last longer. With more than fit, the longest are stored
+/// with the earliest deadline among them. **Invariant:** a row is never broader at any moment than the claims are.
 ///
-/// What is past stays in one slot of its own, for flows that were opened while it was not (DESIGN 4: a flow survives its
-/// TTL, but not its rule).
+/// What is past stays in one slot of its own, for flows that were opened while it was not (DESIGN 4: a flow survives
+/// its TTL, but not its rule).
 pub fn pack(claims: &mut [(MonoNs, Bits)], now: MonoNs) -> Held {
     claims.sort_unstable_by_key(|claim| std::cmp::Reverse(*claim));
     let mut open = Bits::NONE;
@@ -132,7 +132,8 @@ mod tests {
     fn packs(claims: &[(u64, u128)], now: u64, slots: &[(u64, u128)], rewrite_at: Option<u64>) {
         let mut claims: Vec<_> = claims.iter().map(|&(until, bits)| (MonoNs(until), Bits(bits))).collect();
         let held = pack(&mut claims, MonoNs(now));
-        let used: Vec<_> = held.slots.iter().filter(|slot| slot.until.0 > 0).map(|slot| (slot.until.0, slot.bits.0)).collect();
+        let used: Vec<_> =
+            held.slots.iter().filter(|slot| slot.until.0 > 0).map(|slot| (slot.until.0, slot.bits.0)).collect();
         assert_eq!((used, held.rewrite_at), (slots.to_vec(), rewrite_at.map(MonoNs)));
     }
 
@@ -175,7 +176,8 @@ mod tests {
             }
             prop_assert_eq!(open_at(&held.slots, MonoNs(now)), claimed(&claims, MonoNs(now)), "nothing is missing now");
             let all = held.slots.iter().fold(Bits::NONE, |bits, slot| bits | slot.bits);
-            prop_assert_eq!(all, claims.iter().fold(Bits::NONE, |bits, claim| bits | claim.1), "flows keep their groups");
+            let claimed = claims.iter().fold(Bits::NONE, |bits, claim| bits | claim.1);
+            prop_assert_eq!(all, claimed, "flows keep their groups");
             let mut deadlines: Vec<_> = held.slots.iter().map(|slot| slot.until).collect();
             deadlines.retain(|until| *until != MonoNs(0));
             prop_assert!(deadlines.windows(2).all(|pair| pair[0] > pair[1]), "distinct, the longest first");

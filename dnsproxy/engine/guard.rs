@@ -54,8 +54,8 @@ impl Guarded {
     }
 }
 
-/// Metadata services outside the link-local ranges: Azure's wire server, Alibaba Cloud, Oracle Cloud; AWS, Google Cloud and
-/// Scaleway over IPv6.
+/// Metadata services outside the link-local ranges: Azure's wire server, Alibaba Cloud, Oracle Cloud; AWS, Google Cloud
+/// and Scaleway over IPv6.
 const METADATA: [IpAddr; 6] = [
     IpAddr::V4(Ipv4Addr::new(168, 63, 129, 16)),
     IpAddr::V4(Ipv4Addr::new(100, 100, 100, 200)),
@@ -78,7 +78,13 @@ pub struct Guard {
 impl Guard {
     /// The guard of a node with these addresses, in a cluster with this domain.
     pub fn new(own_node: Vec<IpAddr>, cluster_domain: Name) -> Guard {
-        Guard { own_node, cluster: Vec::new(), allowed: Vec::new(), allowed_for: PatternTrie::new(Bare::Valid), cluster_domain }
+        Guard {
+            own_node,
+            cluster: Vec::new(),
+            allowed: Vec::new(),
+            allowed_for: PatternTrie::new(Bare::Valid),
+            cluster_domain,
+        }
     }
 
     /// Networks of pods and services: refused like private ones, also where they are public addresses.
@@ -98,8 +104,8 @@ impl Guard {
         self.allowed_for.insert(pattern, network, None);
     }
 
-    /// Whether `name` is in the cluster's own domain: outside the guard, and never a grant. Pods and services are reached
-    /// by endpoint and service rules.
+    /// Whether `name` is in the cluster's own domain: outside the guard, and never a grant. Pods and services are
+    /// reached by endpoint and service rules.
     pub fn is_cluster_name(&self, name: &Name) -> bool {
         name.ends_with(&self.cluster_domain)
     }
@@ -209,8 +215,10 @@ mod tests {
 
     fn guard() -> Guard {
         let own = vec!["198.51.100.1".parse().expect("an address"), "2001:db8::1".parse().expect("an address")];
-        Guard::new(own, Name::parse("cluster.local").expect("a name"))
-            .with_cluster(vec!["198.18.0.0/16".parse().expect("a network"), "2001:db8:18::/64".parse().expect("a network")])
+        Guard::new(own, Name::parse("cluster.local").expect("a name")).with_cluster(vec![
+            "198.18.0.0/16".parse().expect("a network"),
+            "2001:db8:18::/64".parse().expect("a network"),
+        ])
     }
 
     #[track_caller]
@@ -231,7 +239,9 @@ mod tests {
 
     #[test]
     fn public_addresses_are_learned() {
-        for address in ["192.0.2.1", "8.8.8.8", "172.15.255.255", "172.32.0.0", "100.63.0.1", "100.128.0.1", "223.255.255.255"] {
+        for address in
+            ["192.0.2.1", "8.8.8.8", "172.15.255.255", "172.32.0.0", "100.63.0.1", "100.128.0.1", "223.255.255.255"]
+        {
             admits(address);
         }
         for address in ["2001:db8::2", "2606:4700::1111", "64:ff9b::808:808", "2002:808:808::1", "64:ff9b:0:1::1"] {
@@ -262,7 +272,16 @@ mod tests {
 
     #[test]
     fn private_and_cluster_networks_wait_for_the_operator() {
-        for address in ["10.1.2.3", "172.16.0.1", "172.31.255.255", "192.168.1.1", "100.64.0.1", "100.127.1.1", "fd12::1", "fec0::1"] {
+        for address in [
+            "10.1.2.3",
+            "172.16.0.1",
+            "172.31.255.255",
+            "192.168.1.1",
+            "100.64.0.1",
+            "100.127.1.1",
+            "fd12::1",
+            "fec0::1",
+        ] {
             refuses(address, Guarded::Private);
         }
         refuses("198.18.0.10", Guarded::Cluster);
@@ -303,7 +322,10 @@ mod tests {
         open.allow("10.1.0.0/16".parse().expect("a network"));
         open.allow("169.254.0.0/16".parse().expect("a network"));
         open.allow("127.0.0.0/8".parse().expect("a network"));
-        open.allow_for(Pattern::pattern("*.corp.example").expect("a pattern"), "192.168.7.0/24".parse().expect("a network"));
+        open.allow_for(
+            Pattern::pattern("*.corp.example").expect("a pattern"),
+            "192.168.7.0/24".parse().expect("a network"),
+        );
         judges(&open, "api.example.com", "10.1.2.3", Ok(()));
         judges(&open, "api.example.com", "64:ff9b::a01:203", Ok(()));
         judges(&open, "api.example.com", "10.2.0.1", Err(Guarded::Private));

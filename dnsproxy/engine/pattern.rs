@@ -109,6 +109,7 @@ impl Pattern {
     ///
     /// # Errors
     /// It is empty, longer than [`PATTERN_CHARS`], holds a character outside `[-a-zA-Z0-9_.*]` or an empty label.
+    #[expect(clippy::self_named_constructors, reason = "name and pattern, after the fields matchName and matchPattern")]
     pub fn pattern(text: &str) -> Result<Pattern, PatternError> {
         check("matchPattern", text, |_| true)?;
         Ok(Pattern::of(text))

@@ -119,7 +119,8 @@ impl<'a> Query<'a> {
         let qtype = u16_at(message, name_end).ok_or(Format("the question is cut off"))?;
         let qclass = u16_at(message, name_end + 2).ok_or(Format("the question is cut off"))?;
         let question_end = name_end + 4;
-        let name = Name::from_wire(&message[HEADER..name_end]).map_err(|_| Format("the name asked for is malformed"))?;
+        let name =
+            Name::from_wire(&message[HEADER..name_end]).map_err(|_| Format("the name asked for is malformed"))?;
 
         let mut at = question_end;
         let mut edns = None;
@@ -269,7 +270,10 @@ mod tests {
         refuses(&with(|m| (m[11] = 2, m.extend(OPT.repeat(2))).0), Some(Rcode::FormErr));
         refuses(&with(|m| (m[9] = 1, m.extend(OPT)).0), Some(Rcode::FormErr));
         refuses(&with(|m| (m[11] = 1, m.extend(b"\x01a\0\0\x29\x04\xd0\0\0\0\0\0\0")).0), Some(Rcode::FormErr));
-        refuses(&with(|m| (m[11] = 1, m.extend(b"\0\0\x29\x04\xd0\0\0\0\0\0\x04\0\x0a\0\x08")).0), Some(Rcode::FormErr));
+        refuses(
+            &with(|m| (m[11] = 1, m.extend(b"\0\0\x29\x04\xd0\0\0\0\0\0\x04\0\x0a\0\x08")).0),
+            Some(Rcode::FormErr),
+        );
     }
 
     proptest! {
@@ -292,12 +296,14 @@ mod tests {
                 }
             }
             if let Ok(ours) = Query::parse(&message) {
-                // We are the stricter one, so what we read hickory reads too. (It knows EDNS options, and so may refuse one.)
+                // We are the stricter one, so what we read hickory reads too. (It knows EDNS options, and so may refuse
+                // one.)
                 if let Ok(theirs) = Message::from_vec(&message) {
                     prop_assert_eq!(theirs.queries.len(), 1);
                     prop_assert_eq!(u16::from(theirs.queries[0].query_type()), ours.qtype);
                     prop_assert_eq!(u16::from(theirs.queries[0].query_class()), ours.qclass);
-                    prop_assert_eq!(theirs.edns.map(|edns| edns.flags().dnssec_ok), ours.edns.map(|edns| edns.dnssec_ok));
+                    let dnssec_ok = theirs.edns.map(|edns| edns.flags().dnssec_ok);
+                    prop_assert_eq!(dnssec_ok, ours.edns.map(|edns| edns.dnssec_ok));
                 }
             }
         }

@@ -86,7 +86,8 @@ pub fn udp_limit(query: &Query<'_>) -> usize {
 pub enum Additional {
     /// All of it.
     Whole,
-    /// Only the OPT record. It is optional by nature (RFC 1035 section 4.3.2), and its addresses were granted to nobody.
+    /// Only the OPT record. It is optional by nature (RFC 1035 section 4.3.2), and its addresses were granted to
+    /// nobody.
     OptOnly,
 }
 
@@ -202,7 +203,8 @@ fn put_opt_with(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, options: &[u8], 
 
 /// At most `octets` octets of `text`, cut between characters.
 fn cut(text: &str, octets: usize) -> &str {
-    &text[..text.floor_char_boundary(octets)]
+    let end = (0..=octets.min(text.len())).rev().find(|end| text.is_char_boundary(*end));
+    &text[..end.unwrap_or(0)]
 }
 
 #[cfg(test)]

@@ -103,7 +103,8 @@ pub fn skip_name(message: &[u8], mut at: usize) -> Option<usize> {
     }
 }
 
-/// Where an uncompressed name that starts at `at` ends; `None` for anything else than plain labels of at most 255 octets.
+/// Where an uncompressed name that starts at `at` ends; `None` for anything else than plain labels of at most 255
+/// octets.
 pub fn skip_plain_name(message: &[u8], mut at: usize) -> Option<usize> {
     let start = at;
     loop {

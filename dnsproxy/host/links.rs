@@ -68,7 +68,9 @@ impl Events {
             let (message, _) = self.messages.next().await?;
             let event = match message.payload {
                 NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => read(&link).map(Event::Present),
-                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => Some(Event::Gone(link.header.index)),
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::DelLink(link)) => {
+                    Some(Event::Gone(link.header.index))
+                }
                 NetlinkPayload::InnerMessage(
                     RouteNetlinkMessage::NewTrafficFilter(_) | RouteNetlinkMessage::DelTrafficFilter(_),
                 )

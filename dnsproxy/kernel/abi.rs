@@ -22,8 +22,8 @@ mod generated {
 
 pub use generated::types::{
     address, bridge, budget, cidr4_key, cidr6_key, counter, endpoint, flow, flow_event, flow_key, grant, grant_key,
-    grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_key, port_row, rodata, service,
-    service_key, steer, steer_key,
+    grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_key, port_row, rodata, service, service_key,
+    steer, steer_key,
 };
 
 /// `ABI_VERSION`: part of the pin directory's name.

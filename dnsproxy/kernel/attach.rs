@@ -14,7 +14,7 @@ use libbpf_rs::{
 };
 
 use super::KernelError;
-use super::load::{Kernel, pins_of};
+use super::load::{Kernel, pins_of, unmount_bpffs};
 
 /// How to attach: `enforcement.attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Deserialize, serde::Serialize)]
@@ -82,7 +82,7 @@ impl Kernel {
         if attach != Attach::Clsact {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
-                    detach_clsact(ifindex, self.from_pod().as_fd());
+                    detach_clsact(ifindex, self.on_send().as_fd());
                     return Ok(Method::Tcx);
                 }
                 Err(error) if attach == Attach::Tcx || !is_unsupported(&error) => return Err(error),
@@ -129,8 +129,8 @@ impl Kernel {
 
     fn program(&self, hook: Hook) -> ProgramMut<'_> {
         match hook {
-            Hook::FromPod => self.from_pod(),
-            Hook::ToPod => self.to_pod(),
+            Hook::FromPod => self.on_send(),
+            Hook::ToPod => self.on_receive(),
         }
     }
 
@@ -147,7 +147,7 @@ impl Kernel {
     /// Takes both programs off the interface, if it is still there, and removes the pins.
     pub fn detach(&self, ifindex: u32) {
         self.detach_tcx(ifindex);
-        detach_clsact(ifindex, self.from_pod().as_fd());
+        detach_clsact(ifindex, self.on_send().as_fd());
     }
 
     /// The interfaces that have pinned links of ours, live or severed.
@@ -218,6 +218,7 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
         }
     }
     std::fs::remove_dir(&pins).map_err(failed(&pins))?;
+    unmount_bpffs(pin_dir);
     Ok(true)
 }
 

@@ -47,8 +47,7 @@ impl Kernel {
         }
         let row = |row: usize| {
             let each = values[row * cpus * size_of::<counter>()..].chunks_exact(size_of::<counter>()).take(cpus);
-            each.filter_map(counter::from_octets)
-                .fold((0, 0), |sum, cpu| (sum.0 + cpu.packets, sum.1 + cpu.octets))
+            each.filter_map(counter::from_octets).fold((0, 0), |sum, cpu| (sum.0 + cpu.packets, sum.1 + cpu.octets))
         };
         let directions = [Direction::Egress, Direction::Ingress];
         directions

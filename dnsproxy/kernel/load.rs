@@ -96,12 +96,12 @@ impl Kernel {
     }
 
     /// The program for what pods send.
-    pub(super) fn from_pod(&self) -> ProgramMut<'_> {
+    pub(super) fn on_send(&self) -> ProgramMut<'_> {
         program(&self.from_pod, "from_pod")
     }
 
     /// The program for what pods receive.
-    pub(super) fn to_pod(&self) -> ProgramMut<'_> {
+    pub(super) fn on_receive(&self) -> ProgramMut<'_> {
         program(&self.to_pod, "to_pod")
     }
 }
@@ -143,6 +143,14 @@ impl Tables {
             events: handle("events")?,
         })
     }
+}
+
+/// What libbpf would print goes to the log instead: our own errors tell what matters, the rest is for who debugs.
+pub fn redirect_messages() {
+    fn say(_: libbpf_rs::PrintLevel, text: String) {
+        tracing::debug!(target: "libbpf", "{}", text.trim_end());
+    }
+    libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, say)));
 }
 
 /// Where the pins of this ABI version stand under `pin_dir`.
@@ -225,12 +233,27 @@ fn mount_bpffs(pin_dir: &Path) -> Result<(), KernelError> {
     })?;
     // SAFETY: four strings that end in NUL and no data.
     let status = unsafe {
-        libc::mount(c"bpf".as_ptr(), target.as_ptr(), c"bpf".as_ptr(), libc::MS_NOSUID | libc::MS_NODEV, std::ptr::null())
+        libc::mount(
+            c"bpf".as_ptr(),
+            target.as_ptr(),
+            c"bpf".as_ptr(),
+            libc::MS_NOSUID | libc::MS_NODEV,
+            std::ptr::null(),
+        )
     };
     if status != 0 {
         return Err(KernelError::last(format!("mount a BPF file system at {}", at.display())));
     }
     Ok(())
+}
+
+/// Undoes [`mount_bpffs`] where that mounted a file system for us alone; the system's own stays.
+pub(super) fn unmount_bpffs(pin_dir: &Path) {
+    let Ok(target) = CString::new(pin_dir.as_os_str().as_bytes()) else { return };
+    if !pin_dir.starts_with("/sys") {
+        // SAFETY: a string that ends in NUL. Not a mount point, or in use: it stays.
+        unsafe { libc::umount2(target.as_ptr(), 0) };
+    }
 }
 
 fn is_bpffs(path: &Path) -> Result<bool, KernelError> {
@@ -255,4 +278,3 @@ impl KernelError {
         KernelError::Call { what, source: std::io::Error::last_os_error() }
     }
 }
-

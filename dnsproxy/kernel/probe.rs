@@ -45,8 +45,8 @@ impl Kernel {
         context[36..40].copy_from_slice(&ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         let program = match direction {
-            Direction::Egress => self.from_pod(),
-            Direction::Ingress => self.to_pod(),
+            Direction::Egress => self.on_send(),
+            Direction::Ingress => self.on_receive(),
         };
         let mut out = vec![0u8; frame.len() + 256];
         let input = ProgramInput {

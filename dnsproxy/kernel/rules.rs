@@ -220,7 +220,8 @@ impl Kernel {
             port: port.to_be(),
             family: family(&address),
         };
-        let to = |address: IpAddr, port: u16| abi::steer { addr: abi::mapped(address), port: port.to_be(), pad: [0; 2] };
+        let to =
+            |address: IpAddr, port: u16| abi::steer { addr: abi::mapped(address), port: port.to_be(), pad: [0; 2] };
         for (resolver, local) in pairs {
             self.tables.dns_from.put(&key(*local, proxy_port), &to(*resolver, 53))?;
             self.tables.dns_to.put(&key(*resolver, 53), &to(*local, proxy_port))?;
@@ -239,6 +240,8 @@ impl Kernel {
     pub fn set_limits(&self, flows: FlowLimits, proxy_port: u16) -> Result<(), KernelError> {
         let FlowLimits { limit, share, pool } = flows;
         let steer_port = proxy_port.to_be();
-        self.tables.limits.put(&0, &abi::limits { flow_limit: limit, flow_share: share, flow_pool: pool, steer_port, pad: 0 })
+        self.tables
+            .limits
+            .put(&0, &abi::limits { flow_limit: limit, flow_share: share, flow_pool: pool, steer_port, pad: 0 })
     }
 }

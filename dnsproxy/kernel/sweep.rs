@@ -70,14 +70,12 @@ impl Budgets {
         self.row(slot).map_or(0, |row| row[0].load(Ordering::Relaxed))
     }
 
-    /// One flow less, of the slot and, if it was charged to it, of the pool.
-    fn release(&self, slot: u32, pooled: bool) {
-        for (slot, due) in [(slot, true), (0, pooled)] {
-            if let Some(row) = self.row(slot)
-                && due
-            {
+    /// One flow less, of the slot, if its endpoint is still there, and, if it was charged to it, of the pool.
+    fn release(&self, slot: Option<u32>, pooled: bool) {
+        for slot in slot.into_iter().chain(pooled.then_some(0)) {
+            if let Some(row) = self.row(slot) {
                 // The kernel may have counted down to zero for us after a crash between two steps: never wrap.
-                let _ = row[0].try_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
+                let _ = row[0].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
             }
         }
     }
@@ -97,13 +95,16 @@ impl Drop for Budgets {
     }
 }
 
+/// `FLOW_REVOKED`: remembered, but it keeps no grant alive.
+const REVOKED: u8 = 7;
+
 /// When a flow in this state is over.
 fn timeout(settings: &LoadSettings, state: u8) -> u64 {
     let duration = match state {
         1..=3 => settings.established_timeout,
         4 => settings.closed_timeout,
         5 => settings.datagram_timeout,
-        6 => settings.datagram_both_timeout,
+        6 | REVOKED => settings.datagram_both_timeout,
         _ => settings.syn_timeout,
     };
     duration.as_nanos() as u64
@@ -133,16 +134,14 @@ impl Kernel {
             let slot = slot_of(endpoint);
             if slot.is_some() && !is_over(settings, &flow, now) {
                 sweep.live += 1;
-                sweep.remotes.insert((endpoint, abi::unmapped(key.remote.octets)));
+                if flow.state != REVOKED {
+                    sweep.remotes.insert((endpoint, abi::unmapped(key.remote.octets)));
+                }
                 continue;
             }
             if let Some(taken) = self.tables.flows.take(&key) {
                 sweep.removed += 1;
-                match slot {
-                    Some(slot) => budgets.release(slot, taken.pooled != 0),
-                    None if taken.pooled != 0 => budgets.release(0, false),
-                    None => (),
-                }
+                budgets.release(slot, taken.pooled != 0);
             }
         }
         Ok(sweep)
@@ -160,11 +159,7 @@ impl Kernel {
     ///
     /// # Errors
     /// The map can't be read.
-    pub fn recount(
-        &self,
-        budgets: &Budgets,
-        slot_of: &dyn Fn(EndpointId) -> Option<u32>,
-    ) -> Result<(), KernelError> {
+    pub fn recount(&self, budgets: &Budgets, slot_of: &dyn Fn(EndpointId) -> Option<u32>) -> Result<(), KernelError> {
         let mut counts = vec![0u32; budgets.len];
         for (key, flow) in self.tables.flows.rows()? {
             let slot = slot_of(EndpointId(key.endpoint_and_protocol >> 8));

@@ -2,8 +2,8 @@
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, AsRawFd};
 use std::mem::size_of;
+use std::os::fd::{AsFd, AsRawFd};
 
 use libbpf_rs::{ErrorKind, MapCore, MapFlags, MapHandle};
 

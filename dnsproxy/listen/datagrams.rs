@@ -25,6 +25,17 @@ pub struct Inbox {
     controls: Vec<Control>,
     vectors: Vec<libc::iovec>,
     headers: Vec<libc::mmsghdr>,
+    /// How many are asked for next: twice what came last, so that a quiet socket costs little.
+    wanted: usize,
+}
+
+/// What [`Inbox::receive`] took.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Batch {
+    /// How many datagrams.
+    pub count: usize,
+    /// Whether there was room for more: then the socket was empty.
+    pub drained: bool,
 }
 
 /// A datagram that came in.
@@ -51,19 +62,18 @@ impl Inbox {
             controls: vec![Control([0; CONTROL]); BATCH],
             vectors: vec![libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH],
             headers: vec![header; BATCH],
+            wanted: BATCH,
         }
     }
 
-    /// Takes what is there without waiting, at most [`BATCH`]; how many they are.
+    /// Takes what is there without waiting, at most [`BATCH`].
     ///
     /// # Errors
     /// `WouldBlock` when nothing is there, or what the kernel says.
-    pub fn receive(&mut self, socket: RawFd) -> io::Result<usize> {
-        for (at, header) in self.headers.iter_mut().enumerate() {
-            self.vectors[at] = libc::iovec {
-                iov_base: self.buffers[at * DATAGRAM..].as_mut_ptr().cast(),
-                iov_len: DATAGRAM,
-            };
+    pub fn receive(&mut self, socket: RawFd) -> io::Result<Batch> {
+        for (at, header) in self.headers[..self.wanted].iter_mut().enumerate() {
+            self.vectors[at] =
+                libc::iovec { iov_base: self.buffers[at * DATAGRAM..].as_mut_ptr().cast(), iov_len: DATAGRAM };
             let inner = &mut header.msg_hdr;
             inner.msg_name = ptr::from_mut(&mut self.names[at]).cast();
             inner.msg_namelen = mem::size_of::<libc::sockaddr_storage>() as libc::socklen_t;
@@ -76,9 +86,18 @@ impl Inbox {
         // SAFETY: each header points at a name, a vector and control data of the lengths it says, all owned by `self`
         // and distinct, which nothing else touches during the call.
         let count = unsafe {
-            libc::recvmmsg(socket, self.headers.as_mut_ptr(), BATCH as libc::c_uint, libc::MSG_DONTWAIT as _, ptr::null_mut())
+            libc::recvmmsg(
+                socket,
+                self.headers.as_mut_ptr(),
+                self.wanted as libc::c_uint,
+                libc::MSG_DONTWAIT as _,
+                ptr::null_mut(),
+            )
         };
-        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        let batch = Batch { count, drained: count < self.wanted };
+        self.wanted = (2 * count).clamp(4, BATCH);
+        Ok(batch)
     }
 
     /// The datagram `at` of the last batch.
@@ -111,33 +130,54 @@ pub struct Outgoing {
     pub from: (IpAddr, u32),
 }
 
-/// Sends the first of `queue` without waiting, at most [`BATCH`]; how many went.
-///
-/// # Errors
-/// What the kernel says about the first one; `WouldBlock` when the socket is full.
-pub fn send(socket: RawFd, queue: &mut [Outgoing]) -> io::Result<usize> {
-    let count = queue.len().min(BATCH);
-    // SAFETY: all zero octets are a valid value of these C structs.
-    let (name, header) = unsafe { (mem::zeroed::<libc::sockaddr_storage>(), mem::zeroed::<libc::mmsghdr>()) };
-    let mut names = [name; BATCH];
-    let mut headers = [header; BATCH];
-    let mut controls = [Control([0; CONTROL]); BATCH];
-    let mut vectors = [libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 }; BATCH];
-    for (at, datagram) in queue[..count].iter_mut().enumerate() {
-        vectors[at] = libc::iovec { iov_base: datagram.bytes.as_mut_ptr().cast(), iov_len: datagram.bytes.len() };
-        let inner = &mut headers[at].msg_hdr;
-        inner.msg_namelen = put_address(&mut names[at], datagram.to);
-        inner.msg_name = ptr::from_mut(&mut names[at]).cast();
-        inner.msg_iov = ptr::from_mut(&mut vectors[at]);
-        inner.msg_iovlen = 1;
-        inner.msg_control = controls[at].0.as_mut_ptr().cast();
-        inner.msg_controllen = CONTROL as _;
-        put_source(inner, datagram.from);
+/// Room for one batch that goes out.
+#[derive(Default)]
+pub struct Outbox {
+    names: Vec<libc::sockaddr_storage>,
+    controls: Vec<Control>,
+    vectors: Vec<libc::iovec>,
+    headers: Vec<libc::mmsghdr>,
+}
+
+impl Outbox {
+    /// Sends the first of `queue` without waiting, at most [`BATCH`]; how many went.
+    ///
+    /// # Errors
+    /// What the kernel says about the first one; `WouldBlock` when the socket is full.
+    pub fn send(&mut self, socket: RawFd, queue: &mut [Outgoing]) -> io::Result<usize> {
+        let count = queue.len().min(BATCH);
+        // SAFETY: all zero octets are a valid value of these C structs.
+        let (name, header) = unsafe { (mem::zeroed::<libc::sockaddr_storage>(), mem::zeroed::<libc::mmsghdr>()) };
+        let empty = libc::iovec { iov_base: ptr::null_mut(), iov_len: 0 };
+        refill(&mut self.names, count, name);
+        refill(&mut self.controls, count, Control([0; CONTROL]));
+        refill(&mut self.vectors, count, empty);
+        refill(&mut self.headers, count, header);
+        for (at, datagram) in queue[..count].iter_mut().enumerate() {
+            self.vectors[at] =
+                libc::iovec { iov_base: datagram.bytes.as_mut_ptr().cast(), iov_len: datagram.bytes.len() };
+            let inner = &mut self.headers[at].msg_hdr;
+            inner.msg_namelen = put_address(&mut self.names[at], datagram.to);
+            inner.msg_name = ptr::from_mut(&mut self.names[at]).cast();
+            inner.msg_iov = ptr::from_mut(&mut self.vectors[at]);
+            inner.msg_iovlen = 1;
+            inner.msg_control = self.controls[at].0.as_mut_ptr().cast();
+            inner.msg_controllen = CONTROL as _;
+            put_source(inner, datagram.from);
+        }
+        // SAFETY: each header points at initialised memory of the lengths it says, which outlives the call; the kernel
+        // only reads it, but for `msg_len`.
+        let sent = unsafe {
+            libc::sendmmsg(socket, self.headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT as _)
+        };
+        usize::try_from(sent).map_err(|_| io::Error::last_os_error())
     }
-    // SAFETY: each header points at initialised memory of the lengths it says, which outlives the call; the kernel only
-    // reads it, but for `msg_len`.
-    let sent = unsafe { libc::sendmmsg(socket, headers.as_mut_ptr(), count as libc::c_uint, libc::MSG_DONTWAIT as _) };
-    usize::try_from(sent).map_err(|_| io::Error::last_os_error())
+}
+
+/// `count` times `value`, in the same memory.
+fn refill<T: Clone>(list: &mut Vec<T>, count: usize, value: T) {
+    list.clear();
+    list.resize(count, value);
 }
 
 /// The address and interface in the control data of a message that came in.
@@ -183,12 +223,19 @@ fn put_source(header: &mut libc::msghdr, (address, interface): (IpAddr, u32)) {
     match address {
         IpAddr::V4(address) => {
             let source = libc::in_addr { s_addr: u32::from(address).to_be() };
-            let info = libc::in_pktinfo { ipi_ifindex: interface as i32, ipi_spec_dst: source, ipi_addr: libc::in_addr { s_addr: 0 } };
+            let info = libc::in_pktinfo {
+                ipi_ifindex: interface as i32,
+                ipi_spec_dst: source,
+                ipi_addr: libc::in_addr { s_addr: 0 },
+            };
             // SAFETY: the caller gave CONTROL zeroed octets, more than either structure needs.
             unsafe { put(header, libc::IPPROTO_IP, libc::IP_PKTINFO, info) };
         }
         IpAddr::V6(address) => {
-            let info = libc::in6_pktinfo { ipi6_addr: libc::in6_addr { s6_addr: address.octets() }, ipi6_ifindex: interface as _ };
+            let info = libc::in6_pktinfo {
+                ipi6_addr: libc::in6_addr { s6_addr: address.octets() },
+                ipi6_ifindex: interface as _,
+            };
             // SAFETY: as above.
             unsafe { put(header, libc::IPPROTO_IPV6, libc::IPV6_PKTINFO, info) };
         }
@@ -207,7 +254,9 @@ fn address(name: &libc::sockaddr_storage, length: libc::socklen_t) -> Option<Soc
             // SAFETY: as above, for a sockaddr_in6.
             let name = unsafe { &*ptr::from_ref(name).cast::<libc::sockaddr_in6>() };
             let address = Ipv6Addr::from(name.sin6_addr.s6_addr);
-            Some(SocketAddrV6::new(address, u16::from_be(name.sin6_port), name.sin6_flowinfo, name.sin6_scope_id).into())
+            Some(
+                SocketAddrV6::new(address, u16::from_be(name.sin6_port), name.sin6_flowinfo, name.sin6_scope_id).into(),
+            )
         }
         _ => None,
     }
@@ -245,7 +294,8 @@ mod tests {
     #[track_caller]
     fn there_and_back(wildcard: &str, via: &str) {
         let server = UdpSocket::bind(wildcard).expect("a socket");
-        super::super::socket::tell_arrival(&server, server.local_addr().expect("an address").is_ipv6()).expect("the option");
+        super::super::socket::tell_arrival(&server, server.local_addr().expect("an address").is_ipv6())
+            .expect("the option");
         let port = server.local_addr().expect("an address").port();
         let via: IpAddr = via.parse().expect("an address");
         let client = UdpSocket::bind((if via.is_ipv4() { "127.0.0.1" } else { "::1" }, 0)).expect("a socket");
@@ -254,7 +304,7 @@ mod tests {
             client.send(&[at; 5]).expect("sent");
         }
         let mut inbox = Inbox::new();
-        assert_eq!(inbox.receive(server.as_raw_fd()).expect("a batch"), 3);
+        assert_eq!(inbox.receive(server.as_raw_fd()).expect("a batch"), Batch { count: 3, drained: true });
         let mut queue = Vec::new();
         for at in 0..3 {
             let datagram = inbox.get(at);
@@ -265,7 +315,7 @@ mod tests {
             queue.push(Outgoing { bytes: vec![at as u8; 7], to: datagram.from.expect("a sender"), from: arrived });
         }
         assert_eq!(inbox.receive(server.as_raw_fd()).expect_err("nothing left").kind(), io::ErrorKind::WouldBlock);
-        assert_eq!(send(server.as_raw_fd(), &mut queue).expect("sent"), 3);
+        assert_eq!(Outbox::default().send(server.as_raw_fd(), &mut queue).expect("sent"), 3);
         let mut buffer = [0; 16];
         for at in 0..3 {
             assert_eq!(client.recv(&mut buffer).expect("a reply"), 7);
@@ -281,12 +331,33 @@ mod tests {
     }
 
     #[test]
+    fn a_batch_grows_with_what_comes() {
+        let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
+        let mut inbox = Inbox::new();
+        for (sent, takes) in [(1, [1].as_slice()), (100, &[4, 8, 16, 32, 40]), (70, &[64, 6])] {
+            for at in 0..sent {
+                client.send_to(&[at], server.local_addr().expect("an address")).expect("sent");
+            }
+            let mut next = 0;
+            for (at, &expected) in takes.iter().enumerate() {
+                let batch = inbox.receive(server.as_raw_fd()).expect("a batch");
+                assert_eq!(batch, Batch { count: expected, drained: at + 1 == takes.len() });
+                for at in 0..expected {
+                    assert_eq!(inbox.get(at).bytes, [next]);
+                    next += 1;
+                }
+            }
+        }
+    }
+
+    #[test]
     fn a_datagram_that_is_too_long_is_marked() {
         let server = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         let client = UdpSocket::bind("127.0.0.1:0").expect("a socket");
         client.send_to(&[1; DATAGRAM + 1], server.local_addr().expect("an address")).expect("sent");
         let mut inbox = Inbox::new();
-        assert_eq!(inbox.receive(server.as_raw_fd()).expect("a batch"), 1);
+        assert_eq!(inbox.receive(server.as_raw_fd()).expect("a batch").count, 1);
         assert!(inbox.get(0).cut);
     }
 }

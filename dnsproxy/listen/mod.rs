@@ -1,7 +1,7 @@
 //! The clients' side: sockets, workers, and the two transports.
 //!
-//! One worker per core, each a thread with its own runtime, its own sockets on the shared port, and its own way upstream.
-//! Workers share the directory, the endpoints' tables and the counters of the limits, and nothing else.
+//! One worker per core, each a thread with its own runtime, its own sockets on the shared port, and its own way
+//! upstream. Workers share the directory, the endpoints' tables and the counters of the limits, and nothing else.
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -123,7 +123,8 @@ pub fn start(
     let (stop, stopped) = watch::channel(Stop::No);
     let mut listeners = Listeners { port, stop, workers: Vec::new() };
     for (at, sockets) in sockets.into_iter().enumerate() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
+        let runtime =
+            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
         let (proxy, stopped) = (proxy.clone(), stopped.clone());
         let worker = thread::Builder::new()
             .name(format!("dns-{at}"))
@@ -140,7 +141,8 @@ impl Listeners {
         self.port
     }
 
-    /// Takes no new queries, answers those under way, and ends; at most 5 s. Blocks: from async code, in `spawn_blocking`.
+    /// Takes no new queries, answers those under way, and ends; at most 5 s. Blocks: from async code, in
+    /// `spawn_blocking`.
     pub fn stop(mut self) {
         self.end(Stop::Drain);
     }
@@ -161,7 +163,8 @@ impl Drop for Listeners {
     }
 }
 
-/// Sockets for every worker, on one port. A family that the machine does not have is left out, if the other one is there.
+/// Sockets for every worker, on one port. A family that the machine does not have is left out, if the other one is
+/// there.
 fn bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
     let mut last = None;
     for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
@@ -218,15 +221,19 @@ async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<
         match udp::Listener::new(socket) {
             Ok(listener) => {
                 let listener = Rc::new(listener);
-                spawn_local(udp::flush(listener.clone()));
-                readers.push(spawn_local(udp::receive(worker.clone(), listener)));
+                let (worker, flushed) = (worker.clone(), listener.clone());
+                spawn_local(tireless(move || udp::flush(flushed.clone())));
+                readers.push(spawn_local(tireless(move || udp::receive(worker.clone(), listener.clone()))));
             }
             Err(error) => tracing::error!(%error, "a UDP socket can't be watched"),
         }
     }
     for listener in sockets.tcp {
         match tokio::net::TcpListener::from_std(listener) {
-            Ok(listener) => readers.push(spawn_local(tcp::accept(worker.clone(), listener))),
+            Ok(listener) => {
+                let (worker, listener) = (worker.clone(), Rc::new(listener));
+                readers.push(spawn_local(tireless(move || tcp::accept(worker.clone(), listener.clone()))));
+            }
             Err(error) => tracing::error!(%error, "a TCP listener can't be watched"),
         }
     }
@@ -246,6 +253,26 @@ async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<
             }
         };
         let _ = tokio::time::timeout(DRAIN, drained).await;
+    }
+}
+
+/// Runs a task for ever, again after a panic: a worker that hears nothing any more would be worse.
+async fn tireless<F: Future<Output = ()> + 'static>(task: impl Fn() -> F) {
+    loop {
+        let mut running = Aborted(spawn_local(task()));
+        match (&mut running.0).await {
+            Err(error) if error.is_panic() => tracing::error!("a task of a DNS worker panicked and starts again"),
+            _ => return,
+        }
+    }
+}
+
+/// A task that ends with the one that waits for it.
+struct Aborted(tokio::task::JoinHandle<()>);
+
+impl Drop for Aborted {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }
 

@@ -40,7 +40,8 @@ pub fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Fails if any other socket is bound to this UDP port, also one that would share it: a second namegate would silently
-/// take half of the queries. Only UDP: connections of a killed predecessor in TIME_WAIT would be in the way of a restart.
+/// take half of the queries. Only UDP: connections of a killed predecessor in TIME_WAIT would be in the way of a
+/// restart.
 pub fn exclusive(address: SocketAddr) -> io::Result<()> {
     unbound(address, Type::DGRAM)?.bind(&address.into())
 }
@@ -82,9 +83,8 @@ pub fn interface_of(connection: &impl AsRawFd, local: IpAddr) -> io::Result<u32>
         IpAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_2292PKTOPTIONS),
     };
     // SAFETY: the kernel writes at most `length` octets, which `control` has, and says how many in `length`.
-    let failed = unsafe {
-        libc::getsockopt(connection.as_raw_fd(), level, option, control.0.as_mut_ptr().cast(), &mut length)
-    };
+    let failed =
+        unsafe { libc::getsockopt(connection.as_raw_fd(), level, option, control.0.as_mut_ptr().cast(), &mut length) };
     if failed != 0 {
         return Err(io::Error::last_os_error());
     }

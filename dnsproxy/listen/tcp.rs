@@ -13,8 +13,8 @@ use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
-use crate::serve::{Next, Packet};
 use crate::serve::directory::Taken;
+use crate::serve::{Next, Packet};
 
 use super::Worker;
 use super::socket::interface_of;
@@ -36,7 +36,7 @@ struct Caller {
 }
 
 /// Accepts connections for ever.
-pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
+pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>) {
     loop {
         match listener.accept().await {
             Ok((stream, peer)) => match admit(&worker, &stream, peer) {
@@ -54,14 +54,18 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: TcpListener) {
     }
 }
 
-/// Endpoints only, and within the limits.
+/// Endpoints only, and within the limits; others are counted.
 fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Caller> {
     let local = stream.local_addr()?.ip();
     let interface = interface_of(stream, local)?;
     let directory = worker.proxy.directory.load();
     let settings = &directory.settings;
-    let served = directory.endpoint(interface, peer.ip()).ok_or_else(|| io::Error::other("the sender is no endpoint"))?;
-    let limit = |counter: &Arc<_>, limit| Taken::take(counter, limit).ok_or_else(|| io::Error::other("too many connections"));
+    let refused = |reason: &'static str| {
+        worker.proxy.turned_away(&Packet { bytes: &[], client: peer, local, interface, tcp: true }, reason);
+        io::Error::other(reason)
+    };
+    let served = directory.endpoint(interface, peer.ip()).ok_or_else(|| refused("no_endpoint"))?;
+    let limit = |counter, limit| Taken::take(counter, limit).ok_or_else(|| refused("tcp_connections"));
     let own = limit(&served.connections, settings.tcp_connections)?;
     let total = limit(&worker.proxy.connections, settings.tcp_connections_total)?;
     stream.set_nodelay(true)?;

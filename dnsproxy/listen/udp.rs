@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 use crate::serve::{Next, Packet};
 
 use super::Worker;
-use super::datagrams::{self, BATCH, Outgoing};
+use super::datagrams::{Outbox, Outgoing};
 
 /// Replies that wait for a socket that takes no more; above that they are lost, as datagrams may be.
 const QUEUE: usize = 4_096;
@@ -52,22 +52,22 @@ pub(super) async fn receive(worker: Rc<Worker>, listener: Rc<Listener>) {
             let mut inbox = worker.inbox.borrow_mut();
             ready.try_io(|socket| inbox.receive(socket.as_raw_fd()))
         };
-        let count = match received {
-            Ok(Ok(count)) => count,
+        let batch = match received {
+            Ok(Ok(batch)) => batch,
             Ok(Err(error)) => {
                 tracing::debug!(%error, "a datagram could not be read");
                 continue;
             }
             Err(_would_block) => continue,
         };
-        if count < BATCH {
+        if batch.drained {
             ready.clear_ready();
         }
         drop(ready);
-        for at in 0..count {
+        for at in 0..batch.count {
             take(&worker, &listener, at);
         }
-        if count == BATCH {
+        if !batch.drained {
             // Those who were answered meanwhile come first.
             tokio::task::yield_now().await;
         }
@@ -97,17 +97,19 @@ fn take(worker: &Rc<Worker>, listener: &Rc<Listener>, at: usize) {
 
 /// Sends replies for ever.
 pub(super) async fn flush(listener: Rc<Listener>) {
+    let mut outbox = Outbox::default();
+    let socket = listener.socket.as_raw_fd();
     loop {
         listener.filled.notified().await;
         let mut queue = listener.queue.take();
         let mut rest = &mut queue[..];
         while !rest.is_empty() {
-            match datagrams::send(listener.socket.as_raw_fd(), rest) {
+            match outbox.send(socket, rest) {
                 Ok(sent) => rest = &mut rest[sent..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     let Ok(mut ready) = listener.socket.writable().await else { return };
                     // Look again: if it is still full, the next edge is waited for.
-                    if let Err(error) = datagrams::send(listener.socket.as_raw_fd(), &mut rest[..1]) {
+                    if let Err(error) = outbox.send(socket, &mut rest[..1]) {
                         if error.kind() == io::ErrorKind::WouldBlock {
                             ready.clear_ready();
                             continue;

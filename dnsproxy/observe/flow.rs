@@ -8,15 +8,18 @@
 //! One record tells of a whole query: an answered one as Cilium's response record (source is the DNS server), a refused
 //! one as its denied request.
 
+mod message;
+
 use std::net::SocketAddr;
 
-use serde::Serialize;
-
+use self::message::*;
 use super::text::{clean, rfc3339};
 use super::watchers::{Known, Record, Workload};
 use super::{Outcome, PacketRecord, QueryRecord, Reason, human};
 use crate::engine::ruleset::Direction;
 use crate::engine::verdict::RuleRef;
+
+pub use self::message::DropReason;
 
 /// How many addresses, names, labels and policies a record lists at most, so that a line stays under 64 KiB.
 const ADDRESSES: usize = 256;
@@ -28,30 +31,6 @@ const NAME_CHARS: usize = 1_024;
 /// How many characters of a label are kept. Kubernetes allows 253 + 1 + 63 for the key and 63 for the value.
 const LABEL_CHARS: usize = 400;
 
-/// Why a packet was dropped, as flow.proto's `DropReason` has it.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-#[expect(missing_docs, reason = "the names are Cilium's")]
-pub enum DropReason {
-    InvalidSourceMac = 130,
-    InvalidSourceIp = 132,
-    PolicyDenied = 133,
-    InvalidPacketDropped = 134,
-    UnknownL4Protocol = 142,
-    UnknownL3TargetAddress = 150,
-    NoMatchingLocalContainerFound = 152,
-    CtMapInsertionFailed = 155,
-    InvalidIpv6ExtensionHeader = 156,
-    IpFragmentationNotSupported = 157,
-    UnknownConnectionTrackingState = 163,
-    NoConfigurationAvailableToPerformPolicyDecision = 165,
-    UnsupportedL2Protocol = 166,
-    ForbiddenIcmpv6Message = 176,
-    PolicyDeny = 181,
-    VlanFiltered = 182,
-    CtNoMapFound = 190,
-}
-
 /// Appends the record's line.
 pub fn write(record: &Record, known: &Known, node_name: &str, out: &mut Vec<u8>) {
     let (time, flow) = match record {
@@ -62,254 +41,6 @@ pub fn write(record: &Record, known: &Known, node_name: &str, out: &mut Vec<u8>)
     let line = Response { flow, node_name, time };
     serde_json::to_writer(&mut *out, &line).expect("a record has no map keys that are no strings");
     out.push(b'\n');
-}
-
-/// The part of `GetFlowsResponse` that an export holds.
-#[derive(Serialize)]
-struct Response<'a> {
-    flow: Flow,
-    node_name: &'a str,
-    time: String,
-}
-
-#[derive(Serialize, Default)]
-struct Flow {
-    time: String,
-    verdict: Verdict,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drop_reason: Option<u32>,
-    #[serde(rename = "IP", skip_serializing_if = "Option::is_none")]
-    ip: Option<Ip>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    l4: Option<Layer4>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source: Option<Endpoint>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination: Option<Endpoint>,
-    #[serde(rename = "Type")]
-    kind: FlowType,
-    node_name: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    source_names: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    destination_names: Vec<String>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    l7: Option<Layer7>,
-    event_type: EventType,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    source_service: Option<Service>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    destination_service: Option<Service>,
-    traffic_direction: TrafficDirection,
-    #[serde(skip_serializing_if = "is_zero")]
-    policy_match_type: u32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    trace_observation_point: Option<TracePoint>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    drop_reason_desc: Option<DropReason>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    is_reply: Option<bool>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    interface: Option<Interface>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    egress_allowed_by: Vec<Policy>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ingress_allowed_by: Vec<Policy>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    egress_denied_by: Vec<Policy>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ingress_denied_by: Vec<Policy>,
-    #[serde(rename = "Summary")]
-    summary: String,
-}
-
-#[derive(Serialize, Default, Clone, Copy, PartialEq, Eq, Debug)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Verdict {
-    #[default]
-    VerdictUnknown,
-    Forwarded,
-    Dropped,
-    Error,
-    Audit,
-    Redirected,
-}
-
-#[derive(Serialize, Default, Clone, Copy)]
-enum FlowType {
-    #[default]
-    #[serde(rename = "L3_L4")]
-    L3L4,
-    L7,
-}
-
-#[derive(Serialize, Default, Clone, Copy)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum TrafficDirection {
-    #[default]
-    TrafficDirectionUnknown,
-    Ingress,
-    Egress,
-}
-
-#[derive(Serialize, Clone, Copy)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum TracePoint {
-    ToProxy,
-    ToEndpoint,
-    FromEndpoint,
-}
-
-#[derive(Serialize)]
-struct Ip {
-    source: String,
-    destination: String,
-    #[serde(rename = "ipVersion")]
-    version: IpVersion,
-}
-
-#[derive(Serialize)]
-enum IpVersion {
-    IPv4,
-    IPv6,
-}
-
-#[derive(Serialize)]
-enum Layer4 {
-    #[serde(rename = "TCP")]
-    Tcp {
-        #[serde(flatten)]
-        ports: Ports,
-        #[serde(skip_serializing_if = "Option::is_none")]
-        flags: Option<TcpFlags>,
-    },
-    #[serde(rename = "UDP")]
-    Udp(Ports),
-    #[serde(rename = "SCTP")]
-    Sctp(Ports),
-    ICMPv4(IcmpType),
-    ICMPv6(IcmpType),
-}
-
-#[derive(Serialize)]
-struct Ports {
-    #[serde(skip_serializing_if = "is_zero")]
-    source_port: u32,
-    #[serde(skip_serializing_if = "is_zero")]
-    destination_port: u32,
-}
-
-#[derive(Serialize)]
-struct IcmpType {
-    #[serde(rename = "type", skip_serializing_if = "is_zero")]
-    number: u32,
-}
-
-/// Only those that are set, as protojson writes them.
-#[derive(Serialize)]
-#[serde(rename_all = "UPPERCASE")]
-struct TcpFlags {
-    #[serde(skip_serializing_if = "is_false")]
-    fin: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    syn: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    rst: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    psh: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    ack: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    urg: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    ece: bool,
-    #[serde(skip_serializing_if = "is_false")]
-    cwr: bool,
-}
-
-#[derive(Serialize, Default)]
-struct Endpoint {
-    #[serde(rename = "ID", skip_serializing_if = "is_zero")]
-    id: u32,
-    #[serde(skip_serializing_if = "is_zero")]
-    identity: u32,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    namespace: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    labels: Vec<String>,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    pod_name: String,
-}
-
-#[derive(Serialize)]
-struct Service {
-    name: String,
-    namespace: String,
-}
-
-#[derive(Serialize)]
-struct Interface {
-    index: u32,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    name: String,
-}
-
-#[derive(Serialize)]
-struct Policy {
-    name: String,
-    #[serde(skip_serializing_if = "String::is_empty")]
-    namespace: String,
-    labels: Vec<String>,
-}
-
-/// Numbers of Cilium's `pkg/monitor/api`.
-#[derive(Serialize, Default)]
-struct EventType {
-    #[serde(rename = "type")]
-    kind: i32,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    sub_type: Option<i32>,
-}
-
-impl EventType {
-    const DROP: i32 = 1;
-    const TRACE: i32 = 4;
-    const POLICY_VERDICT: i32 = 5;
-    const ACCESS_LOG: i32 = 129;
-}
-
-#[derive(Serialize)]
-struct Layer7 {
-    #[serde(rename = "type")]
-    kind: Layer7Type,
-    /// A 64-bit number is a string in protojson.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    latency_ns: Option<String>,
-    dns: Dns,
-}
-
-#[derive(Serialize, Clone, Copy, PartialEq, Eq)]
-#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
-enum Layer7Type {
-    Request,
-    Response,
-}
-
-#[derive(Serialize)]
-struct Dns {
-    query: String,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    ips: Vec<String>,
-    #[serde(skip_serializing_if = "is_zero")]
-    ttl: u32,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    cnames: Vec<String>,
-    observation_source: &'static str,
-    #[serde(skip_serializing_if = "is_zero")]
-    rcode: u32,
-    qtypes: Vec<String>,
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    rrtypes: Vec<&'static str>,
 }
 
 fn of_query(query: &QueryRecord, known: &Known) -> Flow {
@@ -508,29 +239,6 @@ fn layer4(packet: &PacketRecord, source: SocketAddr, destination: SocketAddr) ->
     })
 }
 
-impl TcpFlags {
-    /// From the flags octet of a header (RFC 9293, 3.1).
-    fn of(octet: u8) -> TcpFlags {
-        let bit = |number: u8| octet & (1 << number) != 0;
-        TcpFlags {
-            fin: bit(0),
-            syn: bit(1),
-            rst: bit(2),
-            psh: bit(3),
-            ack: bit(4),
-            urg: bit(5),
-            ece: bit(6),
-            cwr: bit(7),
-        }
-    }
-
-    fn text(octet: u8) -> String {
-        const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-        let set: Vec<_> = NAMES.iter().enumerate().filter(|(bit, _)| octet & (1 << bit) != 0).map(|(_, name)| *name).collect();
-        if set.is_empty() { "none".to_owned() } else { set.join(", ") }
-    }
-}
-
 /// As Hubble sums up a packet, with what it has no field for after it.
 fn packet_summary(packet: &PacketRecord) -> String {
     let mut text = match packet.protocol {
@@ -563,6 +271,7 @@ fn endpoint_of(address: SocketAddr, known: &Known) -> Endpoint {
     // Cilium's reserved identities.
     const HOST: u32 = 1;
     const WORLD: u32 = 2;
+    const REMOTE_NODE: u32 = 6;
     let reserved = |identity, label: &str| Endpoint { identity, labels: vec![label.to_owned()], ..Endpoint::default() };
     if let Some(workload) = known.workloads.get(&address.ip()) {
         Endpoint {
@@ -574,6 +283,8 @@ fn endpoint_of(address: SocketAddr, known: &Known) -> Endpoint {
         }
     } else if known.host.contains(&address.ip()) {
         reserved(HOST, "reserved:host")
+    } else if known.nodes.contains(&address.ip()) {
+        reserved(REMOTE_NODE, "reserved:remote-node")
     } else if known.services.contains_key(&address.ip()) {
         Endpoint::default()
     } else {
@@ -618,14 +329,6 @@ fn cut(text: &str, limit: usize) -> String {
         text.truncate(end);
     }
     text
-}
-
-fn is_zero(number: &u32) -> bool {
-    *number == 0
-}
-
-fn is_false(flag: &bool) -> bool {
-    !*flag
 }
 
 #[cfg(test)]

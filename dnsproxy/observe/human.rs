@@ -114,7 +114,8 @@ fn packet_text(packet: &PacketRecord) -> String {
 /// The mnemonic of RFC 1035, 2136, 6895 for a response code.
 pub(super) fn rcode_name(rcode: u16) -> String {
     const NAMES: [&str; 11] = [
-        "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH", "NOTZONE",
+        "NOERROR", "FORMERR", "SERVFAIL", "NXDOMAIN", "NOTIMP", "REFUSED", "YXDOMAIN", "YXRRSET", "NXRRSET", "NOTAUTH",
+        "NOTZONE",
     ];
     NAMES.get(usize::from(rcode)).map_or_else(|| format!("RCODE{rcode}"), |name| (*name).to_owned())
 }
@@ -164,7 +165,9 @@ mod tests {
             "04:27:15.120 DROPPED   payments/reports                   TCP  -> 192.0.2.9:443 api.stripe.com. (no_grant, rejected, by payments/egress, 3 more not shown)",
         );
         line(
-            packet(|p| (p.direction, p.reason, p.rejected, p.suppressed) = (Direction::Ingress, Reason::Flow, false, 0)),
+            packet(|p| {
+                (p.direction, p.reason, p.rejected, p.suppressed) = (Direction::Ingress, Reason::Flow, false, 0)
+            }),
             "04:27:15.120 FORWARDED payments/reports                   TCP  <- 198.51.100.11:40000 api.stripe.com. (flow)",
         );
         line(

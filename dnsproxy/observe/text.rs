@@ -23,7 +23,8 @@ pub fn clean(text: &str) -> String {
 }
 
 fn moves_cursor(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
+    c.is_control()
+        || matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
 }
 
 /// RFC 3339 in UTC with nanoseconds, as protojson writes a Timestamp: `2026-11-21T04:27:15.000000001Z`.

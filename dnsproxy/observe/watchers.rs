@@ -1,6 +1,6 @@
 //! Hands records to whoever watches.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -13,6 +13,8 @@ use super::{Observer, PacketRecord, QueryRecord, flow, human};
 use crate::clock;
 use crate::config::{Observe, Output};
 use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::engine::labels::{CLUSTER, NAMESPACE, NAMESPACE_LABELS, SERVICE_ACCOUNT};
+use crate::engine::world::{Holder, World};
 use crate::operate::metrics::{Lost, Metrics};
 
 /// Who is known by which address: what makes an address in a record a pod, a Service or the node.
@@ -24,6 +26,53 @@ pub struct Known {
     pub services: HashMap<IpAddr, PodRef>,
     /// This node's own addresses.
     pub host: HashSet<IpAddr>,
+    /// Other nodes' addresses.
+    pub nodes: HashSet<IpAddr>,
+}
+
+impl Known {
+    /// What a snapshot tells; `endpoint` knows the numbers of this node's endpoints.
+    pub fn of_world(world: &World, endpoint: impl Fn(&PodRef) -> Option<EndpointId>) -> Known {
+        let mut known = Known::default();
+        let mut pods: BTreeMap<PodRef, Arc<Workload>> = BTreeMap::new();
+        for (address, holders) in world.holders() {
+            // An address that two pods claim is shown as neither's.
+            let mut holders = holders.into_iter();
+            match (holders.next(), holders.next()) {
+                (Some(Holder::Host), _) => _ = known.host.insert(address),
+                (Some(Holder::Node(_)), _) => _ = known.nodes.insert(address),
+                (Some(Holder::Pod(pod)), None) => {
+                    let workload = pods.entry(pod).or_insert_with_key(|pod| {
+                        let labels = labels_of(world, pod);
+                        Arc::new(Workload { endpoint: endpoint(pod), pod: pod.clone(), labels })
+                    });
+                    known.workloads.insert(address, Arc::clone(workload));
+                }
+                _ => (),
+            }
+        }
+        for ((namespace, name), service) in &world.services {
+            let service_ref = PodRef { namespace: namespace.clone(), name: name.clone() };
+            known.services.extend(service.addresses.iter().map(|address| (*address, service_ref.clone())));
+        }
+        known
+    }
+}
+
+/// A pod's labels with their source, sorted, as Cilium shows them.
+fn labels_of(world: &World, pod: &PodRef) -> Vec<String> {
+    let Some(found) = world.pods.get(pod) else { return Vec::new() };
+    let mut labels = found.labels.clone();
+    for (key, value) in world.namespaces.get(&pod.namespace).into_iter().flat_map(|namespace| &namespace.labels) {
+        labels.insert(format!("{NAMESPACE_LABELS}{key}"), value.clone());
+    }
+    if let Some(account) = &found.service_account {
+        labels.insert(SERVICE_ACCOUNT.to_owned(), account.clone());
+    }
+    // Last, so that no label of the pod's own can pretend to be one of these.
+    labels.insert(CLUSTER.to_owned(), world.cluster.clone());
+    labels.insert(NAMESPACE.to_owned(), pod.namespace.clone());
+    labels.iter().map(|(key, value)| format!("k8s:{key}={value}")).collect()
 }
 
 /// A pod as records name it.
@@ -122,5 +171,74 @@ impl Observer for Watchers {
         if self.flows.is_some() || self.lines.is_some() {
             self.put(Record::Query(clock::wall(), record.clone()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+    use crate::engine::world::{Namespace, Node, Pod, Service};
+
+    fn pod(address: &str) -> Pod {
+        Pod {
+            labels: [("app", "reports"), (NAMESPACE, "forged")]
+                .map(|(key, value)| (key.to_owned(), value.to_owned()))
+                .into(),
+            service_account: Some("robot".to_owned()),
+            addresses: vec![address.parse().unwrap()],
+            node: Some("node-1".to_owned()),
+            host_network: false,
+            finished: false,
+            readable: true,
+            place: String::new(),
+        }
+    }
+
+    fn reference(name: &str) -> PodRef {
+        PodRef { namespace: "payments".to_owned(), name: name.to_owned() }
+    }
+
+    fn node(address: &str) -> Node {
+        Node { addresses: vec![address.parse().unwrap()], place: String::new() }
+    }
+
+    #[test]
+    fn a_snapshot_tells_who_is_behind_an_address() {
+        let team = [("team".to_owned(), "money".to_owned())].into();
+        let addresses = BTreeSet::from(["198.18.0.10".parse().unwrap()]);
+        let world = World {
+            own_node: Some("node-1".to_owned()),
+            cluster: "default".to_owned(),
+            pods: [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "192.0.2.2")]
+                .map(|(name, address)| (reference(name), pod(address)))
+                .into(),
+            namespaces: [("payments".to_owned(), Namespace { labels: team, place: String::new() })].into(),
+            services: [(
+                ("kube-system".to_owned(), "kube-dns".to_owned()),
+                Service { addresses, ports: Vec::new(), readable: true, place: String::new() },
+            )]
+            .into(),
+            endpoint_slices: BTreeMap::new(),
+            nodes: [("node-1".to_owned(), node("198.51.100.1")), ("node-2".to_owned(), node("198.51.100.2"))].into(),
+            policies: Vec::new(),
+            refused: Vec::new(),
+        };
+        let known = Known::of_world(&world, |pod| (pod.name == "a").then_some(EndpointId(7)));
+        let labels = [
+            "k8s:app=reports",
+            "k8s:io.cilium.k8s.namespace.labels.team=money",
+            "k8s:io.cilium.k8s.policy.cluster=default",
+            "k8s:io.cilium.k8s.policy.serviceaccount=robot",
+            "k8s:io.kubernetes.pod.namespace=payments",
+        ];
+        let workload =
+            Workload { endpoint: Some(EndpointId(7)), pod: reference("a"), labels: labels.map(str::to_owned).into() };
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        assert_eq!(known.workloads[&address("192.0.2.1")].as_ref(), &workload);
+        assert!(!known.workloads.contains_key(&address("192.0.2.2")), "two pods claim it");
+        assert_eq!(known.services[&address("198.18.0.10")].to_string(), "kube-system/kube-dns");
+        assert_eq!((known.host, known.nodes), ([address("198.51.100.1")].into(), [address("198.51.100.2")].into()));
     }
 }

@@ -164,7 +164,8 @@ fn answer(operator: &Operator, method: &Method, path: &str, admin: bool) -> Resp
         },
         "/livez" => page(StatusCode::OK, TEXT, "alive\n"),
         "/status" if admin => {
-            let status = serde_json::to_vec(&(operator.status)()).expect("a status has no map keys that are no strings");
+            let status =
+                serde_json::to_vec(&(operator.status)()).expect("a status has no map keys that are no strings");
             page(StatusCode::OK, "application/json", status)
         }
         _ => page(StatusCode::NOT_FOUND, TEXT, "no such page; there are /metrics, /readyz and /livez\n"),

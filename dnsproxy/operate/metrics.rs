@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use prometheus::core::Collector;
 use prometheus::{
-    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder, Gauge, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
+    TextEncoder,
 };
 
 use super::status::EndpointState;
@@ -13,55 +14,38 @@ use crate::clock;
 use crate::engine::ruleset::Direction;
 use crate::observe::{QueryRecord, Reason};
 
-/// The kernel's tables whose fill is told.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
-#[expect(missing_docs, reason = "the names are those of bpf/include/maps.h")]
-pub enum Table {
-    Endpoints,
-    Flows,
-    Grants,
-    Peers,
-    PeerBits,
-    Services,
-    Cidr4,
-    Cidr6,
-    Ports,
-    DnsTo,
-    DnsFrom,
+macro_rules! tables {
+    ($($variant:ident $name:literal $doc:literal;)*) => {
+        /// The kernel's tables whose fill is told, named as in bpf/include/maps.h.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        pub enum Table {
+            $(#[doc = $doc] $variant,)*
+        }
+
+        impl Table {
+            /// Every table.
+            pub const ALL: &[Table] = &[$(Table::$variant),*];
+
+            /// Its name in the kernel.
+            pub fn text(self) -> &'static str {
+                match self { $(Table::$variant => $name,)* }
+            }
+        }
+    };
 }
 
-impl Table {
-    /// Every table.
-    pub const ALL: &[Table] = &[
-        Table::Endpoints,
-        Table::Flows,
-        Table::Grants,
-        Table::Peers,
-        Table::PeerBits,
-        Table::Services,
-        Table::Cidr4,
-        Table::Cidr6,
-        Table::Ports,
-        Table::DnsTo,
-        Table::DnsFrom,
-    ];
-
-    /// Its name in the kernel.
-    pub fn text(self) -> &'static str {
-        match self {
-            Table::Endpoints => "endpoints",
-            Table::Flows => "flows",
-            Table::Grants => "grants",
-            Table::Peers => "peers",
-            Table::PeerBits => "peer_bits",
-            Table::Services => "services",
-            Table::Cidr4 => "cidr4",
-            Table::Cidr6 => "cidr6",
-            Table::Ports => "ports",
-            Table::DnsTo => "dns_to",
-            Table::DnsFrom => "dns_from",
-        }
-    }
+tables! {
+    Endpoints "endpoints" "Interfaces and who is behind them.";
+    Flows "flows" "Conversations.";
+    Grants "grants" "Addresses that endpoints may reach until a moment.";
+    Peers "peers" "Addresses of pods, nodes and Services.";
+    PeerBits "peer_bits" "What peers are to a rule set.";
+    Services "services" "Services that a rule set allows or denies.";
+    Cidr4 "cidr4" "IPv4 prefixes of rule sets.";
+    Cidr6 "cidr6" "IPv6 prefixes of rule sets.";
+    Ports "ports" "Ports of rule sets.";
+    DnsTo "dns_to" "Resolvers and their local addresses.";
+    DnsFrom "dns_from" "Local addresses and their resolvers.";
 }
 
 /// What can be lost on the way to those who watch. Nothing depends on any of it.
@@ -140,9 +124,23 @@ impl Metrics {
         let registry = Registry::new();
         let r = &registry;
         let metrics = Metrics {
-            queries: counters(r, "namegate_queries_total", "DNS queries, by how they ended.", &["verdict", "reason", "rcode"]),
-            upstream: histogram(r, "namegate_upstream_duration_seconds", "Time that resolvers took to answer.", UPSTREAM_BUCKETS),
-            grants_total: counter(r, "namegate_grants_total", "Addresses that the kernel confirmed before a reply left."),
+            queries: counters(
+                r,
+                "namegate_queries_total",
+                "DNS queries, by how they ended.",
+                &["verdict", "reason", "rcode"],
+            ),
+            upstream: histogram(
+                r,
+                "namegate_upstream_duration_seconds",
+                "Time that resolvers took to answer.",
+                UPSTREAM_BUCKETS,
+            ),
+            grants_total: counter(
+                r,
+                "namegate_grants_total",
+                "Addresses that the kernel confirmed before a reply left.",
+            ),
             grants: gauge(r, "namegate_grants", "Addresses that endpoints hold grants for now."),
             grant_write: histogram(
                 r,
@@ -164,8 +162,16 @@ impl Metrics {
             ),
             table_rows: gauges(r, "namegate_map_rows", "Rows in use in a kernel table.", &["map"]),
             table_rows_max: gauges(r, "namegate_map_rows_max", "Rows that a kernel table has room for.", &["map"]),
-            policy_generation: gauge(r, "namegate_policy_generation", "How many policies have been put in force since the start."),
-            policy_timestamp: float(r, "namegate_policy_timestamp_seconds", "When the policy in force was loaded; seconds since 1970."),
+            policy_generation: gauge(
+                r,
+                "namegate_policy_generation",
+                "How many policies have been put in force since the start.",
+            ),
+            policy_timestamp: float(
+                r,
+                "namegate_policy_timestamp_seconds",
+                "When the policy in force was loaded; seconds since 1970.",
+            ),
             policy_age: float(r, "namegate_policy_age_seconds", "How long the policy in force has been so."),
             policy_loaded_mono_ns: AtomicU64::new(0),
             policies_refused: gauges(
@@ -174,9 +180,23 @@ impl Metrics {
                 "Policies that could not be read; kept: whether the last good version is in force.",
                 &["kept"],
             ),
-            objects_skipped: gauge(r, "namegate_objects_skipped", "Objects of the snapshot of kinds that are not used."),
-            reloads: counters(r, "namegate_reloads_total", "Reloads of the snapshot and the configuration.", &["result"]),
-            lost: counters(r, "namegate_lost_total", "Events and records that nobody saw. No verdict depends on them.", &["what"]),
+            objects_skipped: gauge(
+                r,
+                "namegate_objects_skipped",
+                "Objects of the snapshot of kinds that are not used.",
+            ),
+            reloads: counters(
+                r,
+                "namegate_reloads_total",
+                "Reloads of the snapshot and the configuration.",
+                &["result"],
+            ),
+            lost: counters(
+                r,
+                "namegate_lost_total",
+                "Events and records that nobody saw. No verdict depends on them.",
+                &["what"],
+            ),
             endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
             ready: gauge(r, "namegate_ready", "1 if namegate is ready as /readyz has it, else 0."),
             registry: registry.clone(),
@@ -373,8 +393,7 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::samples;
-    use crate::observe::{Outcome, Record};
+    use crate::observe::{Outcome, Record, samples};
 
     #[track_caller]
     fn has(metrics: &Metrics, line: &str) {
@@ -406,7 +425,9 @@ mod tests {
     #[test]
     fn what_the_kernel_counted_is_taken_over_also_when_it_begins_anew() {
         let metrics = Metrics::new();
-        let line = |count| format!(r#"namegate_packets_total{{direction="egress",reason="no_grant",verdict="dropped"}} {count}"#);
+        let line = |count| {
+            format!(r#"namegate_packets_total{{direction="egress",reason="no_grant",verdict="dropped"}} {count}"#)
+        };
         has(&metrics, &line(0));
         for (counted, told) in [(5, 5), (9, 9), (9, 9), (2, 2)] {
             metrics.packets(Reason::NoGrant, Direction::Egress, counted, counted * 60);

@@ -52,7 +52,10 @@ mod tests {
         assert_eq!(readiness.reasons(), ["start: not done yet"]);
         readiness.set("attach", vec!["veth0: not first in the chain".to_owned()]);
         readiness.set("start", Vec::new());
-        assert_eq!((readiness.is_ready(), readiness.reasons()), (false, vec!["veth0: not first in the chain".to_owned()]));
+        assert_eq!(
+            (readiness.is_ready(), readiness.reasons()),
+            (false, vec!["veth0: not first in the chain".to_owned()])
+        );
         readiness.clone().set("attach", Vec::new());
         assert!(readiness.is_ready() && readiness.reasons().is_empty());
     }

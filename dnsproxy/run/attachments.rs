@@ -114,10 +114,10 @@ impl Node {
         let Some(endpoint) = self.endpoints.get(key) else { return };
         let Some(link) = self.links.values().find(|link| link.name == endpoint.interface).cloned() else { return };
         let (bridge, problem) = self.bridge_of(&link).await;
-        if let (Some(bridge), Some(mac)) = (bridge, bridge.and_then(|index| self.links.get(&index)?.mac)) {
-            if let Err(error) = self.kernel.set_bridge(link.index, mac) {
-                tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
-            }
+        if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
+            && let Err(error) = self.kernel.set_bridge(link.index, mac)
+        {
+            tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
         }
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         endpoint.link_problem = problem;

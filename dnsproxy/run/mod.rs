@@ -41,4 +41,3 @@ async fn remove_local_addresses(state_dir: &Path) -> anyhow::Result<()> {
     }
     Ok(())
 }
-

@@ -87,6 +87,7 @@ pub(super) struct Endpoint {
 /// It could not start.
 pub fn node(config: Config, source: Source) -> anyhow::Result<()> {
     operate::log::start(&config.observe);
+    crate::kernel::load::redirect_messages();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(run(config, source))
@@ -103,11 +104,14 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let status = Arc::new(Mutex::new(Status::default()));
     // The admin socket is also the lock: a second process finds the first here, before it touches anything.
     let server = serve_pages(&config, &metrics, &readiness, &status)?;
-    let watchers = Arc::new(Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?);
+    let watchers = Arc::new(
+        Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
+    );
 
     let (netlink, mut link_events) = links::open().context("opening a netlink socket")?;
     let settings = load_settings(&config);
-    let kernel = Arc::new(Kernel::load(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
+    let kernel =
+        Arc::new(Kernel::load(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
     let state = read_state(&config, &kernel)?;
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
@@ -202,7 +206,8 @@ fn serve_pages(
         }),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
     };
-    Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator)).context("serving metrics and the admin socket")
+    Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))
+        .context("serving metrics and the admin socket")
 }
 
 /// The state of an earlier run. Without one, nothing that is pinned means anything.
@@ -210,7 +215,9 @@ fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<State> {
     let why = match state::read(&config.state_dir).context("reading the state")? {
         state::Read::Good(state) => return Ok(state),
         state::Read::Missing => "there is no state file".to_owned(),
-        state::Read::Damaged(aside, why) => format!("the state file was damaged ({why}) and is now {}", aside.display()),
+        state::Read::Damaged(aside, why) => {
+            format!("the state file was damaged ({why}) and is now {}", aside.display())
+        }
     };
     let grants = kernel.delete_all_grants()?;
     let flows = kernel.delete_all_flows()?;

@@ -16,11 +16,14 @@ use crate::serve::Served;
 
 /// Who is behind which number, and what its interface is called.
 #[derive(Clone, Default)]
-pub(super) struct People(Arc<ArcSwap<HashMap<EndpointId, (Arc<Served>, String)>>>);
+pub(super) struct People(Arc<ArcSwap<ByNumber>>);
+
+/// The endpoint behind a number, and its interface's name.
+type ByNumber = HashMap<EndpointId, (Arc<Served>, String)>;
 
 impl People {
     /// Takes over who is there now.
-    pub fn know(&self, people: HashMap<EndpointId, (Arc<Served>, String)>) {
+    pub fn know(&self, people: ByNumber) {
         self.0.store(Arc::new(people));
     }
 }
@@ -41,7 +44,7 @@ fn record(event: &flow_event, people: &People) -> PacketRecord {
         Direction::Ingress => event.source.octets,
     });
     let names = person.filter(|_| ip).map_or_else(Vec::new, |(served, _)| {
-        let table = served.names.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let table = served.table();
         table.names_of(remote).map(ToString::to_string).collect()
     });
     // The event carries the kernel's monotonic time; people want the wall's.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::{Arc, PoisonError};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -67,10 +67,13 @@ impl Node {
     }
 
     async fn load(&mut self, only_if_changed: bool) {
-        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
-        if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
+        if only_if_changed
+            && let Some(hash) = self.loaded.hash
+            && snapshot::generation_hash(&self.config.snapshot) == Some(hash)
+        {
             return;
         }
+        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
         self.report(&snapshot);
         self.loaded.hash = Some(snapshot.generation_hash);
         match self.put_in_force(snapshot).await {
@@ -173,7 +176,8 @@ impl Node {
                 Ok(rules) => {
                     endpoint.rules_problem.clear();
                     let same = endpoint.rules.as_ref().is_some_and(|old| same_rows(old, &rules));
-                    let twin = change.fresh.iter().find(|(_, fresh)| same_rows(fresh, &rules)).map(|fresh| fresh.1.clone());
+                    let twin =
+                        change.fresh.iter().find(|(_, fresh)| same_rows(fresh, &rules)).map(|fresh| fresh.1.clone());
                     let rules = twin.unwrap_or_else(|| Arc::new(rules));
                     if !same && !change.fresh.iter().any(|(_, fresh)| Arc::ptr_eq(fresh, &rules)) {
                         self.state.last_policy_id += 1;
@@ -198,8 +202,11 @@ impl Node {
             if pod.addresses.is_empty() {
                 endpoint.rules_problem = format!("pod {} has no status.podIPs: nothing passes", endpoint.pod);
             } else if pod.addresses.len() > ADDRESSES {
-                endpoint.rules_problem =
-                    format!("pod {} has {} addresses; the first {ADDRESSES} are let through", endpoint.pod, pod.addresses.len());
+                endpoint.rules_problem = format!(
+                    "pod {} has {} addresses; the first {ADDRESSES} are let through",
+                    endpoint.pod,
+                    pod.addresses.len()
+                );
                 endpoint.addresses.truncate(ADDRESSES);
             }
         }
@@ -257,7 +264,7 @@ impl Node {
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
         let served = endpoint.served.clone();
-        let mut table = served.as_ref().map(|served| served.names.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut table = served.as_ref().map(|served| served.table());
         if policy_id.is_some() {
             close_inherited(&*kernel, endpoint, &self.state.endpoints[key].groups, rules)?;
         }
@@ -311,7 +318,11 @@ impl Node {
             let (bridged, ifindex) = (at.bridge.is_some(), at.ifindex);
             let row = endpoint.row(bridged, self.config.enforcement.reject, &self.steering.pairs);
             if let Err(error) = self.kernel.set_endpoint(ifindex, &row) {
-                tracing::error!(pod = key, error = &error as &dyn std::error::Error, "the endpoint could not be closed");
+                tracing::error!(
+                    pod = key,
+                    error = &error as &dyn std::error::Error,
+                    "the endpoint could not be closed"
+                );
             }
         }
     }
@@ -326,14 +337,16 @@ impl Node {
             let (interface, bridge) = endpoint.attachment.map_or((0, None), |at| (at.ifindex, at.bridge));
             let search = search_of(&endpoint.pod.namespace, &self.config.dns.cluster_domain);
             let served = match &endpoint.served {
-                Some(served) => Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() },
+                Some(served) => {
+                    Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() }
+                }
                 None => Served {
                     bridge,
                     search,
                     ..Served::new(endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone(), interface, rules, caps)
                 },
             };
-            served.names.lock().unwrap_or_else(PoisonError::into_inner).set_caps(caps);
+            served.table().set_caps(caps);
             let served = Arc::new(served);
             people.insert(endpoint.id, (served.clone(), endpoint.interface.clone()));
             endpoint.served = Some(served);
@@ -395,9 +408,9 @@ fn close_inherited(
             _ => false,
         }
     };
-    let kept = (0..128u8).filter(|bit| means_the_same(*bit)).fold(crate::engine::bits::Bits::NONE, |bits, bit| {
-        bits | crate::engine::bits::Bits::of(bit)
-    });
+    let kept = (0..128u8)
+        .filter(|bit| means_the_same(*bit))
+        .fold(crate::engine::bits::Bits::NONE, |bits, bit| bits | crate::engine::bits::Bits::of(bit));
     let mut writes = Vec::new();
     for grant in &mut endpoint.inherited {
         let slots = grant.slots.map(|slot| {
@@ -415,7 +428,12 @@ fn close_inherited(
 }
 
 /// The kernel did not take a change of grants: all of them go, and names are learned anew. Closed, never open.
-fn start_anew(kernel: &impl GrantStore, endpoint: &mut Endpoint, table: &mut FqdnTable, error: KernelError) -> KernelError {
+fn start_anew(
+    kernel: &impl GrantStore,
+    endpoint: &mut Endpoint,
+    table: &mut FqdnTable,
+    error: KernelError,
+) -> KernelError {
     let gone = |address| GrantWrite { address, slots: Default::default() };
     let addresses = table.rows().map(|row| row.address).chain(endpoint.inherited.iter().map(|row| row.address));
     let writes: Vec<GrantWrite> = addresses.map(gone).collect();

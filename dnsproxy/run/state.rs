@@ -13,9 +13,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::snapshot::LastGood;
-use crate::engine::world::PeerIds;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::Group;
+use crate::engine::world::PeerIds;
 
 /// The format of the file. Another one is set aside like a damaged file.
 const VERSION: u32 = 1;

@@ -48,7 +48,9 @@ pub(super) fn assign(
             }
             None => {
                 let range = if resolver.is_ipv4() { range4.to_string() } else { range6.to_string() };
-                steering.problems.push(format!("resolver {resolver}: no free local address in {range}; queries to it are dropped"));
+                steering
+                    .problems
+                    .push(format!("resolver {resolver}: no free local address in {range}; queries to it are dropped"));
             }
         }
     }

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use super::node::{Node, started};
 use crate::clock;
 use crate::engine::endpoint::EndpointId;
+use crate::engine::fqdn::{FqdnTable, Plan};
 use crate::engine::grant::MonoNs;
 use crate::kernel::GrantStore;
 use crate::kernel::attach::Method;
@@ -87,25 +88,22 @@ impl Node {
         self.upkeep.slept = slept;
         tracing::info!(?jump, "the machine slept; grants end earlier by that");
         let now = clock::mono();
-        self.each_table(|table| table.shorten(jump, now));
+        self.each_table(|_, table| table.shorten(jump, now));
     }
 
     fn rewrite_grants(&mut self) {
         let now = clock::mono();
-        self.each_table(|table| table.rewrites_due(now));
+        self.each_table(|_, table| table.rewrites_due(now));
     }
 
     /// Makes a plan for each table and lets the kernel have it.
-    fn each_table(&self, plan: impl Fn(&crate::engine::fqdn::FqdnTable) -> crate::engine::fqdn::Plan) {
+    fn each_table(&self, plan: impl Fn(EndpointId, &FqdnTable) -> Plan) {
         for endpoint in self.endpoints.values() {
             let Some(served) = &endpoint.served else { continue };
-            let mut table = served.names.lock().unwrap_or_else(PoisonError::into_inner);
-            let plan = plan(&table);
-            match self.kernel.install(endpoint.id, plan.writes()) {
-                Ok(()) => table.record(plan),
-                Err(error) => {
-                    tracing::warn!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants were not rewritten");
-                }
+            let mut table = served.table();
+            let plan = plan(endpoint.id, &table);
+            if let Err(error) = served.carry_out(&*self.kernel, &mut table, plan) {
+                tracing::warn!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay as they were");
             }
         }
     }
@@ -121,18 +119,7 @@ impl Node {
             // Not known which flows live: nothing is taken away from under them.
             Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "flows were not swept"),
         };
-        for endpoint in self.endpoints.values() {
-            let Some(served) = &endpoint.served else { continue };
-            let live = |address: IpAddr| remotes.contains(&(endpoint.id, address));
-            let mut table = served.names.lock().unwrap_or_else(PoisonError::into_inner);
-            let plan = table.expire(now, &live);
-            match self.kernel.install(endpoint.id, plan.writes()) {
-                Ok(()) => table.record(plan),
-                Err(error) => {
-                    tracing::warn!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "expired grants stay");
-                }
-            }
-        }
+        self.each_table(|id, table| table.expire(now, &|address| remotes.contains(&(id, address))));
         self.sweep_inherited(now, &remotes);
     }
 
@@ -141,7 +128,7 @@ impl Node {
     fn sweep_inherited(&mut self, now: MonoNs, remotes: &HashSet<(EndpointId, IpAddr)>) {
         for endpoint in self.endpoints.values_mut() {
             let Some(served) = endpoint.served.clone() else { continue };
-            let table = served.names.lock().unwrap_or_else(PoisonError::into_inner);
+            let table = served.table();
             let learned: HashSet<IpAddr> = table.rows().map(|row| row.address).collect();
             let id = endpoint.id;
             endpoint.inherited.retain(|grant| {
@@ -192,7 +179,8 @@ impl Node {
         for (table, rows, max) in &tables {
             metrics.table(*table, *rows, *max);
         }
-        let endpoints: Vec<EndpointStatus> = self.endpoints.values().map(|endpoint| self.endpoint_status(endpoint)).collect();
+        let endpoints: Vec<EndpointStatus> =
+            self.endpoints.values().map(|endpoint| self.endpoint_status(endpoint)).collect();
         for state in EndpointState::ALL {
             metrics.endpoints(*state, endpoints.iter().filter(|endpoint| endpoint.state == *state).count() as u64);
         }
@@ -293,8 +281,6 @@ impl Node {
 }
 
 fn grants_of(endpoint: &super::node::Endpoint) -> u64 {
-    let count = |served: &std::sync::Arc<crate::serve::Served>| {
-        served.names.lock().unwrap_or_else(PoisonError::into_inner).grants() as u64
-    };
+    let count = |served: &std::sync::Arc<crate::serve::Served>| served.table().grants() as u64;
     endpoint.served.as_ref().map_or(0, count)
 }

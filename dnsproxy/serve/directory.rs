@@ -3,16 +3,17 @@
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
 use crate::engine::endpoint::{EndpointId, PodRef};
-use crate::engine::fqdn::{Caps, FqdnTable, Timing};
+use crate::engine::fqdn::{Caps, FqdnTable, Plan, Timing};
 use crate::engine::guard::Guard;
 use crate::engine::name::Name;
 use crate::engine::ruleset::RuleSet;
+use crate::kernel::{GrantStore, KernelError};
 
 /// Everything that a query is served by.
 pub struct Directory {
@@ -51,7 +52,14 @@ pub struct Served {
 
 impl Served {
     /// An endpoint that has learned nothing yet.
-    pub fn new(id: EndpointId, pod: PodRef, addresses: Vec<IpAddr>, interface: u32, rules: Arc<RuleSet>, caps: Caps) -> Served {
+    pub fn new(
+        id: EndpointId,
+        pod: PodRef,
+        addresses: Vec<IpAddr>,
+        interface: u32,
+        rules: Arc<RuleSet>,
+        caps: Caps,
+    ) -> Served {
         Served {
             id,
             pod,
@@ -65,6 +73,30 @@ impl Served {
             connections: Arc::default(),
         }
     }
+
+    /// What it has learned, locked: queries of this endpoint wait.
+    pub fn table(&self) -> MutexGuard<'_, FqdnTable> {
+        // A panic between plan and record leaves the table as the plan found it.
+        self.names.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets the kernel hold the plan, and then the table: how many rows were written.
+    ///
+    /// # Errors
+    /// The kernel did not take it. The rows that it may have taken are put back as the table knows them.
+    pub fn carry_out(&self, store: &dyn GrantStore, table: &mut FqdnTable, plan: Plan) -> Result<usize, KernelError> {
+        let rows = plan.writes().len();
+        if rows > 0
+            && let Err(error) = store.install(self.id, plan.writes())
+        {
+            if let Err(error) = store.install(self.id, &table.before(&plan)) {
+                tracing::warn!(endpoint = %self.id, %error, "a grant could not be taken back; its deadline ends it");
+            }
+            return Err(error);
+        }
+        table.record(plan);
+        Ok(rows)
+    }
 }
 
 /// A DNS server that workloads ask.
@@ -72,8 +104,8 @@ impl Served {
 pub struct Resolver {
     /// Its address and port, as the workload knows them.
     pub address: SocketAddr,
-    /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted anyway,
-    /// for the endpoints of that policy.
+    /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted
+    /// anyway, for the endpoints of that policy.
     pub trusted: bool,
 }
 
@@ -176,7 +208,13 @@ impl Drop for Taken {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
+    use crate::engine::answer::Learned;
+    use crate::engine::bits::Bits;
+    use crate::engine::grant::{GrantWrite, MonoNs};
+    use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 
     fn served(id: u32, address: &str, interface: u32, bridge: Option<u32>) -> Arc<Served> {
         let pod = PodRef { namespace: "payments".to_owned(), name: format!("pod-{id}") };
@@ -204,6 +242,49 @@ mod tests {
         finds(&directory, 5, "192.0.2.3", Some(3));
         finds(&directory, 8, "192.0.2.2", None);
         finds(&directory, 5, "192.0.2.1", None);
+    }
+
+    /// Takes rows until there are `room`, one by one, as a map that runs full does.
+    struct Narrow {
+        rows: Mutex<BTreeMap<IpAddr, GrantWrite>>,
+        room: usize,
+    }
+
+    impl GrantStore for Narrow {
+        fn install(&self, _: EndpointId, writes: &[GrantWrite]) -> Result<(), KernelError> {
+            let mut rows = self.rows.lock().expect("the rows");
+            for write in writes {
+                if write.deletes() {
+                    rows.remove(&write.address);
+                } else if rows.len() < self.room || rows.contains_key(&write.address) {
+                    rows.insert(write.address, *write);
+                } else {
+                    return Err(KernelError::Full { map: "grants", rows: self.room as u32 });
+                }
+            }
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn rows_of_a_plan_that_the_kernel_took_half_of_are_put_back() {
+        let mut names = PatternTrie::new(Bare::Valid);
+        names.insert(Pattern::pattern("*.test").expect("a pattern"), Bits::of(1), None);
+        let rules = RuleSet { selected: true, names: Arc::new(names), ..RuleSet::unselected() };
+        let served = served(1, "192.0.2.1", 7, None);
+        let store = Narrow { rows: Mutex::default(), room: 2 };
+        let learn = |addresses: &[&str], ttl| {
+            let addresses = addresses.iter().map(|address| address.parse().expect("an address")).collect();
+            let learned = Learned { name: Name::parse("a.test").expect("a name"), addresses, ttl };
+            let mut table = served.table();
+            let plan = table.plan(&learned, &rules, MonoNs(1), &Timing::default()).expect("room");
+            served.carry_out(&store, &mut table, plan)
+        };
+        assert_eq!(learn(&["203.0.113.1"], 60).expect("taken"), 1);
+        let before = store.rows.lock().expect("the rows").clone();
+        learn(&["203.0.113.1", "203.0.113.2", "203.0.113.3"], 600).expect_err("full");
+        assert_eq!(*store.rows.lock().expect("the rows"), before);
+        assert_eq!(served.table().rows().collect::<Vec<_>>(), before.into_values().collect::<Vec<_>>());
     }
 
     #[test]

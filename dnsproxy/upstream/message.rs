@@ -14,7 +14,8 @@ pub enum Letters<'a> {
     Lower,
 }
 
-/// A query for what `query` asks, with its ID still to be set: name, type, class, and RD, AD and CD as the client set them.
+/// A query for what `query` asks, with its ID still to be set: name, type, class, and RD, AD and CD as the client set
+/// them.
 ///
 /// With OPT it takes 1232 octets over UDP and says DO if the client did.
 pub fn build(query: &Query<'_>, letters: Letters<'_>, opt: bool) -> Vec<u8> {

@@ -1,9 +1,9 @@
 //! The DNS servers' side: one question up, one answer down, whoever waits for it.
 //!
-//! Each worker has its own sockets and its own outstanding queries; nothing here is shared between threads. A query costs
-//! no task: the reader of a socket completes it, one timer per worker sends again and gives up. A datagram is an answer
-//! only if it matches server address, port, ID and question, case included (I5); anything else is ignored, and the wait
-//! goes on.
+//! Each worker has its own sockets and its own outstanding queries; nothing here is shared between threads. A query
+//! costs no task: the reader of a socket completes it, one timer per worker sends again and gives up. A datagram is an
+//! answer only if it matches server address, port, ID and question, case included (I5); anything else is ignored, and
+//! the wait goes on.
 
 use std::cell::{Cell, RefCell};
 use std::cmp::Reverse;
@@ -36,7 +36,7 @@ mod server;
 mod tcp;
 
 /// Queries that one worker has outstanding at most, about 600 octets each.
-pub const OUTSTANDING: usize = 16_384;
+pub const OUTSTANDING: usize = 32_768;
 /// How long a server that does not repeat the case of letters is asked over TCP only.
 const OVER_TCP: Duration = Duration::from_secs(600);
 
@@ -142,7 +142,12 @@ impl Upstream {
     ///
     /// # Errors
     /// There is no answer, and why.
-    pub async fn resolve(&self, server: SocketAddr, query: &Query<'_>, within: Duration) -> Result<Reply, UpstreamError> {
+    pub async fn resolve(
+        &self,
+        server: SocketAddr,
+        query: &Query<'_>,
+        within: Duration,
+    ) -> Result<Reply, UpstreamError> {
         let pending = self.shared.ask(server, query, within)?;
         poll_fn(|context| pending.poll(context)).await
     }
@@ -155,7 +160,12 @@ impl Upstream {
 
 impl Shared {
     /// Joins the same query if it is outstanding, or sends it.
-    fn ask(self: &Rc<Self>, address: SocketAddr, query: &Query<'_>, within: Duration) -> Result<Rc<Pending>, UpstreamError> {
+    fn ask(
+        self: &Rc<Self>,
+        address: SocketAddr,
+        query: &Query<'_>,
+        within: Duration,
+    ) -> Result<Rc<Pending>, UpstreamError> {
         let key = Key {
             server: address,
             name: query.name.clone(),
@@ -260,7 +270,8 @@ impl Shared {
             1 => self.send(pending),
             2 => {
                 pending.server.ask_only_tcp_until(clock::now() + OVER_TCP);
-                tracing::info!(server = %pending.server.address(), "answers with other letters; asked over TCP for ten minutes");
+                let server = pending.server.address();
+                tracing::info!(%server, "answers with other letters; asked over TCP for ten minutes");
                 self.ask_over_tcp(pending);
             }
             _ => {}
@@ -407,5 +418,7 @@ async fn keep_time(shared: Rc<Shared>) {
     }
 }
 
+#[cfg(test)]
+pub(crate) mod scripted;
 #[cfg(test)]
 mod tests;

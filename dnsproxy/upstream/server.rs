@@ -13,7 +13,6 @@ use tokio::sync::Semaphore;
 use tokio::task::{AbortHandle, spawn_local};
 
 use crate::clock;
-use crate::listen::datagrams::BATCH;
 
 use super::chance::Chance;
 use super::{Pending, Shared};
@@ -183,11 +182,11 @@ async fn read(shared: Rc<Shared>, socket: Rc<Socket>) {
         let received = ready.try_io(|inner| inbox.receive(inner.as_raw_fd()));
         drop(inbox);
         match received {
-            Ok(Ok(count)) => {
-                if count < BATCH {
+            Ok(Ok(batch)) => {
+                if batch.drained {
                     ready.clear_ready();
                 }
-                for at in 0..count {
+                for at in 0..batch.count {
                     // Whatever is done with it, no one else receives before the loop ends: there is no await in it.
                     let inbox = shared.inbox.borrow();
                     let datagram = inbox.get(at);

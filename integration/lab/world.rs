@@ -211,13 +211,13 @@ fn wire(prefix: &str, topology: Topology) {
          address add 2001:db8:2::54/128 dev lo nodad\n\
          route add local 203.0.113.0/24 dev lo\n\
          route add local 198.19.0.0/16 dev lo\n\
-         -6 route add local 2001:db8:2::/64 dev lo\n\
-         -6 route add local 2001:db8:19::/64 dev lo\n\
+         route add local 2001:db8:2::/64 dev lo\n\
+         route add local 2001:db8:19::/64 dev lo\n\
          route add 198.51.100.0/24 via 198.18.255.1\n\
-         -6 route add 2001:db8:1::/64 via 2001:db8:ff::1\n",
+         route add 2001:db8:1::/64 via 2001:db8:ff::1\n",
     );
     sysctl(&outside, &[("net/ipv4/ip_nonlocal_bind", "1"), ("net/ipv6/ip_nonlocal_bind", "1"), ("net/ipv4/ipfrag_time", "2")]);
-    ip_batch(&node, "route add default via 198.18.255.2\n-6 route add default via 2001:db8:ff::2\n");
+    ip_batch(&node, "route add default via 198.18.255.2\nroute add default via 2001:db8:ff::2\n");
     if topology == Topology::Bridged {
         ip_batch(
             &node,
@@ -277,7 +277,7 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
                      address add 198.51.100.1/32 dev {host}\n\
                      address add 2001:db8:1::1/128 dev {host} nodad\n\
                      route add {v4}/32 dev {host} src 198.51.100.1\n\
-                     -6 route add {v6}/128 dev {host} src 2001:db8:1::1\n"
+                     route add {v6}/128 dev {host} src 2001:db8:1::1\n"
                 ),
             );
             ip_batch(
@@ -286,7 +286,7 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
                     "link set lo up\nlink set eth0 up\n\
                      address add {v4}/32 dev eth0\naddress add {v6}/128 dev eth0 nodad\n\
                      route add default via 198.51.100.1 dev eth0 onlink\n\
-                     -6 route add default via 2001:db8:1::1 dev eth0 onlink\n"
+                     route add default via 2001:db8:1::1 dev eth0 onlink\n"
                 ),
             );
         }
@@ -298,7 +298,7 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
                     "link set {host} up\n\
                      address add fe80::1/64 dev {host} nodad\n\
                      route add {v4}/32 dev {host} src 198.51.100.1\n\
-                     -6 route add {v6}/128 dev {host} src 2001:db8:1::1\n"
+                     route add {v6}/128 dev {host} src 2001:db8:1::1\n"
                 ),
             );
             ip_batch(
@@ -308,7 +308,7 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
                      address add {v4}/32 dev eth0\naddress add {v6}/128 dev eth0 nodad\n\
                      route add 169.254.1.1 dev eth0 scope link\n\
                      route add default via 169.254.1.1 dev eth0\n\
-                     -6 route add default via fe80::1 dev eth0\n"
+                     route add default via fe80::1 dev eth0\n"
                 ),
             );
         }
@@ -320,7 +320,7 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
                     "link set lo up\nlink set eth0 up\n\
                      address add {v4}/24 dev eth0\naddress add {v6}/64 dev eth0 nodad\n\
                      route add default via 198.51.100.1 dev eth0\n\
-                     -6 route add default via 2001:db8:1::1 dev eth0\n"
+                     route add default via 2001:db8:1::1 dev eth0\n"
                 ),
             );
         }

@@ -10,9 +10,9 @@ use namegate::engine::grant::{GrantWrite, MonoNs, SLOTS, Slot};
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
 use namegate::kernel::abi::flag;
-use namegate::observe::Reason;
 use namegate::kernel::load::{Kernel, LoadSettings};
 use namegate::kernel::rules::{EndpointRow, FlowLimits};
+use namegate::observe::Reason;
 
 use super::frames::POD_MAC;
 
@@ -98,7 +98,8 @@ impl Bench {
         let before = self.kernel.counted();
         let run = self.kernel.run(direction, frame, IFINDEX, 1, false).unwrap();
         let after = self.kernel.counted();
-        let moved: Vec<_> = after.iter().zip(&before).filter(|(after, before)| after.packets != before.packets).collect();
+        let moved: Vec<_> =
+            after.iter().zip(&before).filter(|(after, before)| after.packets != before.packets).collect();
         let [(counted, _)] = moved.as_slice() else { panic!("one frame was counted {} times", moved.len()) };
         assert_eq!(counted.direction, direction);
         assert_eq!(counted.reason.passed(), run.action == -1, "{}: action {}", counted.reason.text(), run.action);

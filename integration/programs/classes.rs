@@ -6,8 +6,8 @@ use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, Protocol, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::flag;
-use namegate::observe::Reason;
 use namegate::kernel::rules::FlowLimits;
+use namegate::observe::Reason;
 
 use super::bench::*;
 use super::frames::*;
@@ -103,6 +103,26 @@ pub fn a_flow_outlives_its_ttl_over_a_reload_but_not_its_rule() {
     counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 3, ACK)), Reason::NoGrant);
 }
 
+pub fn what_comes_back_for_a_revoked_flow_is_refused_even_where_ingress_is_open() {
+    let (mut bench, to) = (ready(), granted(4));
+    bench.flags(0, flag::DENY_INGRESS);
+    let stray = to_pod(to, pod4(), TCP, &tcp(443, 40000, 2, ACK));
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 41000, 2, ACK)), Reason::DefaultAllow);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
+    counts(&bench, Ingress, &stray, Reason::Flow);
+    bench.grant(to, Bits::of(9), later());
+    bench.row.generation += 1;
+    bench.flip();
+    for _ in 0..2 {
+        counts(&bench, Ingress, &stray, Reason::NoGrant);
+        counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 2, ACK)), Reason::NoGrant);
+    }
+    // Granted again, the same ports are good for a new connection.
+    bench.grant(to, Bits::of(1), later());
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 9, SYN)), Reason::Granted);
+    counts(&bench, Ingress, &stray, Reason::Flow);
+}
+
 pub fn an_inbound_flow_opens_no_outbound_one() {
     for family in [4, 6] {
         let (bench, from) = (ready(), other(family));
@@ -133,11 +153,7 @@ pub fn a_cidr_rule_opens_no_peer_and_no_proxy_address() {
         let (world, pod, proxy) = (other(family), granted(family), pod_peer(family));
         bench.kernel.set_peers(&[(pod, A_PEER), (proxy, PeerId::STEERING)], || Ok(())).unwrap();
         bench.grant(pod, Bits::NONE, MonoNs(0));
-        for (to, wanted) in [
-            (world, Reason::Cidr),
-            (pod, Reason::NoGrant),
-            (proxy, Reason::SteeringAddress),
-        ] {
+        for (to, wanted) in [(world, Reason::Cidr), (pod, Reason::NoGrant), (proxy, Reason::SteeringAddress)] {
             counts(&bench, Egress, &from_pod(pod_for(to), to, TCP, &tcp(40000, 80, 1, SYN)), wanted);
         }
     }
@@ -156,9 +172,7 @@ pub fn a_service_is_what_its_row_says() {
     }
     bench.rules(&rules);
     bench.kernel.set_peers(&[(service, PeerId::SERVICE)], || Ok(())).unwrap();
-    for (port, wanted) in
-        [(80, Reason::Service), (81, Reason::PolicyDeny), (82, Reason::NoGrant)]
-    {
+    for (port, wanted) in [(80, Reason::Service), (81, Reason::PolicyDeny), (82, Reason::NoGrant)] {
         counts(&bench, Egress, &from_pod(pod4(), service, TCP, &tcp(40000, port, 1, SYN)), wanted);
     }
 }

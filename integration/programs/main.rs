@@ -25,7 +25,7 @@ fn main() {
     let cases = cases! {
         classes: a_granted_connection_passes_and_the_next_packet_is_its_flow, what_is_not_granted_is_refused,
             an_expired_grant_opens_nothing_new_but_keeps_its_flow, a_flow_outlives_its_ttl_over_a_reload_but_not_its_rule,
-            an_inbound_flow_opens_no_outbound_one, an_outbound_flow_opens_no_inbound_one,
+            what_comes_back_for_a_revoked_flow_is_refused_even_where_ingress_is_open, an_inbound_flow_opens_no_outbound_one, an_outbound_flow_opens_no_inbound_one,
             a_cidr_rule_opens_no_peer_and_no_proxy_address, a_service_is_what_its_row_says, a_deny_beats_every_allow,
             fragments_are_dropped, options_pass_but_source_routes_do_not, extension_headers_are_walked_up_to_a_bound,
             tags_and_other_ethertypes_are_dropped, other_protocols_and_tunnels_are_dropped,

@@ -8,8 +8,8 @@ use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::flag;
-use namegate::observe::Reason;
 use namegate::kernel::rules::FlowLimits;
+use namegate::observe::Reason;
 
 use super::bench::*;
 use super::frames::*;
@@ -74,6 +74,7 @@ struct Flow {
     generation: u32,
     sequence: u32,
     answered_or_closed: bool,
+    revoked: Option<Reason>,
 }
 
 /// One world: rules, grants, peers, and the flows as the model believes them to be.
@@ -135,9 +136,11 @@ impl Model {
             return Reason::SteeringAddress;
         }
         if place == Place::Peer(PeerId::SERVICE) && opened == Direction::Egress {
-            let row = self.rules.services.iter().find(|row| {
-                row.address == key.remote && row.port == port && row.protocol.number() == key.protocol
-            });
+            let row = self
+                .rules
+                .services
+                .iter()
+                .find(|row| row.address == key.remote && row.port == port && row.protocol.number() == key.protocol);
             return match row.map(|row| row.verdict) {
                 Some(ServiceVerdict::Allow) => Reason::Service,
                 Some(ServiceVerdict::Deny) => Reason::PolicyDeny,
@@ -212,23 +215,34 @@ impl Model {
         let mut is_reply = false;
         if let Some(flow) = self.flows.get(&key).copied() {
             is_reply = flow.opened != packet.direction;
-            if flow.generation != self.generation {
-                let again = self.policy(flow.opened, key, port(flow.opened), true);
-                if !again.passed() {
-                    self.flows.remove(&key);
-                    return again;
-                }
-            }
+            let again = match flow.generation == self.generation {
+                true => None,
+                false => Some(self.policy(flow.opened, key, port(flow.opened), true)),
+            };
             let stored = self.flows.get_mut(&key).expect("it was there a moment ago");
             stored.generation = self.generation;
-            if !opens || (echo && !is_reply) {
-                if let Kind::Tcp { flags, .. } = packet.kind {
-                    stored.answered_or_closed |= is_reply || flags & (RST | FIN) != 0;
+            match again {
+                Some(again) if !again.passed() => {
+                    stored.revoked = Some(again);
+                    return again;
                 }
-                return Reason::Flow;
+                // Taken away and given back: as if it had been answered.
+                Some(_) if stored.revoked.take().is_some() => stored.answered_or_closed = true,
+                _ => (),
             }
-            if !echo && !is_reply && !flow.answered_or_closed && flow.sequence == sequence {
-                return Reason::Flow;
+            match stored.revoked {
+                Some(why) if is_reply && !opens => return why,
+                Some(_) => (),
+                None if !opens || (echo && !is_reply) => {
+                    if let Kind::Tcp { flags, .. } = packet.kind {
+                        stored.answered_or_closed |= is_reply || flags & (RST | FIN) != 0;
+                    }
+                    return Reason::Flow;
+                }
+                None if !echo && !is_reply && !stored.answered_or_closed && stored.sequence == sequence => {
+                    return Reason::Flow;
+                }
+                None => (),
             }
             replaces = true;
         }
@@ -237,11 +251,7 @@ impl Model {
         }
         let reason = self.policy(packet.direction, key, port(packet.direction), false);
         if !reason.passed() {
-            return if replaces && is_reply && reason == Reason::NoGrant {
-                Reason::NotAReply
-            } else {
-                reason
-            };
+            return if replaces && is_reply && reason == Reason::NoGrant { Reason::NotAReply } else { reason };
         }
         self.flows.remove(&key);
         if self.flows.len() >= self.budget {
@@ -254,6 +264,7 @@ impl Model {
             generation: self.generation,
             sequence: isn,
             answered_or_closed: closed,
+            revoked: None,
         };
         self.flows.insert(key, flow);
         reason
@@ -289,7 +300,8 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     let mut grants = HashMap::new();
     for address in &addresses {
         if random.chance(45) {
-            let peer = random.of(&[PeerId::HOST, PeerId::SERVICE, PeerId::SERVICE, PeerId::STEERING, A_PEER, PeerId(21)]);
+            let peer =
+                random.of(&[PeerId::HOST, PeerId::SERVICE, PeerId::SERVICE, PeerId::STEERING, A_PEER, PeerId(21)]);
             places.insert(*address, peer);
             if peer == PeerId::SERVICE {
                 for port in PORTS {
@@ -335,9 +347,13 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     }
     let peers: Vec<(IpAddr, PeerId)> = places.iter().map(|(address, peer)| (*address, *peer)).collect();
     bench.kernel.set_peers(&peers, || Ok(())).expect("peers are written");
-    let pairs: Vec<(IpAddr, IpAddr)> = resolvers.iter().enumerate().map(|(n, resolver)| (*resolver, local(n, resolver))).collect();
+    let pairs: Vec<(IpAddr, IpAddr)> =
+        resolvers.iter().enumerate().map(|(n, resolver)| (*resolver, local(n, resolver))).collect();
     bench.kernel.set_steering(&pairs, 15353).expect("steering is written");
-    bench.kernel.set_limits(FlowLimits { limit: 5000, share: budget as u32, pool: 0 }, 15353).expect("limits are written");
+    bench
+        .kernel
+        .set_limits(FlowLimits { limit: 5000, share: budget as u32, pool: 0 }, 15353)
+        .expect("limits are written");
     bench.flip();
     bench.kernel.delete_rules_except(&[policy_id]).expect("old rows are removed");
     let generation = bench.row.generation;
@@ -419,7 +435,9 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
         8 => egress(ethernet(NODE_MAC, NODE_MAC, ethertype, &good), Reason::SpoofedMac),
         9 => (Direction::Ingress, to_pod(remote, remote, TCP, &syn), Reason::OtherDestination),
         10 => egress(wrap(0x0806, &arp(2, POD_MAC, [9, 9, 9, 9].into(), own4)), Reason::ArpSpoofed),
-        11 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 64, &neighbour(136, own6, POD_MAC))), Reason::NdSpoofed),
+        11 => {
+            egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 64, &neighbour(136, own6, POD_MAC))), Reason::NdSpoofed)
+        }
         12 => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::Arp),
         13 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 255, &neighbour(135, own6, POD_MAC))), Reason::Nd),
         14 => {
@@ -428,16 +446,20 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
             let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
             (Direction::Ingress, to_pod(remote, pod, protocol, &payload), Reason::IcmpUnrelated)
         }
-        15 => match model.flows.iter().find(|(key, flow)| key.protocol == UDP && flow.generation == model.generation) {
-            Some((key, _)) => {
-                let pod = pod_for(key.remote);
-                let quoted = ip(pod, key.remote, UDP, &udp(key.local_port, key.remote_port, 8));
-                let (protocol, kind) = if pod.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
-                let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
-                (Direction::Ingress, to_pod(key.remote, pod, protocol, &payload), Reason::IcmpRelated)
+        15 => {
+            match model.flows.iter().find(|(key, flow)| {
+                key.protocol == UDP && flow.generation == model.generation && flow.revoked.is_none()
+            }) {
+                Some((key, _)) => {
+                    let pod = pod_for(key.remote);
+                    let quoted = ip(pod, key.remote, UDP, &udp(key.local_port, key.remote_port, 8));
+                    let (protocol, kind) = if pod.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
+                    let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
+                    (Direction::Ingress, to_pod(key.remote, pod, protocol, &payload), Reason::IcmpRelated)
+                }
+                None => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::Arp),
             }
-            None => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::Arp),
-        },
+        }
         16 => {
             bench.flags(flag::CLOSED, 0);
             egress(wrap(ethertype, &good), Reason::EndpointClosed)

@@ -96,16 +96,16 @@ pub fn read(dir: &Path, last_good: &LastGood, on_invalid: OnInvalid) -> Snapshot
     }
 }
 
+/// The hash of a directory's generation, without reading more of it than its octets: whether to read it again.
+///
+/// `None` when the directory can't be read.
+pub fn generation_hash(dir: &Path) -> Option<[u8; 32]> {
+    files::read(dir).ok().map(|files| hash(&files))
+}
+
 /// One generation from its files.
 pub fn assemble(files: &[File], last_good: &LastGood, on_invalid: OnInvalid) -> Snapshot {
-    let mut hash = Sha256::new();
-    let mut parsed = Vec::new();
-    for file in files {
-        let octets = file.content.as_deref().unwrap_or_default();
-        hash.update(format!("{}\0{}\0", file.name, octets.len()));
-        hash.update(octets);
-        parsed.push(parse(file));
-    }
+    let parsed: Vec<Parsed> = files.iter().map(parse).collect();
     let mut generation =
         Generation { world: World::default(), refusals: Vec::new(), next: LastGood::default(), last_good, on_invalid };
     let (entries, skipped) = entries(files, &parsed);
@@ -124,7 +124,7 @@ pub fn assemble(files: &[File], last_good: &LastGood, on_invalid: OnInvalid) -> 
     let Generation { mut world, refusals, next, .. } = generation;
     world.policies.sort_by(|a, b| a.at.cmp(&b.at));
     world.refused.sort_by(|a, b| a.at.cmp(&b.at));
-    Snapshot { world, refusals, skipped, generation_hash: hash.finalize().into(), last_good: next }
+    Snapshot { world, refusals, skipped, generation_hash: hash(files), last_good: next }
 }
 
 /// An object of this generation.
@@ -147,6 +147,16 @@ struct Generation<'a> {
     next: LastGood,
     last_good: &'a LastGood,
     on_invalid: OnInvalid,
+}
+
+fn hash(files: &[File]) -> [u8; 32] {
+    let mut hash = Sha256::new();
+    for file in files {
+        let octets = file.content.as_deref().unwrap_or_default();
+        hash.update(format!("{}\0{}\0", file.name, octets.len()));
+        hash.update(octets);
+    }
+    hash.finalize().into()
 }
 
 type Parsed = Result<Vec<Node>, (String, String)>;

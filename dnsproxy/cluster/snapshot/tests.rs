@@ -496,6 +496,7 @@ fn a_mounted_generation_is_read_where_data_points_to() {
     fs::rename(dir.path().join("..new"), dir.path().join("..data")).unwrap();
     let second = read(dir.path(), &first.last_good, OnInvalid::Refuse);
     assert_ne!(first.generation_hash, second.generation_hash);
+    assert_eq!(generation_hash(dir.path()), Some(second.generation_hash));
     assert_ne!(first.world, second.world);
     assert_eq!(second.generation_hash, read(dir.path(), &second.last_good, OnInvalid::Refuse).generation_hash);
 }
@@ -512,7 +513,7 @@ fn folders_packed_files_and_hidden_ones() {
     let snapshot = read(dir.path(), &LastGood::default(), OnInvalid::Refuse);
     assert_eq!(snapshot.refusals, []);
     assert_eq!(snapshot.world.policies[0].at.0.place, "team/shop/p.yaml.gz:1:1");
-    fs::write(dir.path().join("cut.yaml.gz"), &[0x1f, 0x8b, 8]).unwrap();
+    fs::write(dir.path().join("cut.yaml.gz"), [0x1f, 0x8b, 8]).unwrap();
     fs::write(dir.path().join("latin.yaml"), b"a: 1\nb: \"\xfc\"\n").unwrap();
     let snapshot = read(dir.path(), &snapshot.last_good, OnInvalid::Refuse);
     let places: Vec<&str> = snapshot.refusals.iter().map(|refusal| refusal.place.as_str()).collect();

@@ -1,4 +1,3 @@
-
 use hickory_proto::op::{Message, MessageType, OpCode, Query as HickoryQuery, ResponseCode};
 use hickory_proto::rr::{Name as HickoryName, RData, Record as HickoryRecord, RecordType};
 use proptest::prelude::*;
@@ -55,7 +54,8 @@ fn teaches_nothing(qtype: RecordType, lines: &[&str], why: Nothing) {
 
 #[test]
 fn addresses_of_the_name_are_learned_once_each() {
-    let lines = ["www.example.com. 60 A 192.0.2.1", "www.example.com. 30 A 192.0.2.2", "www.example.com. 60 A 192.0.2.1"];
+    let lines =
+        ["www.example.com. 60 A 192.0.2.1", "www.example.com. 30 A 192.0.2.2", "www.example.com. 60 A 192.0.2.1"];
     teaches(RecordType::A, &lines, &["192.0.2.1", "192.0.2.2"], 30);
     teaches(RecordType::AAAA, &["www.example.com. 9 AAAA 2001:db8::1"], &["2001:db8::1"], 9);
 }
@@ -219,16 +219,13 @@ fn naive(message: &Message) -> Vec<String> {
         }
         seen.push(owner.clone());
     }
-    let mut found: Vec<String> = Vec::new();
+    let mut found = std::collections::BTreeSet::new();
     for record in message.answers.iter().filter(|record| record.name.to_lowercase() == owner) {
         if let RData::A(address) = &record.data {
-            let text = address.to_string();
-            if !found.contains(&text) {
-                found.push(text);
-            }
+            found.insert(address.0);
         }
     }
-    found
+    found.iter().map(ToString::to_string).collect()
 }
 
 fn walk(octets: &[u8]) {

@@ -87,10 +87,14 @@ struct Writer<'a> {
     /// Where labels start that later names may point at.
     labels: Vec<u16>,
     compress: bool,
+    comparisons: u32,
 }
 
-/// How many places later names are compared with: enough for any usual answer, and a bound on the work for a hostile one.
+/// How many places later names are compared with.
 const PLACES: usize = 64;
+/// How often a name is compared in all: enough for any usual answer, and a bound on the work for a hostile one, whose
+/// later names are written out.
+const COMPARISONS: u32 = 4_000;
 
 impl<'a> Writer<'a> {
     fn new(source: &'a [u8], question_end: usize, compress: bool) -> Writer<'a> {
@@ -102,7 +106,7 @@ impl<'a> Writer<'a> {
             labels.push(at as u16);
             at += 1 + usize::from(out[at]);
         }
-        Writer { source, out, labels, compress }
+        Writer { source, out, labels, compress, comparisons: 0 }
     }
 
     fn record(&mut self, record: &Record<'_>, hints: bool) -> Result<(), Malformed> {
@@ -164,7 +168,12 @@ impl<'a> Writer<'a> {
                 if value.len() % 2 != 0 {
                     return None;
                 }
-                value = value.chunks(2).filter(|key| !IS_HINT(u16::from_be_bytes([key[0], key[1]]))).flatten().copied().collect();
+                value = value
+                    .chunks(2)
+                    .filter(|key| !IS_HINT(u16::from_be_bytes([key[0], key[1]])))
+                    .flatten()
+                    .copied()
+                    .collect();
                 if value.is_empty() {
                     continue;
                 }
@@ -181,10 +190,8 @@ impl<'a> Writer<'a> {
     fn name(&mut self, wire: &[u8], compress: bool) {
         let mut at = 0;
         while wire[at] != 0 {
-            let compress = compress && self.compress;
-            if let Some(place) = self.labels.iter().find(|place| compress && self.stands_at(usize::from(**place), &wire[at..])) {
-                let pointer = 0xc000 | place;
-                self.out.extend_from_slice(&pointer.to_be_bytes());
+            if compress && let Some(place) = self.place_of(&wire[at..]) {
+                self.out.extend_from_slice(&(0xc000 | place).to_be_bytes());
                 return;
             }
             if self.labels.len() < PLACES && self.out.len() < 0x4000 {
@@ -197,8 +204,21 @@ impl<'a> Writer<'a> {
         self.out.push(0);
     }
 
-    fn stands_at(&self, place: usize, wire: &[u8]) -> bool {
-        NameBuf::read(&self.out, place).is_some_and(|name| name.as_wire() == wire)
+    /// Where this name stands already.
+    fn place_of(&mut self, wire: &[u8]) -> Option<u16> {
+        let label = &wire[..=usize::from(wire[0])];
+        for place in self.labels.iter().filter(|_| self.compress) {
+            if self.comparisons == COMPARISONS {
+                return None;
+            }
+            self.comparisons += 1;
+            let at = usize::from(*place);
+            let stands = |name: NameBuf| name.as_wire() == wire;
+            if self.out[at..].starts_with(label) && NameBuf::read(&self.out, at).is_some_and(stands) {
+                return Some(*place);
+            }
+        }
+        None
     }
 }
 

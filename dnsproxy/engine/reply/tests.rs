@@ -71,7 +71,10 @@ fn an_answer_goes_back_as_it_came_with_the_askers_id_and_case() {
     let reply = replied(&full_answer(), Some(1232), |query, answer| relayed(query, answer, Additional::Whole));
     let sent = full_answer();
     assert_eq!(reply.answers.len(), 4);
-    assert_eq!((&reply.answers[1..], &reply.authorities, &reply.additionals), (&sent.answers[1..], &sent.authorities, &sent.additionals));
+    assert_eq!(
+        (&reply.answers[1..], &reply.authorities, &reply.additionals),
+        (&sent.answers[1..], &sent.authorities, &sent.additionals)
+    );
     assert!(reply.recursion_desired && reply.recursion_available);
 }
 
@@ -110,7 +113,12 @@ fn a_code_that_needs_an_opt_becomes_servfail_without_one() {
 fn a_cut_reply_holds_the_question_alone() {
     for edns in [None, Some(1232)] {
         let reply = replied(&full_answer(), edns, truncated);
-        assert!(reply.truncation && reply.answers.is_empty() && reply.authorities.is_empty() && reply.additionals.is_empty());
+        assert!(
+            reply.truncation
+                && reply.answers.is_empty()
+                && reply.authorities.is_empty()
+                && reply.additionals.is_empty()
+        );
     }
 }
 
@@ -214,6 +222,22 @@ fn some_data(kind: usize, target: Name) -> RData {
         4 => RData::SRV(SRV::new(1, 2, 3, target)),
         _ => RData::TXT(hickory_proto::rr::rdata::TXT::new(vec!["text".to_owned()])),
     }
+}
+
+#[test]
+fn names_are_written_out_after_so_many_comparisons_and_stay_the_same() {
+    // Many owners of many labels, all alike at first sight: after so many comparisons names are written out.
+    let mut message = Message::new(1, MessageType::Response, OpCode::Query);
+    message.add_query(HickoryQuery::query(name(ASKED), RecordType::A));
+    for at in 0..900 {
+        let owner = format!("{}{at}.test.", "a.".repeat(20));
+        message.add_answer(Record::from_rdata(name(&owner), 60, RData::A(A::new(192, 0, 2, 1))));
+    }
+    let (octets, asked) = (message.to_vec().expect("octets"), query_of(ASKED, RecordType::A, None));
+    let (query, answer) = (Query::parse(&asked).expect("a query"), Answer::parse(&octets).expect("an answer"));
+    let changes = Changes { keep: &|_| true, hints: false, compress: true, nothing_left: None };
+    let result = rebuilt(&query, &answer, &changes).expect("rebuilt");
+    assert_eq!(Message::from_vec(&result.message).expect("a reply").answers, message.answers);
 }
 
 proptest! {

@@ -109,6 +109,27 @@ fn a_granted_packet_is_a_policy_verdict() {
 }
 
 #[test]
+fn policies_stand_where_direction_and_verdict_put_them() {
+    use Direction::{Egress, Ingress};
+    let cases = [
+        (Reason::Granted, Egress, false, "egress_allowed_by"),
+        (Reason::PolicyDeny, Egress, false, "egress_denied_by"),
+        (Reason::Peer, Ingress, false, "ingress_allowed_by"),
+        (Reason::PolicyDeny, Ingress, false, "ingress_denied_by"),
+        (Reason::Flow, Egress, true, "ingress_allowed_by"),
+    ];
+    for (reason, direction, reply, field) in cases {
+        let record = packet(|p| {
+            (p.reason, p.direction, p.reply) = (reason, direction, reply);
+            p.policies = vec![rule("payments", "web")];
+        });
+        let flow = &parsed(&record)["flow"];
+        let found: Vec<_> = flow.as_object().unwrap().keys().filter(|key| key.ends_with("ed_by")).collect();
+        assert_eq!(found, [field], "{reason:?} {direction:?}");
+    }
+}
+
+#[test]
 fn a_reply_names_the_direction_of_its_connection() {
     let flow = &parsed(&packet(|p| {
         (p.reason, p.direction, p.reply) = (Reason::Flow, Direction::Ingress, true);
@@ -159,12 +180,15 @@ fn a_line_is_never_longer_than_hubble_reads() {
     let mut workload = (*people.workloads[&"198.51.100.11".parse::<IpAddr>().unwrap()]).clone();
     workload.labels = (0..1_000).map(|_| longest()).collect();
     people.workloads.insert("198.51.100.11".parse().unwrap(), workload.into());
-    let long_rule = RuleRef(crate::engine::verdict::RuleText {
-        kind: "CiliumClusterwideNetworkPolicy".into(),
-        namespace: "n".repeat(63),
-        policy: "p".repeat(253),
-        ..Default::default()
-    }.into());
+    let long_rule = RuleRef(
+        crate::engine::verdict::RuleText {
+            kind: "CiliumClusterwideNetworkPolicy".into(),
+            namespace: "n".repeat(63),
+            policy: "p".repeat(253),
+            ..Default::default()
+        }
+        .into(),
+    );
     for record in [
         query(|q| {
             (q.qname, q.cnames) = (longest(), (0..100).map(|_| longest()).collect());
@@ -185,12 +209,37 @@ fn a_line_is_never_longer_than_hubble_reads() {
 fn fields_of_flow_proto() -> BTreeMap<&'static str, &'static [&'static str]> {
     BTreeMap::from([
         ("", ["flow", "node_name", "time"].as_slice()),
-        ("flow", &[
-            "time", "verdict", "drop_reason", "IP", "l4", "source", "destination", "Type", "node_name", "source_names",
-            "destination_names", "l7", "event_type", "source_service", "destination_service", "traffic_direction",
-            "policy_match_type", "trace_observation_point", "drop_reason_desc", "is_reply", "interface",
-            "egress_allowed_by", "ingress_allowed_by", "egress_denied_by", "ingress_denied_by", "Summary",
-        ]),
+        (
+            "flow",
+            &[
+                "time",
+                "verdict",
+                "drop_reason",
+                "IP",
+                "l4",
+                "source",
+                "destination",
+                "Type",
+                "node_name",
+                "source_names",
+                "destination_names",
+                "l7",
+                "event_type",
+                "source_service",
+                "destination_service",
+                "traffic_direction",
+                "policy_match_type",
+                "trace_observation_point",
+                "drop_reason_desc",
+                "is_reply",
+                "interface",
+                "egress_allowed_by",
+                "ingress_allowed_by",
+                "egress_denied_by",
+                "ingress_denied_by",
+                "Summary",
+            ],
+        ),
         ("flow.IP", &["source", "destination", "ipVersion"]),
         ("flow.l4", &["TCP", "UDP", "ICMPv4", "ICMPv6", "SCTP"]),
         ("flow.l4.TCP", &["source_port", "destination_port", "flags"]),
