@@ -6,6 +6,8 @@ use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
+use proptest::prelude::*;
+
 use super::*;
 use crate::engine::bits::Bits;
 use crate::engine::compile::Compiler;
@@ -401,4 +403,67 @@ fn a_pod_that_stands_twice_in_two_ways_is_opened_by_neither() {
         .next(&[("again.yaml", again), ("cluster.yaml", CLUSTER), ("p.yaml", &policy)])
         .refusals(&["another Pod shop/db at cluster.yaml:8:3", "another Pod shop/db at again.yaml:1:1"])
         .stays_shut("10.0.0.2", 443);
+}
+
+/// The demo's policy for payments with a piece of it replaced.
+fn damaged() -> impl Strategy<Value = String> {
+    let text = fs::read_to_string(folder("config/demo/payment-processor.yaml")).unwrap();
+    let pieces = prop_oneof![
+        Just(String::new()),
+        "[a-z0-9:{}\\[\\]*&!\"'#, \n-]{1,6}",
+        prop::sample::select(vec![
+            "null",
+            "[]",
+            "{}",
+            "\n  - ",
+            "egressDeny",
+            "\"*\"",
+            "0",
+            "yes",
+            "\u{0}",
+            "\t",
+            "- {}\n"
+        ])
+        .prop_map(str::to_owned),
+    ];
+    (0..text.len(), 0..30usize, pieces).prop_map(move |(from, octets, piece)| {
+        let to = (from + octets).min(text.len());
+        format!("{}{piece}{}", &text[..from], &text[to..])
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    #[test]
+    fn a_damaged_policy_changes_nothing_or_is_a_policy(damaged in damaged()) {
+        let cluster = ["cluster.yaml", "kube-dns.yaml"]
+            .map(|name| (name, fs::read_to_string(folder("config/demo").join(name)).unwrap()));
+        let generation = |policy: String, last_good: &LastGood| {
+            let files: Vec<File> = cluster
+                .iter()
+                .map(|(name, text)| (*name, text.clone()))
+                .chain([("policy.yaml", policy)])
+                .map(|(name, text)| File { name: name.to_owned(), content: Ok(text.into_bytes()) })
+                .collect();
+            assemble(&files, last_good, OnInvalid::Refuse)
+        };
+        let good = fs::read_to_string(folder("config/demo/payment-processor.yaml")).unwrap();
+        let before = generation(good, &LastGood::default());
+        let after = generation(damaged, &before.last_good);
+        let subject = PodRef { namespace: "payments".to_owned(), name: "payment-processor".to_owned() };
+        let rules = |snapshot: &Snapshot| {
+            let mut ids = PeerIds::default();
+            Compiler::new(&snapshot.world, &mut ids).compile(&subject, &[]).unwrap()
+        };
+        let (old, new) = (rules(&before), rules(&after));
+        let kept = after.refusals.iter().any(|refusal| refusal.kept);
+        if kept {
+            // Places are those of the kept text; what it means is the same.
+            prop_assert_eq!((&new.ports, &new.groups, &new.peers), (&old.ports, &old.groups, &old.peers));
+        } else if !after.refusals.is_empty() {
+            // Another policy now, and refused: it opens nothing.
+            prop_assert!(new.ports.iter().all(|row| row.allow.is_empty()) && new.names.is_empty() && new.dns.is_empty());
+        }
+    }
 }

@@ -241,7 +241,9 @@ fn a_rule_may_name_the_port_of_a_dns_service_or_of_its_backends() {
 #[test]
 fn a_denied_backend_is_not_asked() {
     let deny = "egressDeny:\n- toEndpoints: [{matchLabels: {app: db}}]\n  toPorts: [{ports: [{port: \"53\"}]}]";
-    answers(&asking(&dns_of_db("53", deny), DB), "a.example", false);
+    for port in ["\"53\"", "\"5353\""] {
+        answers(&asking(&dns_of_db("53", &deny.replace("\"53\"", port)), DB), "a.example", false);
+    }
     let elsewhere = deny.replace("\"53\"", "\"80\"");
     answers(&asking(&dns_of_db("53", &elsewhere), DB), "a.example", true);
 }
