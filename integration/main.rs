@@ -1,3 +1,44 @@
-//! Being written.
+//! The integration tests: namegate in a real kernel, in worlds of network namespaces. Needs root and BPF.
+//!
+//! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
-fn main() {}
+mod attempts;
+#[path = "lab/mod.rs"]
+mod lab;
+mod scenes;
+mod story;
+
+use std::process::ExitCode;
+
+use lab::process::guard;
+use libtest_mimic::{Arguments, Trial};
+
+fn main() -> ExitCode {
+    lab::agent::serve_if_asked();
+    let arguments = Arguments::from_args();
+    let able = is_able();
+    if !able && std::env::var("CI").is_ok_and(|ci| ci == "true") {
+        eprintln!("error: the integration tests need root, nsenter, ip, nft and a bpffs that can be mounted");
+        return ExitCode::FAILURE;
+    }
+    if able && !arguments.list {
+        guard::install();
+    }
+    let trials: Vec<Trial> = attempts::trials()
+        .into_iter()
+        .chain(scenes::trials())
+        .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
+        .collect();
+    let conclusion = libtest_mimic::run(&arguments, trials);
+    if able && !arguments.list {
+        guard::cleanup();
+    }
+    conclusion.exit_code()
+}
+
+/// Whether this machine lets us make worlds.
+fn is_able() -> bool {
+    // SAFETY: reads a number.
+    let root = unsafe { libc::geteuid() } == 0;
+    root && ["nsenter", "ip", "nft", "curl", "dig"].into_iter().all(lab::process::has)
+}

@@ -13,20 +13,19 @@ use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
 use crate::cluster::snapshot::{self, Refusal, Snapshot};
-use crate::config::{Config, OnInvalid, RejectCode};
+use crate::config::{Config, RejectCode};
 use crate::engine::compile::Compiler;
-use crate::engine::endpoint::EndpointId;
+use crate::engine::endpoint::PodRef;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::{GrantWrite, Slot};
 use crate::engine::guard::Guard;
-use crate::engine::labels::Labels;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
-use crate::engine::world::{Holder, World};
+use crate::engine::world::World;
 use crate::kernel::abi::flag;
 use crate::kernel::rules::{ADDRESSES, FlowLimits};
 use crate::kernel::{GrantStore, KernelError};
-use crate::observe::{Known, Workload};
+use crate::observe::Known;
 use crate::operate::metrics::Reload;
 use crate::serve::{self, Directory, Resolver, Served, Settings};
 
@@ -73,7 +72,8 @@ impl Node {
         {
             return;
         }
-        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
+        let snapshot =
+            snapshot::read(&self.config.snapshot, &self.state.last_good, self.config.policy.on_invalid.into());
         self.report(&snapshot);
         self.loaded.hash = Some(snapshot.generation_hash);
         match self.put_in_force(snapshot).await {
@@ -87,13 +87,6 @@ impl Node {
                 tracing::info!(generation = self.loaded.generation, "the snapshot is in force");
             }
             Err(error) => self.not_loaded(format!("{error:#}")),
-        }
-    }
-
-    fn on_invalid(&self) -> snapshot::OnInvalid {
-        match self.config.policy.on_invalid {
-            OnInvalid::Refuse => snapshot::OnInvalid::Refuse,
-            OnInvalid::Ignore => snapshot::OnInvalid::Ignore,
         }
     }
 
@@ -356,7 +349,10 @@ impl Node {
             Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
             Err(_) => Vec::new(),
         };
-        self.watchers.know(known(&world, &self.endpoints, &own));
+        let number = |pod: &PodRef| self.endpoints.get(&pod.to_string()).map(|endpoint| endpoint.id);
+        let mut known = Known::of_world(&world, number);
+        known.host.extend(&own);
+        self.watchers.know(known);
         let guard = guard(&self.config, &world, own);
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
@@ -506,27 +502,4 @@ fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
     let domain = domain.to_string();
     let texts = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain];
     texts.iter().filter_map(|text| Name::parse(text).ok()).collect()
-}
-
-fn known(world: &World, endpoints: &BTreeMap<String, Endpoint>, own: &[IpAddr]) -> Known {
-    let id_of = |pod: &str| endpoints.get(pod).map(|endpoint| -> EndpointId { endpoint.id });
-    let mut known = Known { host: own.iter().copied().collect(), ..Known::default() };
-    for (reference, pod) in world.pods.iter().filter(|(_, pod)| !pod.host_network) {
-        let labels: Labels = world.labels(&Holder::Pod(reference.clone()));
-        let workload = Arc::new(Workload {
-            endpoint: id_of(&reference.to_string()),
-            pod: reference.clone(),
-            labels: labels.texts(),
-        });
-        for address in &pod.addresses {
-            known.workloads.insert(*address, workload.clone());
-        }
-    }
-    for ((namespace, name), service) in &world.services {
-        for address in &service.addresses {
-            let reference = crate::engine::endpoint::PodRef { namespace: namespace.clone(), name: name.clone() };
-            known.services.insert(*address, reference);
-        }
-    }
-    known
 }

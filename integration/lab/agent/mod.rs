@@ -1,0 +1,270 @@
+//! The agent: this binary again, inside a namespace, doing what it is asked on its standard input.
+//!
+//! One JSON line a request, one a reply, matched by number; every request runs on a thread of its own, so a slow one
+//! (a connection that waits for its timeout) holds up nobody. When its input ends, the agent ends.
+
+pub mod client;
+mod names;
+mod packets;
+mod rush;
+mod servers;
+mod traffic;
+
+use std::io::{BufRead, Write};
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+/// What can be asked of an agent. Times are milliseconds.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub enum Request {
+    /// Connects over TCP and closes again.
+    Connect { to: SocketAddr, within_ms: u64 },
+    /// Connects over TCP and keeps the connection for [`Request::Exchange`].
+    Open { to: SocketAddr, within_ms: u64 },
+    /// Sends an octet on a kept connection and waits for its echo.
+    Exchange { connection: u32, within_ms: u64 },
+    /// Sends octets on a kept connection until its other end or `for_ms` is reached; for revocation tests.
+    Chatter { connection: u32, every_ms: u64, for_ms: u64 },
+    /// Closes a kept connection.
+    Close { connection: u32 },
+    /// Sends a datagram and waits for its echo.
+    Datagram { to: SocketAddr, octets: usize, within_ms: u64 },
+    /// Asks a name server one question.
+    Ask(Question),
+    /// Sends these octets as a DNS message and returns what came back, hexadecimal.
+    AskRaw { server: SocketAddr, tcp: bool, message: String, within_ms: u64 },
+    /// Sends frames as they stand, past the whole network stack; hexadecimal.
+    Inject { interface: String, frames: Vec<String> },
+    /// Records every frame on an interface until [`Request::Captured`].
+    Capture { interface: String },
+    /// What has been recorded so far.
+    Captured { capture: u32, end: bool },
+    /// An echo server: TCP.
+    ServeTcp { at: SocketAddr },
+    /// An echo server: UDP.
+    ServeUdp { at: SocketAddr },
+    /// An HTTPS server with a certificate for `names`, signed by an authority that is written to `authority`.
+    ServeTls { at: SocketAddr, names: Vec<String>, authority: String },
+    /// A name server on UDP and TCP.
+    ServeNames { at: Vec<SocketAddr> },
+    /// What the name server says from now on.
+    Say { name: String, qtype: String, script: Script },
+    /// What it has been asked, and forgets.
+    Asked,
+    /// Asks fresh names and connects to each address at once, `at_once` at a time.
+    Rush(Rush),
+}
+
+/// What an agent answers.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub enum Reply {
+    Done,
+    Reached { reach: Reach, micros: u64 },
+    Opened { connection: u32 },
+    Answered(Answered),
+    Bytes(Option<String>),
+    Capturing { capture: u32 },
+    Frames(Vec<Frame>),
+    Names(Vec<String>),
+    Rushed(Rushed),
+    Failed(String),
+}
+
+/// How an attempt to reach something ended.
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Reach {
+    /// It answered.
+    Reached,
+    /// RST, or ICMP "administratively prohibited" or "port unreachable".
+    Refused,
+    /// ICMP "no route" or "host unreachable".
+    Unreachable,
+    /// Nothing came back.
+    Silent,
+    /// An established connection ended.
+    Ended,
+}
+
+/// A question to a name server.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Question {
+    pub server: SocketAddr,
+    pub name: String,
+    pub qtype: String,
+    pub tcp: bool,
+    /// The EDNS payload size; none: no OPT record.
+    pub edns: Option<u16>,
+    pub within_ms: u64,
+}
+
+/// What the name server said, or nothing.
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Answered {
+    /// `NOERROR`, `REFUSED`, …; empty: no reply within the time.
+    pub rcode: String,
+    pub addresses: Vec<IpAddr>,
+    /// All records of the answer section as text: `type data`.
+    pub records: Vec<String>,
+    /// The least TTL of the answer section, seconds.
+    pub ttl: u32,
+    pub truncated: bool,
+    /// RFC 8914: code and text.
+    pub errors: Vec<(u16, String)>,
+    pub micros: u64,
+}
+
+/// What the lab's name server says for a name and type.
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Script {
+    /// `owner type data` each; an empty owner means the asked name.
+    pub records: Vec<(String, String, String)>,
+    /// Seconds.
+    pub ttl: u32,
+    /// Empty: NOERROR.
+    pub rcode: String,
+    pub delay_ms: u64,
+    /// Never answers.
+    pub silent: bool,
+    /// TC=1 over UDP.
+    pub truncate: bool,
+    /// What else is sent over UDP before the answer, to try the proxy's checks.
+    pub forged: Vec<Forgery>,
+}
+
+/// A wrong answer that precedes the right one; it carries the address.
+#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Forgery {
+    /// Another transaction number.
+    Number(IpAddr),
+    /// Another question.
+    Question(IpAddr),
+    /// The question in other case.
+    Case(IpAddr),
+    /// From another port of the server.
+    Port(IpAddr),
+    /// From another address.
+    Address(IpAddr),
+    /// Twelve octets of header only.
+    Header,
+}
+
+/// See [`Request::Rush`].
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Rush {
+    pub server: SocketAddr,
+    /// `{}` becomes the number.
+    pub pattern: String,
+    pub first: u32,
+    pub count: u32,
+    pub port: u16,
+    pub at_once: u32,
+    /// Connect to `addresses` (base + number) without asking: the control.
+    pub unasked_base: Option<IpAddr>,
+    pub within_ms: u64,
+}
+
+/// How a rush went.
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Rushed {
+    pub answered: u32,
+    pub connected: u32,
+    /// The first few failures in words.
+    pub failures: Vec<String>,
+    pub micros: u64,
+}
+
+/// A recorded frame.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Frame {
+    /// When the kernel saw it; nanoseconds since 1970.
+    pub wall_ns: u64,
+    pub outgoing: bool,
+    /// The frame with its tag put back where the kernel had stripped it; hexadecimal.
+    pub bytes: String,
+}
+
+impl Frame {
+    /// The frame's octets.
+    pub fn octets(&self) -> Vec<u8> {
+        unhex(&self.bytes)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Numbered<T> {
+    number: u64,
+    body: T,
+}
+
+/// If this process was started as an agent, serves until its input ends and doesn't return.
+pub fn serve_if_asked() {
+    if std::env::args().nth(1).as_deref() == Some("agent") {
+        serve();
+        std::process::exit(0);
+    }
+}
+
+fn serve() {
+    let out = std::sync::Arc::new(Mutex::new(std::io::stdout()));
+    for line in std::io::stdin().lock().lines() {
+        let Ok(line) = line else { break };
+        let Ok(Numbered { number, body }) = serde_json::from_str::<Numbered<Request>>(&line) else {
+            eprintln!("agent: not a request: {line}");
+            continue;
+        };
+        let out = out.clone();
+        std::thread::spawn(move || {
+            let body = answer(body);
+            let line = serde_json::to_string(&Numbered { number, body }).expect("replies are plain data");
+            let mut out = out.lock().expect("no panic while locked");
+            let _ = writeln!(out, "{line}");
+            let _ = out.flush();
+        });
+    }
+}
+
+fn answer(request: Request) -> Reply {
+    match request {
+        Request::Connect { to, within_ms } => traffic::connect(to, within_ms),
+        Request::Open { to, within_ms } => traffic::open(to, within_ms),
+        Request::Exchange { connection, within_ms } => traffic::exchange(connection, within_ms),
+        Request::Chatter { connection, every_ms, for_ms } => traffic::chatter(connection, every_ms, for_ms),
+        Request::Close { connection } => traffic::close(connection),
+        Request::Datagram { to, octets, within_ms } => traffic::datagram(to, octets, within_ms),
+        Request::Ask(question) => Reply::Answered(traffic::ask(&question)),
+        Request::AskRaw { server, tcp, message, within_ms } => {
+            Reply::Bytes(traffic::ask_raw(server, tcp, &unhex(&message), within_ms).map(|bytes| hex(&bytes)))
+        }
+        Request::Inject { interface, frames } => packets::inject(&interface, &frames),
+        Request::Capture { interface } => packets::capture(&interface),
+        Request::Captured { capture, end } => packets::captured(capture, end),
+        Request::ServeTcp { at } => servers::tcp(at),
+        Request::ServeUdp { at } => servers::udp(at),
+        Request::ServeTls { at, names, authority } => servers::tls(at, names, &authority),
+        Request::ServeNames { at } => names::serve(&at),
+        Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
+        Request::Asked => names::asked(),
+        Request::Rush(rush) => rush::run(&rush),
+    }
+}
+
+fn failed(what: &str, error: impl std::fmt::Display) -> Reply {
+    Reply::Failed(format!("{what}: {error}"))
+}
+
+/// Octets as hexadecimal text.
+pub fn hex(bytes: &[u8]) -> String {
+    use std::fmt::Write;
+    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+        let _ = write!(text, "{byte:02x}");
+        text
+    })
+}
+
+/// The octets of hexadecimal text; blanks are skipped.
+pub fn unhex(text: &str) -> Vec<u8> {
+    let digits: Vec<u8> = text.chars().filter_map(|digit| Some(digit.to_digit(16)? as u8)).collect();
+    digits.chunks_exact(2).map(|pair| pair[0] << 4 | pair[1]).collect()
+}
