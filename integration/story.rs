@@ -1,6 +1,8 @@
 //! The demo's story: eleven attempts, each with what must be seen. `make demo` tells it in order, in one world; each
 //! attempt is also a test, in worlds of every shape and both families. So each brings about by itself what it stands on.
 
+#![expect(dead_code, reason = "told by the demo, tried by the tests; each uses its part")]
+
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 

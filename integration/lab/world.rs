@@ -186,6 +186,20 @@ impl Family {
 /// Interfaces, addresses, routes and the Service's DNAT.
 fn wire(prefix: &str, topology: Topology) {
     let (node, outside) = (format!("{prefix}-node"), format!("{prefix}-outside"));
+    // Before there is an interface: a link-local address on probation answers nobody for a second.
+    let settings = [("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/default/accept_ra", "0")];
+    sysctl(&outside, &settings);
+    sysctl(
+        &node,
+        &[
+            ("net/ipv4/ip_forward", "1"),
+            ("net/ipv6/conf/all/forwarding", "1"),
+            settings[0],
+            settings[1],
+            ("net/ipv4/icmp_ratelimit", "0"),
+            ("net/ipv6/icmp/ratelimit", "0"),
+        ],
+    );
     ip_batch(
         &node,
         &format!(
@@ -197,16 +211,6 @@ fn wire(prefix: &str, topology: Topology) {
              address add 198.51.100.1/32 dev lo\n\
              address add 2001:db8:1::1/128 dev lo nodad\n"
         ),
-    );
-    sysctl(
-        &node,
-        &[
-            ("net/ipv4/ip_forward", "1"),
-            ("net/ipv6/conf/all/forwarding", "1"),
-            ("net/ipv6/conf/default/accept_dad", "0"),
-            ("net/ipv4/icmp_ratelimit", "0"),
-            ("net/ipv6/icmp/ratelimit", "0"),
-        ],
     );
     ip_batch(
         &outside,
