@@ -1,4 +1,4 @@
-//! From the snapshot to what is in force, in the steps of DESIGN 4, so that at no moment more is open than before or after.
+//! From the snapshot to what is in force, step by step, so that at no moment more is open than before or after.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! A reload, stopped between each two steps (DESIGN 4): never is more open than before or after it.
+//! A reload, stopped between each two steps: never is more open than before or after it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
