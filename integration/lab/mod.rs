@@ -24,6 +24,5 @@ pub mod process;
 pub mod snapshot;
 pub mod world;
 
-
 pub use daemon::Daemon;
 pub use world::{Topology, World};

@@ -12,6 +12,7 @@ mod groups;
 mod services;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,6 +25,8 @@ use super::policy::{Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
 use super::world::{Holder, PeerIds, World, peer_key};
+pub use transition::transition;
+
 use groups::Groups;
 use services::Front;
 
