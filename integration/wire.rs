@@ -179,7 +179,8 @@ impl Sender {
 
     /// Straight to where steered queries go, without being steered; also a route for the control to be forwarded by.
     fn to_the_proxy(&self) -> Vec<u8> {
-        let to = if self.from.is_ipv4() { "169.254.77.1" } else { "fd6e:616d:6567:6174::1" }.parse().expect("an address");
+        let to =
+            if self.from.is_ipv4() { "169.254.77.1" } else { "fd6e:616d:6567:6174::1" }.parse().expect("an address");
         self.framed(&ip(self.from, to, 17, &self.datagram(self.from, to, 15353)))
     }
 
@@ -216,7 +217,10 @@ impl Pair {
         for world in [&guarded, &unguarded] {
             if topology == Topology::Bridged {
                 // Else the bridge itself would put fragments together and trim padding.
-                world.must("node", "sysctl -eqw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0");
+                world.must(
+                    "node",
+                    "sysctl -eqw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0",
+                );
             }
         }
         let daemon = Daemon::start(&guarded, &[]);
