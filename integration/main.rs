@@ -5,6 +5,7 @@
 mod attempts;
 #[path = "lab/mod.rs"]
 mod lab;
+mod scenario;
 mod scenes;
 mod story;
 mod wire;
@@ -28,6 +29,7 @@ fn main() -> ExitCode {
     let trials: Vec<Trial> = attempts::trials()
         .into_iter()
         .chain(scenes::trials())
+        .chain(scenario::trials())
         .chain(wire::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();

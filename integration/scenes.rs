@@ -382,6 +382,7 @@ fn detach_command() {
 #[track_caller]
 fn leaves_nothing(scene: &Scene) {
     assert_eq!(scene.pins(), Vec::<String>::new());
+    scene.comes_to(Duration::from_secs(2), ONE, 5432, Reach::Reached);
     for family in FAMILIES {
         scene.sees(family, ONE, 5432, Reach::Reached);
         scene.asks(family, ONE); // of the cluster's own resolver
