@@ -7,6 +7,7 @@ mod attempts;
 mod lab;
 mod scenes;
 mod story;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
     let trials: Vec<Trial> = attempts::trials()
         .into_iter()
         .chain(scenes::trials())
+        .chain(wire::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);
