@@ -30,7 +30,7 @@
 //! c1 goes on      c1 ends                      an octet there and back; or it is over
 //! pay sends KIND from ADDRESS:PORT to ADDRESS:PORT  arrives | is stopped[: WHY]
 //!                                              a frame past pay's own stack: syn, ack, udp, cut (half a UDP header),
-//!                                              protocol N; `from c1` has the connection's addresses and ports
+//!                                              protocol N; `from c1` bears the ends of a connection, whoever opened it
 //! kill -9     start     SIGHUP     SIGTERM     the daemon's life; start and SIGHUP wait until it is done
 //! file NAME is removed
 //! nothing                                      only looks whether something changed
