@@ -28,8 +28,8 @@ fn main() -> ExitCode {
     }
     let trials: Vec<Trial> = attempts::trials()
         .into_iter()
-        .chain(scenes::trials())
         .chain(scenario::trials())
+        .chain(scenes::trials())
         .chain(wire::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();

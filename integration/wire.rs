@@ -77,7 +77,7 @@ const CLASSES: &[Class] = &[
     Class { name: "igmp_and_other_protocols", families: BOTH, routed: true, reasons: &["protocol"], frames: |s| vec![s.tunnel(2), s.tunnel(103), s.tunnel(115)] },
     Class { name: "the_neighbours_source_address", families: BOTH, routed: true, reasons: &["spoofed_address"], frames: |s| vec![s.claiming(s.neighbour)] },
     Class { name: "a_source_address_from_nowhere", families: BOTH, routed: true, reasons: &["spoofed_address"], frames: |s| vec![s.claiming(s.beside())] },
-    Class { name: "another_source_mac", families: BOTH, routed: true, reasons: &["spoofed_mac"], frames: |s| vec![s.from_mac(OTHER_MAC)] },
+    Class { name: "another_source_mac", families: BOTH, routed: true, reasons: &["spoofed_mac"], frames: |s| vec![s.with_mac(OTHER_MAC)] },
     Class { name: "arp_for_the_neighbours_address", families: V4, routed: false, reasons: &["arp_spoofed"], frames: Sender::arp_lies },
     Class { name: "advertising_the_neighbours_address", families: V6, routed: false, reasons: &["nd_spoofed"], frames: Sender::advertises_neighbour },
     Class { name: "a_router_advertisement", families: V6, routed: false, reasons: &["nd_spoofed"], frames: Sender::advertises_router },
@@ -116,7 +116,9 @@ impl Sender {
         let mut payload = self.datagram(self.from, self.to, 9);
         payload.resize(payload.len().next_multiple_of(8), 0);
         self.framed(&match (self.from, self.to) {
-            (IpAddr::V4(from), IpAddr::V4(to)) => ipv4(from, to, 17, &[], offset / 8 | u16::from(more) << 13, &payload),
+            (IpAddr::V4(from), IpAddr::V4(to)) => {
+                ipv4(from, to, 17, &[], (offset / 8) | (u16::from(more) << 13), &payload)
+            }
             _ => ipv6(v6(self.from), v6(self.to), 44, &fragment_header(17, offset, more, &payload)),
         })
     }
@@ -148,7 +150,7 @@ impl Sender {
         self.framed(&ip(from, self.to, 17, &self.datagram(from, self.to, 9)))
     }
 
-    fn from_mac(&self, other: &str) -> Vec<u8> {
+    fn with_mac(&self, other: &str) -> Vec<u8> {
         let mut frame = self.plain();
         frame[6..12].copy_from_slice(&mac(other));
         frame

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* May this frame pass? Endpoint, frame, anti-spoofing, steering, flow, policy: in this order, in both directions
- *. Every branch ends in a reason, which the hook counts and carries out.
+/* May this frame pass? Endpoint, frame, anti-spoofing, steering, flow, policy: in this order, in both
+ * directions. Every branch ends in a reason, which the hook counts and carries out.
  */
 #ifndef NAMEGATE_VERDICT_H
 #define NAMEGATE_VERDICT_H
