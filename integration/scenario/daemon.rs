@@ -386,7 +386,8 @@ impl Stage {
     }
 }
 
-fn compare(seen: &Answered, expected: Option<&Expected>) -> Result<(), String> {
+/// Holds a reply against what must be in it.
+pub fn compare(seen: &Answered, expected: Option<&Expected>) -> Result<(), String> {
     let Some(expected) = expected else {
         return if seen.rcode.is_empty() { Ok(()) } else { Err(format!("a reply: {seen:?}")) };
     };
