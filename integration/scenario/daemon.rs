@@ -56,10 +56,13 @@ pub fn control(scenario: &Scenario) -> Result<(), String> {
     for step in &scenario.steps {
         let fault = |why: String| format!("line {}: {}: {why}", step.line, step.text);
         match &step.act {
-            Act::Stopped { who, to, .. } if done.insert((*who, *to)) => match stage.reach(*who, *to) {
-                Reach::Reached => {}
-                other => return Err(fault(format!("nobody guards, and yet it is {other:?}"))),
-            },
+            Act::Stopped { who, to, .. } if done.insert((*who, *to)) => {
+                // A fresh world's neighbours may need a second to find each other.
+                let reached = wait_until(SOON, || stage.reach(*who, *to) == Reach::Reached);
+                if !reached {
+                    return Err(fault("nobody guards, and yet it is not reached".into()));
+                }
+            }
             Act::Opens { who, connection, to } => {
                 let from = SocketAddr::new(who.address(), 40_001);
                 stage.connections.insert(connection.clone(), Kept { pod: *who, number: 0, from, to: to.at });

@@ -37,6 +37,9 @@ use crate::lab::snapshot;
 /// When the story begins, nanoseconds: far enough from 0, which marks an unused slot.
 const START: u64 = 1_000_000_000_000;
 
+/// How often rows are written again that are due.
+const UPKEEP: Duration = Duration::from_secs(1);
+
 /// The engine's parts, put together as the node does.
 pub struct Model {
     now: u64,
@@ -193,7 +196,9 @@ impl Model {
         if rules.steered() {
             match rules.may_ask(asked.server.ip(), protocol, asked.server.port(), &query.name) {
                 Ok(_) => {}
-                Err(Denied::Name(by)) => return refused(EdeCode::Blocked, &format!("{by:?} {}", by.iter().map(ToString::to_string).collect::<String>())),
+                Err(Denied::Name(by)) => {
+                    return refused(EdeCode::Blocked, &by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+                }
                 Err(_) => return refused(EdeCode::Prohibited, "server"),
             }
         }
@@ -259,7 +264,15 @@ impl Model {
 
 impl Subject for Model {
     fn wait_until(&mut self, at: Duration) {
-        self.now = self.now.max(START + at.as_nanos() as u64);
+        let end = self.now.max(START + at.as_nanos() as u64);
+        while self.now < end {
+            self.now = end.min(self.now + UPKEEP.as_nanos() as u64);
+            for endpoint in self.pods.values_mut() {
+                let due = endpoint.names.rewrites_due(MonoNs(self.now));
+                install(&mut endpoint.rows, due.writes());
+                endpoint.names.record(due);
+            }
+        }
     }
 
     fn now(&self) -> u64 {
