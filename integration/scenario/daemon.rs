@@ -261,8 +261,14 @@ impl Stage {
         let world = World::new(Options { topology: Topology::Routed });
         let stage = Stage { world, connections: HashMap::new() };
         let mut served = BTreeSet::new();
+        let mut settled = false;
         for step in &scenario.steps {
             let (Act::Reaches { to, .. } | Act::Stopped { to, .. } | Act::Opens { to, .. }) = step.act else { continue };
+            if to.at.is_ipv6() && !settled {
+                // Until duplicate address detection is over, nobody answers.
+                let tentative = |part: &&str| stage.world.must(part, "ip -6 address show tentative").contains("inet6");
+                settled = wait_until(SOON, || !["node", "outside", "pay", "rep"].iter().any(tentative));
+            }
             // The name server and Services have something behind them already.
             let there = matches!(to.at.port(), 53 | 5353) || to.at.ip().to_string().starts_with("198.18.");
             if there || !served.insert(to) {
