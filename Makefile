@@ -15,7 +15,7 @@ HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test lint build deps deps-deny deps-bench bench clean
+.PHONY: demo test lint build deps deps-lint deps-deny deps-bench bench clean
 
 demo: deps
 	cargo build --release --bin namegate --example demo
@@ -25,7 +25,7 @@ demo: deps
 test: deps lint
 	@integration/test.sh
 
-lint: deps deps-deny
+lint: deps deps-lint deps-deny
 	cargo fmt --check
 	cargo clippy --all-targets -- -D warnings
 	clang-format --dry-run -Werror bpf/*.bpf.c bpf/include/*.h
@@ -47,6 +47,9 @@ deps:
 		$(SUDO) apt-get update -qq
 		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
 	fi
+
+deps-lint:
+	@command -v rustup >/dev/null && ! { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 && rustup component add rustfmt clippy || true
 
 deps-deny:
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny

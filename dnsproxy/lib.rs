@@ -9,8 +9,24 @@
 //!  pod ──packet─────▶ [bpf: from_pod] flow? grant? policy? ──▶ pass, or drop/reject + counted reason + flow event
 //! ```
 //!
-//! **Invariant:** a reply leaves only after the kernel holds every grant that it implies. The thirteen rules that code and
-//! tests cite as I1 to I13 follow from it; each is told where it is kept.
+//! **Invariant:** a reply leaves only after the kernel holds every grant that it implies.
+//!
+//! # The rules that code and tests cite
+//!
+//! - **I1** Fail closed, and count it: no policy yet, no program, no room, not understood: drop, or refuse the query.
+//! - **I2** An endpoint is its attachment, never a source address that it can write.
+//! - **I3** A reply for a name that `toFQDNs` selects holds only addresses that the kernel has granted or that another rule
+//!   opens; other replies pass as they came and grant nothing.
+//! - **I4** Write the grant, confirm, release. Never "send anyway after a while".
+//! - **I5** Learn only the asked type, at the end of the CNAME chain, from a reply that matches its query in everything.
+//! - **I6** Never learn loopback, link-local, metadata or own addresses; private ones only where the operator says so.
+//! - **I7** Grants, quotas and limits are per endpoint.
+//! - **I8** Grants and flows live in plain hashes with budgets, never LRU.
+//! - **I9** A grant carries its deadline; a flow may outlive the TTL, never the policy.
+//! - **I10** Deny beats allow, an unknown field refuses its policy, and refusing never opens: the last good version stays.
+//! - **I11** Every frame is classified; fragments, tags, tunnels, source routes and the unknown are dropped.
+//! - **I12** Enforcement outlives the process: programs and maps are pinned and replaced in place.
+//! - **I13** A SYN never passes by a flow, and a flow lets the other direction through only as replies.
 //!
 //! # The rooms, in reading order
 //!

@@ -17,14 +17,20 @@ fn main() -> ExitCode {
     lab::agent::serve_if_asked();
     // SAFETY: reads a number.
     if unsafe { libc::geteuid() } != 0 {
-        eprintln!("error: the demo makes network namespaces and loads kernel programs; run it as root (make demo does)");
+        eprintln!(
+            "error: the demo makes network namespaces and loads kernel programs; run it as root (make demo does)"
+        );
         return ExitCode::FAILURE;
     }
     guard::install();
     let start = lab::clock::now();
     let differing = tell(&Paint(std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none()));
     guard::cleanup();
-    println!("\n{} attempts, {differing} differ from what is expected, {:.1} s", ATTEMPTS.len(), start.elapsed().as_secs_f32());
+    println!(
+        "\n{} attempts, {differing} differ from what is expected, {:.1} s",
+        ATTEMPTS.len(),
+        start.elapsed().as_secs_f32()
+    );
     if differing == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 

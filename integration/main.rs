@@ -8,6 +8,7 @@ mod lab;
 mod scenario;
 mod scenes;
 mod story;
+mod wire;
 
 use std::process::ExitCode;
 
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         .into_iter()
         .chain(scenario::trials())
         .chain(scenes::trials())
+        .chain(wire::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* The kernel maps (DESIGN 4). All are pinned by name under the versioned pin directory, so that they outlive the
+/* The kernel maps. All are pinned by name under the versioned pin directory, so that they outlive the
  * process and both programs share them. Sizes are defaults; user space sets them before the first load.
  *
  * Grants and flows are plain hashes with budgets, never LRU: full is an error that we see.

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* From a frame to what the verdict needs to know of it (DESIGN I11). Whatever is not understood is refused with the
+/* From a frame to what the verdict needs to know of it (I11). Whatever is not understood is refused with the
  * reason; nothing is skipped over. Offsets are from the Ethernet header.
  */
 #ifndef NAMEGATE_PARSE_H

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* DNS steering: stateless one-to-one rewriting, resolver i <-> local address i of the proxy (DESIGN 3.1). */
+/* DNS steering: stateless one-to-one rewriting, resolver i <-> local address i of the proxy. */
 #ifndef NAMEGATE_STEER_H
 #define NAMEGATE_STEER_H
 

@@ -127,7 +127,7 @@ impl Plan {
     }
 }
 
-/// A reload in two plans (DESIGN 4): `widened` before the endpoint is flipped to its new policy id, `narrowed` after.
+/// A reload in two plans: `widened` before the endpoint is flipped to its new policy id, `narrowed` after.
 ///
 /// The table's lock is held from [`FqdnTable::regroup`] until both are recorded, and the workload's rule set is
 /// replaced in between, so that no query plans with half of it.

@@ -78,7 +78,7 @@ pub struct Held {
 /// A claim adds a slot only if it adds groups to those that last longer. With more than fit, the longest are stored
 /// with the earliest deadline among them. **Invariant:** a row is never broader at any moment than the claims are.
 ///
-/// What is past stays in one slot of its own, for flows that were opened while it was not (DESIGN 4: a flow survives
+/// What is past stays in one slot of its own, for flows that were opened while it was not (I9: a flow survives
 /// its TTL, but not its rule).
 pub fn pack(claims: &mut [(MonoNs, Bits)], now: MonoNs) -> Held {
     claims.sort_unstable_by_key(|claim| std::cmp::Reverse(*claim));

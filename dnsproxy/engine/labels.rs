@@ -120,13 +120,6 @@ impl Labels {
         Labels { k8s: BTreeMap::new(), reserved: Some(name), known: Known::All }
     }
 
-    /// Each as Cilium writes it, with its source: `k8s:app=reports`, `reserved:host`.
-    pub fn texts(&self) -> Vec<String> {
-        let reserved = self.reserved.map(|name| format!("reserved:{name}"));
-        let own = self.k8s.iter().map(|(key, value)| format!("k8s:{key}={value}"));
-        own.chain(reserved).collect()
-    }
-
     /// The value of a label; `Err` when it isn't known whether there is one.
     fn get(&self, source: Source, key: &str) -> Result<Option<&str>, ()> {
         let reserved = (source != Source::K8s && self.reserved == Some(key)).then_some("");

@@ -1,12 +1,16 @@
 //! Endpoints and interfaces: an interface that appears is attached, one that goes is forgotten.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use super::node::{Endpoint, Node};
 use crate::config;
+use crate::engine::ruleset::RuleSet;
 use crate::host::links::{Event, Link};
+use crate::kernel::KernelError;
 use crate::kernel::abi::flag;
 use crate::kernel::attach::{Attach, Method};
+use crate::kernel::load::Kernel;
 use crate::kernel::rules::{ADDRESSES, EndpointRow};
 
 /// An endpoint on its interface.
@@ -174,6 +178,34 @@ impl Node {
 }
 
 impl Endpoint {
+    /// Puts rules in force whose rows are already there under this policy number.
+    pub fn put(
+        &mut self,
+        (policy_id, rules): (u32, Arc<RuleSet>),
+        kernel: &Kernel,
+        reject: bool,
+        steering: &[(IpAddr, IpAddr)],
+    ) -> Result<(), KernelError> {
+        self.policy_id = policy_id;
+        self.rules = Some(rules);
+        self.write_row(kernel, reject, steering)
+    }
+
+    /// Lets the kernel have its row as it is now, if it is on an interface.
+    pub fn write_row(
+        &mut self,
+        kernel: &Kernel,
+        reject: bool,
+        steering: &[(IpAddr, IpAddr)],
+    ) -> Result<(), KernelError> {
+        let Some(mut at) = self.attachment else { return Ok(()) };
+        let row = self.row(at.bridge.is_some(), reject, steering);
+        kernel.set_endpoint(at.ifindex, &row)?;
+        at.closed = row.flags & flag::CLOSED != 0;
+        self.attachment = Some(at);
+        Ok(())
+    }
+
     /// What the kernel is to know of it.
     pub fn row(&self, bridged: bool, reject: bool, steering: &[(IpAddr, IpAddr)]) -> EndpointRow {
         let mut flags = match &self.rules {

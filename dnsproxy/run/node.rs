@@ -86,7 +86,6 @@ pub(super) struct Endpoint {
 /// # Errors
 /// It could not start.
 pub fn node(config: Config, source: Source) -> anyhow::Result<()> {
-    operate::log::start(&config.observe);
     crate::kernel::load::redirect_messages();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

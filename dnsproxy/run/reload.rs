@@ -1,4 +1,4 @@
-//! From the snapshot to what is in force, in the steps of DESIGN 4, so that at no moment more is open than before or after.
+//! From the snapshot to what is in force, step by step, so that at no moment more is open than before or after.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
@@ -13,20 +13,18 @@ use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
 use crate::cluster::snapshot::{self, Refusal, Snapshot};
-use crate::config::{Config, OnInvalid, RejectCode};
-use crate::engine::compile::Compiler;
-use crate::engine::endpoint::EndpointId;
+use crate::config::{Config, RejectCode};
+use crate::engine::compile::{Compiler, transition};
+use crate::engine::endpoint::PodRef;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::{GrantWrite, Slot};
 use crate::engine::guard::Guard;
-use crate::engine::labels::Labels;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
-use crate::engine::world::{Holder, World};
-use crate::kernel::abi::flag;
+use crate::engine::world::World;
 use crate::kernel::rules::{ADDRESSES, FlowLimits};
 use crate::kernel::{GrantStore, KernelError};
-use crate::observe::{Known, Workload};
+use crate::observe::Known;
 use crate::operate::metrics::Reload;
 use crate::serve::{self, Directory, Resolver, Served, Settings};
 
@@ -47,11 +45,20 @@ pub(super) struct Loaded {
     pub problem: String,
 }
 
+/// Rule sets with their policy numbers: in force while bits are added to grants, and while they are cleared.
+#[derive(Default)]
+struct Way {
+    adding: Option<(u32, Arc<RuleSet>)>,
+    clearing: Option<(u32, Arc<RuleSet>)>,
+}
+
 /// A compiled change, not in force yet.
 struct Change {
     rules: BTreeMap<String, Arc<RuleSet>>,
     /// Fresh policy numbers and the rule set under each.
     fresh: Vec<(u32, Arc<RuleSet>)>,
+    /// Rows that an endpoint goes through on the way (see [`transition`]).
+    ways: BTreeMap<String, Way>,
     peers: Vec<(IpAddr, PeerId)>,
 }
 
@@ -73,7 +80,8 @@ impl Node {
         {
             return;
         }
-        let snapshot = snapshot::read(&self.config.snapshot, &self.state.last_good, self.on_invalid());
+        let snapshot =
+            snapshot::read(&self.config.snapshot, &self.state.last_good, self.config.policy.on_invalid.into());
         self.report(&snapshot);
         self.loaded.hash = Some(snapshot.generation_hash);
         match self.put_in_force(snapshot).await {
@@ -87,13 +95,6 @@ impl Node {
                 tracing::info!(generation = self.loaded.generation, "the snapshot is in force");
             }
             Err(error) => self.not_loaded(format!("{error:#}")),
-        }
-    }
-
-    fn on_invalid(&self) -> snapshot::OnInvalid {
-        match self.config.policy.on_invalid {
-            OnInvalid::Refuse => snapshot::OnInvalid::Refuse,
-            OnInvalid::Ignore => snapshot::OnInvalid::Ignore,
         }
     }
 
@@ -138,7 +139,8 @@ impl Node {
         let limit = self.config.enforcement.flows_per_endpoint;
         let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit);
         kernel.set_limits(flows, self.config.dns.port)?;
-        for (policy_id, rules) in &change.fresh {
+        let on_the_way = change.ways.values().flat_map(|way| way.adding.iter().chain(&way.clearing));
+        for (policy_id, rules) in change.fresh.iter().chain(on_the_way) {
             kernel.write_rules(*policy_id, rules).context("writing a rule set")?;
         }
         self.world = Some(Arc::new(world));
@@ -148,7 +150,8 @@ impl Node {
         kernel.set_peers(&peers, || {
             for (key, rules) in &change.rules {
                 let policy_id = change.fresh.iter().find(|(_, fresh)| Arc::ptr_eq(fresh, rules)).map(|fresh| fresh.0);
-                if let Err(error) = self.flip(key, rules, policy_id) {
+                let new = (policy_id, rules);
+                if let Err(error) = self.flip(key, change.ways.remove(key).unwrap_or_default(), new) {
                     failed = Some(error);
                 }
             }
@@ -168,6 +171,7 @@ impl Node {
         let mut change = Change {
             rules: BTreeMap::new(),
             fresh: Vec::new(),
+            ways: BTreeMap::new(),
             peers: compiler.peers().iter().map(|(address, peer)| (*address, *peer)).collect(),
         };
         for (key, endpoint) in &mut self.endpoints {
@@ -182,6 +186,15 @@ impl Node {
                     if !same && !change.fresh.iter().any(|(_, fresh)| Arc::ptr_eq(fresh, &rules)) {
                         self.state.last_policy_id += 1;
                         change.fresh.push((self.state.last_policy_id, rules.clone()));
+                    }
+                    if let Some(old) = endpoint.rules.as_ref().filter(|_| !same) {
+                        let mut numbered = |rules: RuleSet| {
+                            self.state.last_policy_id += 1;
+                            (self.state.last_policy_id, Arc::new(rules))
+                        };
+                        let adding = transition(old, &rules).map(&mut numbered);
+                        let clearing = transition(&rules, old).map(&mut numbered);
+                        change.ways.insert(key.clone(), Way { adding, clearing });
                     }
                     change.rules.insert(key.clone(), rules);
                 }
@@ -259,46 +272,48 @@ impl Node {
             .with_context(|| format!("writing the state to {}", self.config.state_dir.display()))
     }
 
-    /// Puts the new rules of one endpoint in force. `policy_id`: the rows under it; none: the rows are as they were.
-    fn flip(&mut self, key: &str, rules: &Arc<RuleSet>, policy_id: Option<u32>) -> Result<(), KernelError> {
+    /// Puts the new rules of one endpoint in force. Without a policy number the rows are as they were, and only what the
+    /// proxy knows is new.
+    fn flip(&mut self, key: &str, way: Way, new: (Option<u32>, &Arc<RuleSet>)) -> Result<(), KernelError> {
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
+        let (policy_id, rules) = new;
+        let steering = &self.steering.pairs;
         let served = endpoint.served.clone();
         let mut table = served.as_ref().map(|served| served.table());
         if policy_id.is_some() {
             close_inherited(&*kernel, endpoint, &self.state.endpoints[key].groups, rules)?;
         }
-        let regroup = table.as_ref().map(|table| table.regroup(rules, clock::mono()));
+        if let Some(adding) = way.adding {
+            endpoint.put(adding, &kernel, reject, steering)?;
+        }
         let mut narrowed = None;
-        if let (Some(table), Some(regroup)) = (table.as_mut(), regroup) {
+        if let Some(table) = &mut table {
+            let regroup = table.regroup(rules, clock::mono());
             match kernel.install(endpoint.id, regroup.widened.writes()) {
                 Ok(()) => table.record(regroup.widened),
                 Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
             }
             narrowed = Some(regroup.narrowed);
         }
-        endpoint.rules = Some(rules.clone());
-        if let Some(policy_id) = policy_id {
-            endpoint.policy_id = policy_id;
+        let last = (policy_id.unwrap_or(endpoint.policy_id), rules.clone());
+        if policy_id.is_some() {
             endpoint.generation = endpoint.generation.wrapping_add(1);
         }
-        if let Some(at) = &mut endpoint.attachment {
-            let bridged = at.bridge.is_some();
-            let ifindex = at.ifindex;
-            let row = endpoint.row(bridged, reject, &self.steering.pairs);
-            kernel.set_endpoint(ifindex, &row)?;
-            if let Some(at) = &mut endpoint.attachment {
-                at.closed = row.flags & flag::CLOSED != 0;
-            }
-        }
+        let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
+        let once_more = cleared_under.0 != last.0;
+        endpoint.put(cleared_under, &kernel, reject, steering)?;
         if let Some(served) = &served {
             served.rules.store(rules.clone());
         }
-        if let (Some(table), Some(narrowed)) = (table.as_mut(), narrowed) {
+        if let (Some(table), Some(narrowed)) = (&mut table, narrowed) {
             match kernel.install(endpoint.id, narrowed.writes()) {
                 Ok(()) => table.record(narrowed),
                 Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
             }
+        }
+        if once_more {
+            endpoint.put(last, &kernel, reject, steering)?;
         }
         Ok(())
     }
@@ -313,11 +328,7 @@ impl Node {
             }
             endpoint.rules = None;
             endpoint.addresses.clear();
-            let Some(at) = &mut endpoint.attachment else { continue };
-            at.closed = true;
-            let (bridged, ifindex) = (at.bridge.is_some(), at.ifindex);
-            let row = endpoint.row(bridged, self.config.enforcement.reject, &self.steering.pairs);
-            if let Err(error) = self.kernel.set_endpoint(ifindex, &row) {
+            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.pairs) {
                 tracing::error!(
                     pod = key,
                     error = &error as &dyn std::error::Error,
@@ -356,7 +367,10 @@ impl Node {
             Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
             Err(_) => Vec::new(),
         };
-        self.watchers.know(known(&world, &self.endpoints, &own));
+        let number = |pod: &PodRef| self.endpoints.get(&pod.to_string()).map(|endpoint| endpoint.id);
+        let mut known = Known::of_world(&world, number);
+        known.host.extend(&own);
+        self.watchers.know(known);
         let guard = guard(&self.config, &world, own);
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
@@ -506,27 +520,4 @@ fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
     let domain = domain.to_string();
     let texts = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain];
     texts.iter().filter_map(|text| Name::parse(text).ok()).collect()
-}
-
-fn known(world: &World, endpoints: &BTreeMap<String, Endpoint>, own: &[IpAddr]) -> Known {
-    let id_of = |pod: &str| endpoints.get(pod).map(|endpoint| -> EndpointId { endpoint.id });
-    let mut known = Known { host: own.iter().copied().collect(), ..Known::default() };
-    for (reference, pod) in world.pods.iter().filter(|(_, pod)| !pod.host_network) {
-        let labels: Labels = world.labels(&Holder::Pod(reference.clone()));
-        let workload = Arc::new(Workload {
-            endpoint: id_of(&reference.to_string()),
-            pod: reference.clone(),
-            labels: labels.texts(),
-        });
-        for address in &pod.addresses {
-            known.workloads.insert(*address, workload.clone());
-        }
-    }
-    for ((namespace, name), service) in &world.services {
-        for address in &service.addresses {
-            let reference = crate::engine::endpoint::PodRef { namespace: namespace.clone(), name: name.clone() };
-            known.services.insert(*address, reference);
-        }
-    }
-    known
 }

@@ -1,4 +1,4 @@
-//! What must survive a restart, because the pinned maps are read by it (DESIGN 7): who has which number, which group
+//! What must survive a restart, because the pinned maps are read by it: who has which number, which group
 //! has which bit, which local address stands for which resolver, the last good text of each object.
 //!
 //! **Invariant:** it is on disk before the kernel uses a number or a bit. Without it no pinned grant means anything:

@@ -156,7 +156,7 @@ impl Default for Settings {
 }
 
 impl Directory {
-    /// A directory of these endpoints, and of the resolvers by the local address that stands for each (DESIGN 3.1).
+    /// A directory of these endpoints, and of the resolvers by the local address that stands for each.
     pub fn new(
         settings: Settings,
         guard: Guard,

@@ -14,7 +14,7 @@
 //! Ctrl-C, and sweeps what a killed run left behind.
 
 // The demo, the tests and the benches each use their part of the lab.
-#![expect(dead_code, missing_docs, reason = "compiled into three programs, each uses its part; fields speak for themselves")]
+#![expect(dead_code, reason = "compiled into three programs, each uses its part; fields speak for themselves")]
 
 pub mod agent;
 pub mod clock;
@@ -24,6 +24,5 @@ pub mod process;
 pub mod snapshot;
 pub mod world;
 
-pub use agent::client::Agent;
 pub use daemon::Daemon;
-pub use world::{Options, Topology, World};
+pub use world::{Topology, World};

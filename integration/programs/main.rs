@@ -6,6 +6,7 @@ mod bench;
 mod classes;
 mod frames;
 mod reference;
+mod reload;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -35,6 +36,7 @@ fn main() {
             without_a_policy_the_pod_does_what_it_likes_as_itself, a_closed_endpoint_and_an_unknown_interface_pass_nothing,
             flows_beyond_the_budget_are_refused_until_one_ends, a_dry_run_leaves_no_trace,
             the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
+        reload: no_step_of_a_reload_opens_more_than_before_or_after;
         reference: the_programs_agree_with_a_model_on_random_rules_and_packets;
     };
     let cases = cases.into_iter().map(|case| case.with_ignored_flag(!able)).collect();

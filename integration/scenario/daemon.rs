@@ -67,10 +67,8 @@ pub fn control(scenario: &Scenario) -> Result<(), String> {
                 let from = SocketAddr::new(who.address(), 40_001);
                 stage.connections.insert(connection.clone(), Kept { pod: *who, number: 0, from, to: to.at });
             }
-            Act::Sends { pod, frame, arrives: Err(_) } => {
-                if !stage.send(*pod, frame).map_err(fault)? {
-                    return Err(fault("nobody guards, and yet the frame does not arrive".into()));
-                }
+            Act::Sends { pod, frame, arrives: Err(_) } if !stage.send(*pod, frame).map_err(fault)? => {
+                return Err(fault("nobody guards, and yet the frame does not arrive".into()));
             }
             _ => {}
         }
@@ -172,7 +170,9 @@ impl Subject for Node {
                 }
                 return compare(&self.stage.ask(*pod, question, reply.is_none()), reply.as_ref());
             }
-            Act::AsksRaw { pod, message, tcp, reply } => return self.stage.ask_raw(*pod, message, *tcp, reply.as_ref()),
+            Act::AsksRaw { pod, message, tcp, reply } => {
+                return self.stage.ask_raw(*pod, message, *tcp, reply.as_ref());
+            }
             Act::Reaches { who, to } => match self.stage.reach(*who, *to) {
                 Reach::Reached => {}
                 other => return Err(format!("{other:?}")),
@@ -231,7 +231,8 @@ impl Subject for Node {
                 let id = u32::from_ne_bytes(key[..4].try_into().map_err(|_| "a short key")?);
                 let octets: [u8; 16] = key[4..20].try_into().map_err(|_| "a short key")?;
                 let address = Ipv6Addr::from(octets).to_canonical();
-                let pod = *self.ids.get(&id).ok_or_else(|| format!("a grant of an unknown endpoint {id}: {address}"))?;
+                let pod =
+                    *self.ids.get(&id).ok_or_else(|| format!("a grant of an unknown endpoint {id}: {address}"))?;
                 found.push((pod, address, deadline(&row)));
             }
         }
@@ -242,7 +243,9 @@ impl Subject for Node {
         let status = self.status()?;
         let text = |refusal: &Value, key: &str| refusal[key].as_str().unwrap_or_default().to_owned();
         let refusals = status["policy"]["refusals"].as_array()?;
-        Some(refusals.iter().map(|one| [text(one, "object"), text(one, "place"), text(one, "text")].join(" ")).collect())
+        Some(
+            refusals.iter().map(|one| [text(one, "object"), text(one, "place"), text(one, "text")].join(" ")).collect(),
+        )
     }
 
     fn closed(&mut self) -> Option<BTreeSet<Pod>> {
@@ -263,7 +266,9 @@ impl Stage {
         let mut served = BTreeSet::new();
         let mut settled = false;
         for step in &scenario.steps {
-            let (Act::Reaches { to, .. } | Act::Stopped { to, .. } | Act::Opens { to, .. }) = step.act else { continue };
+            let (Act::Reaches { to, .. } | Act::Stopped { to, .. } | Act::Opens { to, .. }) = step.act else {
+                continue;
+            };
             if to.at.is_ipv6() && !settled {
                 // Until duplicate address detection is over, nobody answers.
                 let tentative = |part: &&str| stage.world.must(part, "ip -6 address show tentative").contains("inet6");

@@ -34,17 +34,53 @@ pub struct Step {
 /// What is done, and what must be seen of it.
 #[derive(Debug)]
 pub enum Act {
-    Says { name: String, qtype: String, script: Script },
-    Asks { pod: Pod, question: Asked, script: Option<Script>, reply: Option<Expected> },
-    AsksRaw { pod: Pod, message: String, tcp: bool, reply: Option<Expected> },
-    Reaches { who: Pod, to: Target },
-    Stopped { who: Pod, to: Target, why: Option<String> },
-    Opens { who: Pod, connection: String, to: Target },
-    GoesOn { connection: String },
-    Ends { connection: String },
-    Sends { pod: Pod, frame: Frame, arrives: Result<(), Option<String>> },
+    Says {
+        name: String,
+        qtype: String,
+        script: Script,
+    },
+    Asks {
+        pod: Pod,
+        question: Asked,
+        script: Option<Script>,
+        reply: Option<Expected>,
+    },
+    AsksRaw {
+        pod: Pod,
+        message: String,
+        tcp: bool,
+        reply: Option<Expected>,
+    },
+    Reaches {
+        who: Pod,
+        to: Target,
+    },
+    Stopped {
+        who: Pod,
+        to: Target,
+        why: Option<String>,
+    },
+    Opens {
+        who: Pod,
+        connection: String,
+        to: Target,
+    },
+    GoesOn {
+        connection: String,
+    },
+    Ends {
+        connection: String,
+    },
+    Sends {
+        pod: Pod,
+        frame: Frame,
+        arrives: Result<(), Option<String>>,
+    },
     /// `None`: the file is removed.
-    File { name: String, text: Option<String> },
+    File {
+        name: String,
+        text: Option<String>,
+    },
     Kill,
     Start,
     Hangup,
@@ -211,7 +247,11 @@ impl Scenario {
         let at = match clauses[0].strip_prefix("at ").map(|rest| rest.split_once(' ').unwrap_or((rest, ""))) {
             Some((time, rest)) => {
                 let time = duration(time)?;
-                if rest.is_empty() { drop(clauses.remove(0)) } else { clauses[0] = rest.trim().to_owned() }
+                if rest.is_empty() {
+                    drop(clauses.remove(0))
+                } else {
+                    clauses[0] = rest.trim().to_owned()
+                }
                 Some(time)
             }
             None => None,
@@ -264,7 +304,11 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
                     ("over", Some("tcp")) => question.tcp = true,
                     ("of", Some(server)) => question.server = SocketAddr::new(address(server)?, 53),
                     ("without", Some("edns")) => question.edns = false,
-                    _ => return Err(format!("found {word} after a question; over tcp, of ADDRESS or without edns can be there")),
+                    _ => {
+                        return Err(format!(
+                            "found {word} after a question; over tcp, of ADDRESS or without edns can be there"
+                        ));
+                    }
                 }
             }
             let script = take("upstream says ").map(|what| script(&what)).transpose()?;
@@ -273,7 +317,12 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         }
         [pod, "sends", "raw", message, ref how @ ..] => {
             let reply = take("reply ").ok_or("a question without `reply …`")?;
-            Act::AsksRaw { pod: who(pod)?, message: message.into(), tcp: how == ["over", "tcp"], reply: reply_of(&reply)? }
+            Act::AsksRaw {
+                pod: who(pod)?,
+                message: message.into(),
+                tcp: how == ["over", "tcp"],
+                reply: reply_of(&reply)?,
+            }
         }
         [pod, "sends", ref frame @ ..] => {
             let frame = frame_of(frame)?;
@@ -340,7 +389,9 @@ fn script(text: &str) -> Result<Script, String> {
             "rcode" => script.rcode = word().into(),
             "tc" => script.truncate = true,
             "silent" => script.silent = true,
-            "late" => script.delay_ms = u64::try_from(duration(word())?.as_millis()).map_err(|error| error.to_string())?,
+            "late" => {
+                script.delay_ms = u64::try_from(duration(word())?.as_millis()).map_err(|error| error.to_string())?
+            }
             "forged" => {
                 let forgery = match word() {
                     "header" => Forgery::Header,

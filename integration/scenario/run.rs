@@ -62,7 +62,8 @@ impl Ledger {
         for change in &step.changes {
             match change {
                 Change::Granted { pod, address, left } => {
-                    let until = live.get(&(*pod, *address)).ok_or_else(|| format!("no grant {} {address}", pod.word()))?;
+                    let until =
+                        live.get(&(*pod, *address)).ok_or_else(|| format!("no grant {} {address}", pod.word()))?;
                     let (low, high) = (after(before, *left) - nanos(SLACK), after(now, *left) + nanos(SLACK));
                     if !(low..=high).contains(until) {
                         return Err(format!("the grant {} {address} has {} left", pod.word(), seconds(*until, before)));

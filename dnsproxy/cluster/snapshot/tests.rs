@@ -1,8 +1,12 @@
 //! What a directory says, what is wrong with it, and what stays in force.
 
+mod policies;
+
 use std::fs;
 use std::net::IpAddr;
 use std::path::PathBuf;
+
+use proptest::prelude::*;
 
 use super::*;
 use crate::engine::bits::Bits;
@@ -140,147 +144,6 @@ fn policy_of(name: &str, spec: &str) -> String {
 
 fn allow(cidr: &str) -> String {
     policy_of("allow", &format!("endpointSelector: {{}}\negress:\n- toCIDR: [{cidr}]"))
-}
-
-/// What a pod may do under one policy's spec.
-#[track_caller]
-fn under(spec: &str) -> View {
-    let view = Story::default().next(&[("cluster.yaml", CLUSTER), ("policy.yaml", &policy_of("p", spec))]);
-    view.refusals(&[]);
-    view
-}
-
-#[test]
-fn without_a_policy_everything_passes_and_nothing_is_steered() {
-    let view = Story::default().next(&[("cluster.yaml", CLUSTER)]);
-    view.opens("192.0.2.1", 443).tcp(Direction::Ingress, "192.0.2.1", 80, true);
-    assert!(!view.rules.selected && !view.rules.steered());
-    assert_eq!(view.snapshot.skipped, 1, "a ConfigMap is no policy");
-}
-
-#[test]
-fn an_empty_item_allows_nothing_and_shuts_its_direction() {
-    under("endpointSelector: {}\negress: [{}]").stays_shut("192.0.2.1", 443).tcp(
-        Direction::Ingress,
-        "192.0.2.1",
-        80,
-        true,
-    );
-    under("endpointSelector: {}\negressDeny: [{}]").stays_shut("192.0.2.1", 443);
-    let shut = under("endpointSelector: {}\ningress: [{}]");
-    shut.opens("192.0.2.1", 443).tcp(Direction::Ingress, "10.0.0.2", 80, false);
-    shut.tcp(Direction::Ingress, "10.9.0.1", 80, true);
-}
-
-#[test]
-fn an_absent_peer_is_everyone_and_an_empty_list_is_nobody() {
-    let ports = "toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]";
-    under(&format!("endpointSelector: {{}}\negress:\n- {ports}"))
-        .opens("192.0.2.1", 443)
-        .opens("10.0.0.3", 443)
-        .opens("2001:db8::1", 443)
-        .stays_shut("192.0.2.1", 80);
-    for peers in ["toEndpoints", "toCIDR", "toEntities", "toFQDNs"] {
-        under(&format!("endpointSelector: {{}}\negress:\n- {peers}: []\n  {ports}"))
-            .stays_shut("192.0.2.1", 443)
-            .stays_shut("10.0.0.2", 443)
-            .stays_shut("10.9.0.1", 443);
-    }
-}
-
-#[test]
-fn ports_without_a_port_open_none() {
-    for ports in ["toPorts: []", "toPorts: [{}]", "toPorts: [{ports: []}]"] {
-        under(&format!("endpointSelector: {{}}\negress:\n- {ports}")).stays_shut("192.0.2.1", 443);
-    }
-    under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]\n  toPorts: []").opens("192.0.2.1", 443);
-    under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]\n  toPorts: [{}]").stays_shut("192.0.2.1", 443);
-}
-
-#[test]
-fn any_is_tcp_udp_and_sctp_but_not_icmp() {
-    let view = under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]\n  toPorts: [{ports: [{port: \"0\"}]}]");
-    let address = "192.0.2.1".parse().unwrap();
-    for (protocol, passes) in
-        [(Protocol::Tcp, true), (Protocol::Udp, true), (Protocol::Sctp, true), (Protocol::Icmp, false)]
-    {
-        let verdict = view.rules.evaluate(Direction::Egress, address, protocol, 7, Bits::NONE);
-        assert_eq!(verdict.passes(), passes, "{protocol:?}");
-    }
-    let all = under("endpointSelector: {}\negress:\n- toCIDR: [192.0.2.0/24]");
-    assert!(all.rules.evaluate(Direction::Egress, address, Protocol::Icmp, 0x800, Bits::NONE).passes());
-}
-
-#[test]
-fn a_block_never_opens_a_pod_a_node_or_the_host() {
-    under("endpointSelector: {}\negress:\n- toCIDR: [0.0.0.0/0]\n- toEntities: [world]")
-        .opens("192.0.2.1", 443)
-        .opens("2001:db8::1", 443)
-        .stays_shut("10.0.0.2", 443)
-        .stays_shut("10.9.0.1", 443)
-        .stays_shut("10.9.0.2", 443);
-}
-
-#[test]
-fn an_empty_peer_selector_is_the_policys_own_namespace() {
-    under("endpointSelector: {}\negress:\n- toEndpoints: [{}]")
-        .opens("10.0.0.2", 443)
-        .stays_shut("10.0.0.3", 443)
-        .stays_shut("10.9.0.1", 443)
-        .stays_shut("192.0.2.1", 443);
-    let other = "matchLabels: {k8s:io.kubernetes.pod.namespace: else, any:app: db}";
-    under(&format!("endpointSelector: {{}}\negress:\n- toEndpoints:\n  - {other}"))
-        .opens("10.0.0.3", 443)
-        .stays_shut("10.0.0.2", 443);
-    let blue = "matchLabels: {io.cilium.k8s.namespace.labels.team: blue}";
-    under(&format!("endpointSelector: {{}}\negress:\n- toEndpoints:\n  - {blue}"))
-        .opens("10.0.0.3", 443)
-        .stays_shut("10.0.0.2", 443);
-}
-
-#[test]
-fn entities_are_classes_of_peers() {
-    under("endpointSelector: {}\negress:\n- toEntities: [cluster]")
-        .opens("10.0.0.3", 1)
-        .opens("10.9.0.1", 1)
-        .opens("10.9.0.2", 1)
-        .stays_shut("192.0.2.1", 1);
-    under("endpointSelector: {}\negress:\n- toEntities: [host]").opens("10.9.0.1", 1).stays_shut("10.9.0.2", 1);
-    under("endpointSelector: {}\negress:\n- toEntities: [all]").opens("10.9.0.2", 1).opens("192.0.2.1", 1);
-    under("endpointSelector: {}\negress:\n- toEndpoints: [{matchLabels: {reserved:host: \"\"}}]")
-        .opens("10.9.0.1", 1)
-        .stays_shut("10.9.0.2", 1);
-}
-
-#[test]
-fn a_denial_beats_every_allowance() {
-    under(
-        "endpointSelector: {}\negress:\n- toCIDR: [192.0.2.1/32]\n- toEntities: [all]\n\
-         egressDeny:\n- toCIDR: [192.0.2.0/24]\n  toPorts: [{ports: [{port: \"443\"}]}]",
-    )
-    .stays_shut("192.0.2.1", 443)
-    .opens("192.0.2.1", 80)
-    .opens("192.0.3.1", 443);
-}
-
-#[test]
-fn a_denial_of_what_lacks_a_label_meets_the_world_too() {
-    let lacking = "matchExpressions: [{key: io.kubernetes.pod.namespace, operator: NotIn, values: [shop]}]";
-    let view = under(&format!(
-        "endpointSelector: {{}}\negress:\n- toEntities: [all]\negressDeny:\n- toEndpoints:\n  - {lacking}"
-    ));
-    view.stays_shut("192.0.2.1", 1).stays_shut("10.0.0.3", 1).stays_shut("10.9.0.1", 1).opens("10.0.0.2", 1);
-    let allowed = under(&format!("endpointSelector: {{}}\negress:\n- toEndpoints:\n  - {lacking}"));
-    allowed.stays_shut("192.0.2.1", 1).stays_shut("10.9.0.1", 1).opens("10.0.0.3", 1);
-}
-
-#[test]
-fn a_policy_selects_by_labels_in_its_own_namespace() {
-    let spec = "endpointSelector: {matchExpressions: [{key: app, operator: In, values: [web, api]}]}\negress: [{}]";
-    under(spec).stays_shut("192.0.2.1", 1);
-    under("endpointSelector: {matchLabels: {app: db}}\negress: [{}]").opens("192.0.2.1", 1);
-    let elsewhere = policy_of("p", "endpointSelector: {}\negress: [{}]").replace("shop", "else");
-    Story::default().next(&[("cluster.yaml", CLUSTER), ("p.yaml", &elsewhere)]).opens("192.0.2.1", 1);
 }
 
 #[test]
@@ -437,51 +300,6 @@ fn json_and_json_lines_say_the_same_as_yaml() {
 }
 
 #[test]
-fn the_demo_says_what_its_issue_says() {
-    let mut snapshot = read(&folder("config/demo"), &LastGood::default(), OnInvalid::Refuse);
-    assert_eq!(snapshot.refusals, []);
-    snapshot.world.own_node = Some("demo-node".to_owned());
-    let mut ids = PeerIds::default();
-    let compiler = Compiler::new(&snapshot.world, &mut ids);
-    let pod = |name: &str| PodRef { namespace: "payments".to_owned(), name: name.to_owned() };
-    let payment = compiler.compile(&pod("payment-processor"), &[]).unwrap();
-    let reports = compiler.compile(&pod("reports"), &[]).unwrap();
-    let ip = |text: &str| text.parse::<IpAddr>().unwrap();
-    let asks = |rules: &RuleSet, server: &str, name: &str| {
-        let answer = |protocol| rules.may_ask(ip(server), protocol, 53, &Name::parse(name).unwrap()).is_ok();
-        assert_eq!(answer(Protocol::Udp), answer(Protocol::Tcp));
-        answer(Protocol::Udp)
-    };
-    let database = "prod-db.cxyz.us-east-1.rds.amazonaws.com";
-    for server in ["198.18.0.10", "2001:db8:18::a", "203.0.113.53", "2001:db8:2::53"] {
-        assert!(["api.stripe.com", database, "api.github.com"].iter().all(|name| asks(&payment, server, name)));
-        assert!(asks(&reports, server, "api.github.com") && !asks(&reports, server, "api.stripe.com"), "{server}");
-        assert!(payment.trusts(ip(server), Protocol::Udp, 53) && reports.trusts(ip(server), Protocol::Tcp, 53));
-    }
-    assert!(!asks(&payment, "192.0.2.53", "api.stripe.com"));
-    let reaches = |rules: &RuleSet, name: &str, port| {
-        let grants = rules.groups_of(&Name::parse(name).unwrap());
-        rules.evaluate(Direction::Egress, ip("192.0.2.1"), Protocol::Tcp, port, grants).passes()
-    };
-    for (name, port, payments, report) in [
-        ("api.stripe.com", 443, true, false),
-        ("api.stripe.com", 5432, true, false),
-        ("api.stripe.com", 80, false, false),
-        (database, 5432, true, false),
-        ("rds.amazonaws.com", 5432, false, false),
-        ("api.github.com", 443, false, true),
-    ] {
-        assert_eq!((reaches(&payment, name, port), reaches(&reports, name, port)), (payments, report), "{name} {port}");
-    }
-    assert!(payment.steered() && reports.steered() && payment.deny_egress && !payment.deny_ingress);
-    // Past the proxy nothing passes, not to the resolver either.
-    for server in ["198.18.0.10", "203.0.113.53"] {
-        assert!(!payment.evaluate(Direction::Egress, ip(server), Protocol::Udp, 53, Bits::NONE).passes());
-    }
-    assert_eq!(payment.resolvers().len(), 8, "four addresses, two protocols: {:?}", payment.resolvers());
-}
-
-#[test]
 fn a_mounted_generation_is_read_where_data_points_to() {
     let dir = tempfile::tempdir().unwrap();
     for (generation, cidr) in [("..one", "192.0.2.0/24"), ("..two", "203.0.113.0/24")] {
@@ -530,4 +348,122 @@ fn a_directory_that_is_gone_opens_nothing() {
     assert!(second.refusals[0].kept && second.world.policies.len() == 1 && second.world.refused.is_empty());
     let third = read(&gone, &LastGood::default(), OnInvalid::Refuse);
     assert!(!third.refusals[0].kept && third.world.refused.len() == 1);
+}
+
+#[test]
+fn a_field_that_is_no_field_or_stands_twice_could_have_been_either_direction() {
+    let story = |policy: &str| Story::default().next(&[("cluster.yaml", CLUSTER), ("p.yaml", policy)]);
+    for spec in [
+        "endpointSelector: {}\negress: [{toEntities: [world]}]\ningres: []",
+        "endpointSelector: {}\negress: [{toEntities: [world]}]\negress: []",
+    ] {
+        story(&policy_of("p", spec)).stays_shut("192.0.2.1", 443).tcp(Direction::Ingress, "192.0.2.1", 80, false);
+    }
+    // Whom it means can't be told either.
+    let two = policy_of("p", "endpointSelector: {matchLabels: {app: db}}\nendpointSelector: {}\negress: [{}]");
+    story(&two).stays_shut("192.0.2.1", 443);
+    let two = format!(
+        "{}spec:\n  endpointSelector: {{matchLabels: {{app: db}}}}\n  ingress: [{{}}]\n",
+        allow("192.0.2.0/24")
+    );
+    story(&two).stays_shut("192.0.2.1", 443);
+}
+
+#[test]
+fn a_denial_with_peers_that_can_not_be_read_denies_everyone() {
+    let open = policy_of("open", "endpointSelector: {}\negress:\n- toEntities: [all]");
+    for peers in [
+        "toEndpoints: [{matchLabels: {app: 1}}]",
+        "toCIDRSet: [{cidr: 203.0.113.0/24}]",
+        "toServices: []",
+        "toFQDNs: [{matchName: example.com}]",
+        "toEntities: [moon]",
+        "toCIDR: [203.0.113.0/24]\n  toEndpoints: []",
+        "toCIDR: [203.0.113.0/24]\n  toCIDR: []",
+    ] {
+        let deny = policy_of(
+            "deny",
+            &format!("endpointSelector: {{}}\negressDeny:\n- {peers}\n  toPorts: [{{ports: [{{port: \"443\"}}]}}]"),
+        );
+        let view = Story::default().next(&[("cluster.yaml", CLUSTER), ("deny.yaml", &deny), ("open.yaml", &open)]);
+        assert!(!view.snapshot.refusals.is_empty(), "{peers}");
+        view.stays_shut("192.0.2.1", 443).stays_shut("10.0.0.2", 443);
+    }
+}
+
+#[test]
+fn a_pod_that_stands_twice_in_two_ways_is_opened_by_neither() {
+    let again = "apiVersion: v1\nkind: Pod\nmetadata: {name: db, namespace: shop, labels: {app: cache}}\n\
+                 status: {podIP: 10.0.0.2}\n";
+    let policy = policy_of(
+        "p",
+        "endpointSelector: {}\negress:\n- toEndpoints: [{matchLabels: {app: cache}}, {matchLabels: {app: db}}]",
+    );
+    Story::default()
+        .next(&[("again.yaml", again), ("cluster.yaml", CLUSTER), ("p.yaml", &policy)])
+        .refusals(&["another Pod shop/db at cluster.yaml:8:3", "another Pod shop/db at again.yaml:1:1"])
+        .stays_shut("10.0.0.2", 443);
+}
+
+/// The demo's policy for payments with a piece of it replaced.
+fn damaged() -> impl Strategy<Value = String> {
+    let text = fs::read_to_string(folder("config/demo/payment-processor.yaml")).unwrap();
+    let pieces = prop_oneof![
+        Just(String::new()),
+        "[a-z0-9:{}\\[\\]*&!\"'#, \n-]{1,6}",
+        prop::sample::select(vec![
+            "null",
+            "[]",
+            "{}",
+            "\n  - ",
+            "egressDeny",
+            "\"*\"",
+            "0",
+            "yes",
+            "\u{0}",
+            "\t",
+            "- {}\n"
+        ])
+        .prop_map(str::to_owned),
+    ];
+    (0..text.len(), 0..30usize, pieces).prop_map(move |(from, octets, piece)| {
+        let to = (from + octets).min(text.len());
+        format!("{}{piece}{}", &text[..from], &text[to..])
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(400) })]
+
+    #[test]
+    fn a_damaged_policy_changes_nothing_or_is_a_policy(damaged in damaged()) {
+        let cluster = ["cluster.yaml", "kube-dns.yaml"]
+            .map(|name| (name, fs::read_to_string(folder("config/demo").join(name)).unwrap()));
+        let generation = |policy: String, last_good: &LastGood| {
+            let files: Vec<File> = cluster
+                .iter()
+                .map(|(name, text)| (*name, text.clone()))
+                .chain([("policy.yaml", policy)])
+                .map(|(name, text)| File { name: name.to_owned(), content: Ok(text.into_bytes()) })
+                .collect();
+            assemble(&files, last_good, OnInvalid::Refuse)
+        };
+        let good = fs::read_to_string(folder("config/demo/payment-processor.yaml")).unwrap();
+        let before = generation(good, &LastGood::default());
+        let after = generation(damaged, &before.last_good);
+        let subject = PodRef { namespace: "payments".to_owned(), name: "payment-processor".to_owned() };
+        let rules = |snapshot: &Snapshot| {
+            let mut ids = PeerIds::default();
+            Compiler::new(&snapshot.world, &mut ids).compile(&subject, &[]).unwrap()
+        };
+        let (old, new) = (rules(&before), rules(&after));
+        let kept = after.refusals.iter().any(|refusal| refusal.kept);
+        if kept {
+            // Places are those of the kept text; what it means is the same.
+            prop_assert_eq!((&new.ports, &new.groups, &new.peers), (&old.ports, &old.groups, &old.peers));
+        } else if !after.refusals.is_empty() {
+            // Another policy now, and refused: it opens nothing.
+            prop_assert!(new.ports.iter().all(|row| row.allow.is_empty()) && new.names.is_empty() && new.dns.is_empty());
+        }
+    }
 }

@@ -1,8 +1,8 @@
 //! Policies and labels in, rule sets out: the rows of the kernel's maps and the name rules of the proxy.
 //!
-//! - [`groups`]: items with the same ports are one group, one bit; port rows, CIDR rows, peer rows
-//! - [`services`]: what a Service's address stands for
-//! - [`dns`]: whom the workload may ask for which names
+//! - `groups`: items with the same ports are one group, one bit; port rows, CIDR rows, peer rows
+//! - `services`: what a Service's address stands for
+//! - `dns`: whom the workload may ask for which names
 //!
 //! The semantics are Cilium's; `engine::reference` says them once more without bits and rows, and a property test
 //! holds the two against each other.
@@ -12,6 +12,7 @@ mod groups;
 mod services;
 #[cfg(test)]
 mod tests;
+mod transition;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -24,6 +25,8 @@ use super::policy::{Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
 use super::world::{Holder, PeerIds, World, peer_key};
+pub use transition::transition;
+
 use groups::Groups;
 use services::Front;
 

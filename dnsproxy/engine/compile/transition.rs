@@ -1,0 +1,71 @@
+//! The rows between two rule sets, for the moments in which grants carry the bits of both.
+//!
+//! While bits of the new rule set are already in grants, or those of the old one still are, an address may match a group
+//! that it has left, or has not joined yet. A group opens the same ports in both rule sets, so what it lets through is
+//! open in one of them: unless a deny shuts it there, and the rows in force have no such deny. So the denies of both hold
+//! from before bits are added until after they are cleared.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+
+use crate::engine::bits::Bits;
+use crate::engine::ruleset::{Direction, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
+
+/// What `base` allows less what `base` or `other` denies; `None` if `other` denies nothing, so that `base` itself will do.
+pub fn transition(base: &RuleSet, other: &RuleSet) -> Option<RuleSet> {
+    let denied = |row: &PortRow| row.direction == Direction::Egress && !row.deny.is_empty();
+    if !other.ports.iter().any(denied) || !base.selected {
+        return None;
+    }
+    let deny_bits = other.ports.iter().fold(Bits::NONE, |bits, row| bits | row.deny);
+    let keys: BTreeSet<(Direction, Protocol, u16)> =
+        other.ports.iter().chain(&base.ports).map(|row| (row.direction, row.protocol, row.port)).collect();
+    let ports = keys.into_iter().map(|(direction, protocol, port)| {
+        let (was, is) = (ports_of(other, direction, protocol, port), ports_of(base, direction, protocol, port));
+        PortRow { direction, protocol, port, allow: is.0, deny: is.1 | was.1 }
+    });
+    let nets: BTreeSet<IpNet> = other.cidrs.iter().chain(&base.cidrs).map(|row| row.0).collect();
+    let cidrs = nets.into_iter().map(|net| (net, cidr_of(base, net) | cidr_of(other, net) & deny_bits));
+    let ids: BTreeSet<_> = other.peers.iter().chain(&base.peers).map(|row| row.0).collect();
+    let bits_of = |set: &RuleSet, id| set.peers.iter().find(|row| row.0 == id).map_or(Bits::NONE, |row| row.1);
+    let peers = ids.into_iter().map(|id| (id, bits_of(base, id) | bits_of(other, id) & deny_bits));
+    Some(RuleSet {
+        ports: ports.collect(),
+        cidrs: cidrs.filter(|row| !row.1.is_empty()).collect(),
+        peers: peers.filter(|row| !row.1.is_empty()).collect(),
+        services: services(other, base),
+        ..base.clone()
+    })
+}
+
+/// The row that the kernel finds: exact, then any port, then any protocol.
+fn ports_of(set: &RuleSet, direction: Direction, protocol: Protocol, port: u16) -> (Bits, Bits) {
+    let find = |protocol, port| {
+        set.ports.iter().find(|row| (row.direction, row.protocol, row.port) == (direction, protocol, port))
+    };
+    let row = find(protocol, port).or_else(|| find(protocol, 0)).or_else(|| find(Protocol::Any, 0));
+    row.map_or((Bits::NONE, Bits::NONE), |row| (row.allow, row.deny))
+}
+
+/// The row of the longest prefix that covers `net`.
+fn cidr_of(set: &RuleSet, net: IpNet) -> Bits {
+    let covering = set.cidrs.iter().filter(|row| row.0.contains(&net));
+    covering.max_by_key(|row| row.0.prefix_len()).map_or(Bits::NONE, |row| row.1)
+}
+
+fn services(other: &RuleSet, base: &RuleSet) -> Vec<ServiceRow> {
+    let key = |row: &ServiceRow| -> (IpAddr, Protocol, u16) { (row.address, row.protocol, row.port) };
+    let shut: BTreeSet<_> = other.services.iter().filter(|row| row.verdict == ServiceVerdict::Deny).map(key).collect();
+    let open = base.services.iter().filter(|row| !shut.contains(&key(row))).copied();
+    let denied = shut.iter().map(|(address, protocol, port)| ServiceRow {
+        address: *address,
+        protocol: *protocol,
+        port: *port,
+        verdict: ServiceVerdict::Deny,
+    });
+    let mut rows: Vec<ServiceRow> = open.chain(denied).collect();
+    rows.sort_unstable();
+    rows
+}
