@@ -54,6 +54,7 @@ use libtest_mimic::{Failed, Trial};
 
 mod daemon;
 mod engine;
+mod faults;
 mod language;
 mod run;
 
@@ -64,7 +65,7 @@ pub fn trials() -> Vec<Trial> {
     let mut files = Vec::new();
     collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/scenarios"), &mut files);
     files.sort();
-    let mut trials = Vec::new();
+    let mut trials = faults::trials();
     for (name, path) in files {
         match read(&path) {
             Ok(scenario) if scenario.engine => {

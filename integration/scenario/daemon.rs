@@ -58,7 +58,7 @@ pub fn control(scenario: &Scenario) -> Result<(), String> {
         match &step.act {
             Act::Stopped { who, to, .. } if done.insert((*who, *to)) => {
                 // A fresh world's neighbours may need a second to find each other.
-                let reached = wait_until(SOON, || stage.reach(*who, *to) == Reach::Reached);
+                let reached = wait_until(Duration::from_secs(3), || stage.reach(*who, *to) == Reach::Reached);
                 if !reached {
                     return Err(fault("nobody guards, and yet it is not reached".into()));
                 }

@@ -112,7 +112,8 @@ impl Model {
         if !self.alive {
             return;
         }
-        let file = |(name, text): (&String, &String)| File { name: name.clone(), content: Ok(text.clone().into_bytes()) };
+        let file =
+            |(name, text): (&String, &String)| File { name: name.clone(), content: Ok(text.clone().into_bytes()) };
         let files: Vec<File> = self.files.iter().map(file).collect();
         let snapshot = assemble(&files, &self.last_good, OnInvalid::Refuse);
         self.last_good = snapshot.last_good;
@@ -152,7 +153,11 @@ impl Model {
         let way = |pod: Pod, direction, address: IpAddr| {
             let endpoint = self.pods.get(&pod).filter(|endpoint| !endpoint.closed)?;
             let slots = endpoint.rows.get(&address).copied().unwrap_or_default();
-            let bits = if ever { slots.iter().fold(Bits::NONE, |bits, slot| bits | slot.bits) } else { open_at(&slots, MonoNs(self.now)) };
+            let bits = if ever {
+                slots.iter().fold(Bits::NONE, |bits, slot| bits | slot.bits)
+            } else {
+                open_at(&slots, MonoNs(self.now))
+            };
             Some(endpoint.rules.evaluate(direction, address, protocol, to.at.port(), bits))
         };
         let out = if who == Pod::Out { Some(PacketVerdict::Allowed) } else { way(who, Direction::Egress, to.at.ip()) };
@@ -197,7 +202,10 @@ impl Model {
             match rules.may_ask(asked.server.ip(), protocol, asked.server.port(), &query.name) {
                 Ok(_) => {}
                 Err(Denied::Name(by)) => {
-                    return refused(EdeCode::Blocked, &by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "));
+                    return refused(
+                        EdeCode::Blocked,
+                        &by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                    );
                 }
                 Err(_) => return refused(EdeCode::Prohibited, "server"),
             }
@@ -223,7 +231,13 @@ impl Model {
     }
 
     /// What the answer teaches, held by the model's kernel and then by the table.
-    fn grant(&mut self, pod: Pod, asked: &Asked, query: &Query<'_>, answer: &Answer<'_>) -> Result<Vec<IpAddr>, String> {
+    fn grant(
+        &mut self,
+        pod: Pod,
+        asked: &Asked,
+        query: &Query<'_>,
+        answer: &Answer<'_>,
+    ) -> Result<Vec<IpAddr>, String> {
         let Ok(mut learned) = answer.learn(query) else { return Ok(Vec::new()) };
         let endpoint = self.pods.get_mut(&pod).ok_or("not a pod")?;
         let protocol = if asked.tcp { Protocol::Tcp } else { Protocol::Udp };
@@ -255,10 +269,13 @@ impl Model {
         let mut came: Vec<Vec<u8>> = Vec::new();
         if !asked.tcp {
             came.extend(script.iter().flat_map(|script| &script.forged).filter_map(|forgery| forged(*forgery, asked)));
-            came.extend(script.iter().filter(|script| script.truncate).map(|script| answered(asked, Some(script), known, true)));
+            came.extend(
+                script.iter().filter(|script| script.truncate).map(|script| answered(asked, Some(script), known, true)),
+            );
         }
         came.push(answered(asked, script.as_ref(), known, false));
-        came.into_iter().find(|octets| answer::matches(octets, &query.question) == Match::Exact && !answer::is_truncated(octets))
+        came.into_iter()
+            .find(|octets| answer::matches(octets, &query.question) == Match::Exact && !answer::is_truncated(octets))
     }
 }
 
@@ -339,7 +356,8 @@ impl Subject for Model {
     }
 
     fn grants(&mut self) -> Result<Vec<(Pod, IpAddr, u64)>, String> {
-        let last = |slots: &[Slot; SLOTS]| slots.iter().filter(|slot| !slot.bits.is_empty()).map(|slot| slot.until.0).max();
+        let last =
+            |slots: &[Slot; SLOTS]| slots.iter().filter(|slot| !slot.bits.is_empty()).map(|slot| slot.until.0).max();
         let rows = self.pods.iter().flat_map(|(pod, endpoint)| {
             endpoint.rows.iter().filter_map(move |(address, slots)| Some((*pod, *address, last(slots)?)))
         });
