@@ -6,6 +6,7 @@
 //! numbers. `pay` and `rep` are the pods payment-processor and reports, 198.51.100.10 and .11; `out` is the outside.
 //!
 //! ```text
+//! also against the engine                      the steps need no kernel and no socket: a second trial plays them without
 //! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step
 //! file orders.yaml:                            a file of the snapshot; the text is what is indented, less two blanks
 //!   apiVersion: cilium.io/v2 …
@@ -52,17 +53,29 @@ use std::path::{Path, PathBuf};
 use libtest_mimic::{Failed, Trial};
 
 mod daemon;
+mod engine;
+mod faults;
 mod language;
 mod run;
 
 use language::Scenario;
 
-/// One trial a file, and a second against the engine for those whose rules need no kernel.
+/// One trial a file, and a second against the engine for those that say so.
 pub fn trials() -> Vec<Trial> {
     let mut files = Vec::new();
     collect(&Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/scenarios"), &mut files);
     files.sort();
-    files.into_iter().map(|(name, path)| Trial::test(format!("scenario::{name}"), move || in_world(&path))).collect()
+    let mut trials = faults::trials();
+    for (name, path) in files {
+        match read(&path) {
+            Ok(scenario) if scenario.engine => {
+                trials.push(Trial::test(format!("scenario::engine::{name}"), move || in_engine(&scenario)));
+            }
+            _ => {}
+        }
+        trials.push(Trial::test(format!("scenario::{name}"), move || in_world(&path)));
+    }
+    trials
 }
 
 fn in_world(path: &Path) -> Result<(), Failed> {
@@ -72,12 +85,17 @@ fn in_world(path: &Path) -> Result<(), Failed> {
     Ok(())
 }
 
+fn in_engine(scenario: &Scenario) -> Result<(), Failed> {
+    run::run(scenario, engine::Model::new(scenario)?)?;
+    Ok(())
+}
+
 fn read(path: &Path) -> Result<Scenario, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
     language::parse(&text)
 }
 
-/// `SUBJECT/NAME` and path of every scenario under a directory.
+/// `SUBJECT::NAME` and path of every scenario under a directory.
 fn collect(directory: &Path, into: &mut Vec<(String, PathBuf)>) {
     for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -56,10 +56,13 @@ pub fn control(scenario: &Scenario) -> Result<(), String> {
     for step in &scenario.steps {
         let fault = |why: String| format!("line {}: {}: {why}", step.line, step.text);
         match &step.act {
-            Act::Stopped { who, to, .. } if done.insert((*who, *to)) => match stage.reach(*who, *to) {
-                Reach::Reached => {}
-                other => return Err(fault(format!("nobody guards, and yet it is {other:?}"))),
-            },
+            Act::Stopped { who, to, .. } if done.insert((*who, *to)) => {
+                // A fresh world's neighbours may need a second to find each other.
+                let reached = wait_until(Duration::from_secs(3), || stage.reach(*who, *to) == Reach::Reached);
+                if !reached {
+                    return Err(fault("nobody guards, and yet it is not reached".into()));
+                }
+            }
             Act::Opens { who, connection, to } => {
                 let from = SocketAddr::new(who.address(), 40_001);
                 stage.connections.insert(connection.clone(), Kept { pod: *who, number: 0, from, to: to.at });
@@ -261,10 +264,16 @@ impl Stage {
         let world = World::new(Options { topology: Topology::Routed });
         let stage = Stage { world, connections: HashMap::new() };
         let mut served = BTreeSet::new();
+        let mut settled = false;
         for step in &scenario.steps {
             let (Act::Reaches { to, .. } | Act::Stopped { to, .. } | Act::Opens { to, .. }) = step.act else {
                 continue;
             };
+            if to.at.is_ipv6() && !settled {
+                // Until duplicate address detection is over, nobody answers.
+                let tentative = |part: &&str| stage.world.must(part, "ip -6 address show tentative").contains("inet6");
+                settled = wait_until(SOON, || !["node", "outside", "pay", "rep"].iter().any(tentative));
+            }
             // The name server and Services have something behind them already.
             let there = matches!(to.at.port(), 53 | 5353) || to.at.ip().to_string().starts_with("198.18.");
             if there || !served.insert(to) {
@@ -391,7 +400,8 @@ impl Stage {
     }
 }
 
-fn compare(seen: &Answered, expected: Option<&Expected>) -> Result<(), String> {
+/// Holds a reply against what must be in it.
+pub fn compare(seen: &Answered, expected: Option<&Expected>) -> Result<(), String> {
     let Some(expected) = expected else {
         return if seen.rcode.is_empty() { Ok(()) } else { Err(format!("a reply: {seen:?}")) };
     };

@@ -8,6 +8,8 @@ use crate::lab::agent::{Forgery, Script};
 /// A file, read.
 #[derive(Debug, Default)]
 pub struct Scenario {
+    /// Whether it is played against the engine alone, too.
+    pub engine: bool,
     /// `key=value`.
     pub settings: Vec<String>,
     /// The snapshot at the start, beside the demo's cluster.
@@ -216,7 +218,7 @@ pub fn parse(text: &str) -> Result<Scenario, String> {
             if block {
                 body.push_str(line);
                 body.push('\n');
-            } else {
+            } else if !uncommented(line).trim().is_empty() {
                 whole.push_str("  ");
                 whole.push_str(uncommented(line).trim());
             }
@@ -234,6 +236,10 @@ pub fn parse(text: &str) -> Result<Scenario, String> {
 impl Scenario {
     fn take(&mut self, line: usize, statement: &str, body: &str) -> Result<(), String> {
         let mut clauses = clauses(statement);
+        if statement == "also against the engine" {
+            self.engine = true;
+            return Ok(());
+        }
         if let Some(settings) = clauses[0].strip_prefix("setting ") {
             self.settings.extend(settings.split_whitespace().map(str::to_owned));
             return Ok(());

@@ -9,7 +9,7 @@ use super::language::{Act, Change, Pod, Scenario, Step};
 /// How far a deadline may stray between two looks: a restart reads it back.
 const DRIFT: Duration = Duration::from_millis(500);
 /// What a step's own time adds to the deadline it grants.
-const SLACK: Duration = Duration::from_millis(50);
+const SLACK: Duration = Duration::from_millis(300);
 
 /// What a scenario is played against.
 pub trait Subject {

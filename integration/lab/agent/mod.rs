@@ -4,11 +4,11 @@
 //! (a connection that waits for its timeout) holds up nobody. When its input ends, the agent ends.
 
 pub mod client;
-mod names;
+pub mod names;
 mod packets;
 mod rush;
 mod servers;
-mod traffic;
+pub mod traffic;
 
 use std::io::{BufRead, Write};
 use std::net::{IpAddr, SocketAddr};

@@ -195,7 +195,8 @@ fn is_known(name: &Name) -> bool {
     types.into_iter().any(|qtype| look_up(name, qtype).is_some())
 }
 
-fn records(script: &Script, asked: &Name) -> Vec<Record> {
+/// The records of a script, for the name that was asked.
+pub fn records(script: &Script, asked: &Name) -> Vec<Record> {
     let mut built = Vec::new();
     for (owner, qtype, data) in &script.records {
         let owner = if owner.is_empty() { asked.clone() } else { name(owner) };
@@ -248,7 +249,8 @@ fn address_data(address: IpAddr) -> RData {
     }
 }
 
-fn rcode(text: &str) -> ResponseCode {
+/// The code of a script; NOERROR if it has none.
+pub fn rcode(text: &str) -> ResponseCode {
     match text {
         "FORMERR" => ResponseCode::FormErr,
         "SERVFAIL" => ResponseCode::ServFail,

@@ -201,7 +201,8 @@ fn reached(reach: Reach, start: Instant) -> Reply {
     Reply::Reached { reach, micros: start.elapsed().as_micros() as u64 }
 }
 
-fn describe(reply: &Message, micros: u64) -> Answered {
+/// What a reply says, for tests.
+pub fn describe(reply: &Message, micros: u64) -> Answered {
     let errors = reply
         .edns
         .iter()
