@@ -24,10 +24,13 @@ pub fn measure() {
 
     let control = both(&world, "knock", 0, NAMES, CONCURRENT_CONTROL);
     let accepted_in_control = server.accepted();
+    world.let_counters_settle();
+    let dropped_in_control = world.dropped();
     let half = NAMES / 2;
     let first = both(&world, "ask", 0, half, CONCURRENT);
     let memory_at_half = (proc::rss_kib(namegate), proc::map_memory(namegate));
     let second = both(&world, "ask", half, half, CONCURRENT);
+    world.let_counters_settle();
     let memory_at_end = (proc::rss_kib(namegate), proc::map_memory(namegate));
 
     let sum = |halves: &[&Value; 4], field: &str| halves.iter().filter_map(|part| part[field].as_u64()).sum::<u64>();
@@ -49,6 +52,8 @@ pub fn measure() {
             "control_connected": in_control,
             "endpoints": asked,
             "control": control,
+            "packets_dropped": {"after_control": dropped_in_control, "at_end": world.dropped()},
+            "syns_dropped_by_server": world.listen_drops(),
         }),
     );
     print(

@@ -30,8 +30,12 @@ use lab::clock::now;
 use lab::process::guard;
 
 /// A figure's name, and what measures it. Each makes the world that it needs and prints its lines.
-const FIGURES: [(&str, fn()); 4] =
-    [("kernel", kernel::measure), ("connect", connect::measure), ("stream", stream::measure), ("queries", queries::measure)];
+const FIGURES: [(&str, fn()); 4] = [
+    ("kernel", kernel::measure),
+    ("connect", connect::measure),
+    ("stream", stream::measure),
+    ("queries", queries::measure),
+];
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();

@@ -14,6 +14,8 @@ use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::Duration;
 
+use serde_json::Value;
+
 use super::lab::clock::wait_until;
 use super::lab::daemon::{program, run};
 use super::lab::process::{fresh_prefix, guard, inside, ip_batch, must, output, spawn};
@@ -31,6 +33,8 @@ pub const NAMES: u32 = 20_000;
 /// Names `q0.bench.example` and so on, two for each of 4096 addresses of their own.
 pub const QUERY_NAMES: u32 = 8192;
 const QUERY_ADDRESSES: u32 = 4096;
+/// Connections that may wait to be accepted outside.
+pub const BACKLOG: u32 = NAMES;
 
 /// A world that stands. Removed when dropped.
 pub struct World {
@@ -125,6 +129,38 @@ impl World {
         text
     }
 
+    /// namegate reads the kernel's counters once a second or so.
+    pub fn let_counters_settle(&self) {
+        std::thread::sleep(Duration::from_secs(3));
+    }
+
+    /// Packets that the kernel programs dropped so far, by direction and reason.
+    pub fn dropped(&self) -> Value {
+        let socket = self.directory.join("run/admin.sock");
+        let text = self.output(
+            "node",
+            &["curl", "-s", "--unix-socket", socket.to_str().expect("a path in UTF-8"), "http://namegate/metrics"],
+        );
+        let rows =
+            text.lines().filter(|line| line.starts_with("namegate_packets_total{") && line.contains("\"dropped\""));
+        let label = |line: &str, name: &str| {
+            line.split(&format!("{name}=\"")).nth(1).and_then(|rest| rest.split('"').next()).map(str::to_owned)
+        };
+        rows.filter_map(|line| {
+            let count: f64 = line.rsplit(' ').next()?.parse().ok()?;
+            (count > 0.0).then_some((format!("{} {}", label(line, "direction")?, label(line, "reason")?), count.into()))
+        })
+        .collect::<serde_json::Map<_, _>>()
+        .into()
+    }
+
+    /// SYNs that the outside's server could not take, by the kernel's own count: they say nothing about namegate.
+    pub fn listen_drops(&self) -> u64 {
+        let text = self.output("out", &["nstat", "-asz", "TcpExtListenDrops"]);
+        let line = text.lines().find_map(|line| line.strip_prefix("TcpExtListenDrops"));
+        line.and_then(|rest| rest.split_whitespace().next()).and_then(|count| count.parse().ok()).unwrap_or(0)
+    }
+
     /// The last lines that namegate wrote.
     pub fn log(&self) -> String {
         let text = fs::read_to_string(self.directory.join("namegate.log")).unwrap_or_default();
@@ -184,6 +220,7 @@ impl World {
         );
         ip_batch(&node, after);
         self.output("node", &["sh", "-ec", "echo 1 > /proc/sys/net/ipv4/ip_forward"]);
+        self.output("out", &["sh", "-ec", &format!("echo {BACKLOG} > /proc/sys/net/core/somaxconn")]);
         for (pod, address) in PODS {
             ip_batch(
                 &self.namespace(pod),

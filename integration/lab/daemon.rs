@@ -75,12 +75,7 @@ impl Daemon {
     pub fn wait_ready(&self) {
         let start = now();
         let said = self.run("ready", &["--wait", "--timeout", "15s"]);
-        assert!(
-            said.0 && start.elapsed() < START,
-            "namegate is not ready: {}\n{}",
-            said.1,
-            self.log().join("\n")
-        );
+        assert!(said.0 && start.elapsed() < START, "namegate is not ready: {}\n{}", said.1, self.log().join("\n"));
     }
 
     /// Whether it says that it is ready, and its reasons.

@@ -104,11 +104,7 @@ fn feed(namespace: &str, program: &str, arguments: &[&str], text: &str) {
     let mut child = spawn(command).unwrap_or_else(|error| panic!("{program}: {error}"));
     child.stdin.take().expect("piped").write_all(text.as_bytes()).expect("it reads");
     let output = child.wait_with_output().expect("it ends");
-    assert!(
-        output.status.success(),
-        "{program} in {namespace}: {}\n{text}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{program} in {namespace}: {}\n{text}", String::from_utf8_lossy(&output.stderr));
 }
 
 #[track_caller]

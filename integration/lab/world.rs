@@ -34,7 +34,13 @@ pub enum Family {
 
 /// The pods of a world, by their names in `config/demo`.
 pub const PODS: [Pod; 2] = [
-    Pod { name: "payment-processor", host: "veth-pay", v4: "198.51.100.10", v6: "2001:db8:1::10", mac: "02:00:00:00:01:10" },
+    Pod {
+        name: "payment-processor",
+        host: "veth-pay",
+        v4: "198.51.100.10",
+        v6: "2001:db8:1::10",
+        mac: "02:00:00:00:01:10",
+    },
     Pod { name: "reports", host: "veth-rep", v4: "198.51.100.11", v6: "2001:db8:1::11", mac: "02:00:00:00:01:11" },
 ];
 
@@ -84,7 +90,10 @@ impl World {
         std::mem::forget(undo);
         let world = World { prefix, options, directory, node, outside, pay, rep };
         world.outside.done(Request::ServeNames {
-            at: vec!["203.0.113.53:5353".parse().expect("an address"), "[2001:db8:2::53]:5353".parse().expect("an address")],
+            at: vec![
+                "203.0.113.53:5353".parse().expect("an address"),
+                "[2001:db8:2::53]:5353".parse().expect("an address"),
+            ],
         });
         fs::write(world.directory.join("resolv.conf"), "nameserver 198.18.0.10\noptions timeout:2 attempts:2\n")
             .expect("a file can be written");
@@ -216,7 +225,10 @@ fn wire(prefix: &str, topology: Topology) {
          route add 198.51.100.0/24 via 198.18.255.1\n\
          route add 2001:db8:1::/64 via 2001:db8:ff::1\n",
     );
-    sysctl(&outside, &[("net/ipv4/ip_nonlocal_bind", "1"), ("net/ipv6/ip_nonlocal_bind", "1"), ("net/ipv4/ipfrag_time", "2")]);
+    sysctl(
+        &outside,
+        &[("net/ipv4/ip_nonlocal_bind", "1"), ("net/ipv6/ip_nonlocal_bind", "1"), ("net/ipv4/ipfrag_time", "2")],
+    );
     ip_batch(&node, "route add default via 198.18.255.2\nroute add default via 2001:db8:ff::2\n");
     if topology == Topology::Bridged {
         ip_batch(
@@ -263,11 +275,9 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
     let (node, namespace) = (format!("{prefix}-node"), format!("{prefix}-{part}"));
     let Pod { host, v4, v6, mac, .. } = pod;
     sysctl(&namespace, &[("net/ipv6/conf/default/accept_dad", "0"), ("net/ipv6/conf/default/accept_ra", "0")]);
-    let host_mac = if topology == Topology::Bridged { String::new() } else { format!("link set {host} address {NODE_MAC}\n") };
-    ip_batch(
-        &node,
-        &format!("link add {host} type veth peer name eth0 netns {namespace} address {mac}\n{host_mac}"),
-    );
+    let host_mac =
+        if topology == Topology::Bridged { String::new() } else { format!("link set {host} address {NODE_MAC}\n") };
+    ip_batch(&node, &format!("link add {host} type veth peer name eth0 netns {namespace} address {mac}\n{host_mac}"));
     match topology {
         Topology::Routed => {
             ip_batch(
@@ -291,7 +301,13 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
             );
         }
         Topology::ProxyArp => {
-            sysctl(&node, &[(&format!("net/ipv4/conf/{host}/proxy_arp"), "1"), (&format!("net/ipv4/neigh/{host}/proxy_delay"), "0")]);
+            sysctl(
+                &node,
+                &[
+                    (&format!("net/ipv4/conf/{host}/proxy_arp"), "1"),
+                    (&format!("net/ipv4/neigh/{host}/proxy_delay"), "0"),
+                ],
+            );
             ip_batch(
                 &node,
                 &format!(
@@ -329,8 +345,7 @@ fn attach_pod(prefix: &str, part: &str, pod: &Pod, topology: Topology) {
 
 /// Settings of a namespace, written in one child that is inside it.
 fn sysctl(namespace: &str, settings: &[(&str, &str)]) {
-    let script: String =
-        settings.iter().map(|(path, value)| format!("echo {value} > /proc/sys/{path}\n")).collect();
+    let script: String = settings.iter().map(|(path, value)| format!("echo {value} > /proc/sys/{path}\n")).collect();
     let mut command = inside(namespace, "sh");
     command.args(["-ec", &script]);
     let output = output(command).expect("a shell starts");

@@ -61,8 +61,7 @@ fn packet_socket(interface: &str, protocol: u16) -> std::io::Result<OwnedFd> {
     let name = std::ffi::CString::new(interface)?;
     // SAFETY: plain system calls; the descriptor is owned at once, the structures are valid and of the sizes given.
     unsafe {
-        let descriptor =
-            libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
+        let descriptor = libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, i32::from(protocol));
         if descriptor < 0 {
             return Err(std::io::Error::last_os_error());
         }

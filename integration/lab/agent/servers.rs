@@ -30,10 +30,11 @@ pub fn udp(at: SocketAddr) -> Reply {
 pub fn tls(at: SocketAddr, names: Vec<String>, authority: &str) -> Reply {
     let configuration = match certificate(names).and_then(|(root, leaf, key)| {
         std::fs::write(authority, root)?;
-        let configuration = rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
-            .with_safe_default_protocol_versions()?
-            .with_no_client_auth()
-            .with_single_cert(vec![leaf], key)?;
+        let configuration =
+            rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+                .with_safe_default_protocol_versions()?
+                .with_no_client_auth()
+                .with_single_cert(vec![leaf], key)?;
         Ok(Arc::new(configuration))
     }) {
         Ok(configuration) => configuration,

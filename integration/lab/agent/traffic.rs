@@ -217,7 +217,11 @@ fn describe(reply: &Message, micros: u64) -> Answered {
     Answered {
         rcode: rcode_text(u16::from(reply.metadata.response_code)),
         addresses: reply.answers.iter().filter_map(|record| record.data.ip_addr()).collect(),
-        records: reply.answers.iter().map(|record| format!("{} {}", record.record_type(), text(&record.data))).collect(),
+        records: reply
+            .answers
+            .iter()
+            .map(|record| format!("{} {}", record.record_type(), text(&record.data)))
+            .collect(),
         ttl: reply.answers.iter().map(|record| record.ttl).min().unwrap_or(0),
         truncated: reply.metadata.truncation,
         errors,
