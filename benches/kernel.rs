@@ -3,7 +3,8 @@
 //! Two ways, because each has a bias. *Repeated*: one frame many times, the kernel reports the average; caches are hot. A new
 //! flow is new only once, so there these runs are dry: the whole policy path without the row that it would make. *Once*:
 //! frames that differ in address and port run one time each, median; the row is made, caches are cold, and the harness's own
-//! share (compare `flow_hit` both ways) is in it.
+//! share (compare `flow_hit` both ways) is in it. `interface_without_endpoint` is the floor: the harness, one look-up that
+//! finds nothing, one count.
 
 use std::net::{IpAddr, Ipv4Addr};
 
@@ -85,6 +86,8 @@ fn at(grants: u32) -> Value {
     let hit = (lab.repeated(Direction::Egress, &sent, false), lab.once(&again));
     let hit_to_pod = lab.repeated(Direction::Ingress, &received, false);
     let refused = (lab.repeated(Direction::Egress, &denied[..FRAMES as usize], false), lab.once(&denied));
+    lab.kernel.delete_endpoint(IFINDEX);
+    let floor = lab.repeated(Direction::Egress, &sent[..8], false);
     let runs = u64::from(FRAMES) * u64::from(REPEAT);
     assert_eq!(lab.counted(Reason::Flow) - before.0, 2 * runs + u64::from(ONCE), "each packet of a flow passes by it");
     assert_eq!(
@@ -94,6 +97,7 @@ fn at(grants: u32) -> Value {
     );
     json!({
         "grants": grants,
+        "interface_without_endpoint": {"repeated_ns": floor},
         "flow_hit": {"repeated_ns": hit.0, "once_ns": hit.1},
         "flow_hit_to_pod": {"repeated_ns": hit_to_pod},
         "new_flow_granted": {"repeated_dry_ns": dry, "once_ns": new},
