@@ -37,7 +37,7 @@ struct Run {
     programs_us: f64,
     packets: f64,
     /// Only when each query was listed.
-    p50_p99_ms: [f64; 2],
+    p50_p99_max_ms: [f64; 3],
 }
 
 pub fn measure() {
@@ -67,10 +67,14 @@ pub fn measure() {
     }
     drop(statistics);
 
-    let ratio = |runs: &[Vec<Run>; 2]| {
-        let mut ratios: Vec<f64> = runs[0].iter().zip(&runs[1]).map(|(a, b)| a.whole_us() / b.whole_us()).collect();
-        round(median(&mut ratios), 2)
+    let ratios = |runs: &[Vec<Run>; 2]| -> Vec<f64> {
+        let mut ratios: Vec<f64> =
+            runs[0].iter().zip(&runs[1]).map(|(a, b)| round(a.whole_us() / b.whole_us(), 2)).collect();
+        ratios.sort_by(f64::total_cmp);
+        ratios
     };
+    let (fast_ratios, paced_ratios) = (ratios(&fast), ratios(&paced));
+    let fast_ratio = percentile(&fast_ratios, 0.5);
     let values = |runs: &[Vec<Run>; 2]| -> Value {
         subjects
             .iter()
@@ -84,14 +88,14 @@ pub fn measure() {
         "dnsperf in a workload's namespace, 8192 names on 4096 addresses, nsd as resolver, 100 queries under way, 3 rounds of 6 s in \
          turns; dnsdist without cache, two listeners, in the same node behind the same kind of veth; CPU from /proc/PID/stat, plus BPF \
          run time (the kernel's own statistics)",
-        Some((json!({"cpu_ratio": 1.5}), ratio(&fast) <= 1.5)),
-        json!({"cpu_ratio": ratio(&fast), "servers": values(&fast)}),
+        Some((json!({"cpu_ratio": 1.5}), fast_ratio <= 1.5)),
+        json!({"cpu_ratio": fast_ratio, "cpu_ratios": fast_ratios, "servers": values(&fast)}),
     );
     print(
         "query_latency",
         "the same at 5000 queries a second for 3 s a round, each query's time listed by dnsperf",
         None,
-        json!({"cpu_ratio": ratio(&paced), "servers": values(&paced)}),
+        json!({"cpu_ratio": percentile(&paced_ratios, 0.5), "cpu_ratios": paced_ratios, "servers": values(&paced)}),
     );
 }
 
@@ -124,7 +128,7 @@ impl Subject {
             cpu_us: (after.0 - before.0) / completed,
             programs_us: run_ns / 1e3 / completed,
             packets: (after.1.runs - before.1.runs) as f64 / completed,
-            p50_p99_ms: [0.5, 0.99].map(|share| percentile(&listed, share)),
+            p50_p99_max_ms: [0.5, 0.99, 1.0].map(|share| percentile(&listed, share)),
         };
         assert!(run.noerror > 0.99, "{} answers: {text}\n{}", self.name, world.log());
         run
@@ -142,9 +146,11 @@ fn summary(runs: &[Run]) -> Value {
         "bpf_us_per_query": of(|run| run.programs_us, 3),
         "bpf_runs_per_query": of(|run| run.packets, 2),
     });
-    if runs.iter().any(|run| run.p50_p99_ms[1] > 0.0) {
-        values["p50_ms"] = of(|run| run.p50_p99_ms[0], 3).into();
-        values["p99_ms"] = of(|run| run.p50_p99_ms[1], 3).into();
+    if runs.iter().any(|run| run.p50_p99_max_ms[1] > 0.0) {
+        values["p50_ms"] = of(|run| run.p50_p99_max_ms[0], 3).into();
+        values["p99_ms"] = of(|run| run.p50_p99_max_ms[1], 3).into();
+        // A datagram that is lost on the way shows here, and nowhere else.
+        values["max_ms"] = round(runs.iter().map(|run| run.p50_p99_max_ms[2]).fold(0.0, f64::max), 3).into();
     }
     values
 }
