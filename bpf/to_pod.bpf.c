@@ -17,6 +17,8 @@ static __always_inline enum reason verdict(struct __sk_buff *skb, struct context
 		return REASON_UNENFORCED;
 	make_linear(skb);
 	reason = parse(skb, &c->frame);
+	if (reason == REASON_ND && c->frame.hop_limit != 255 && !is_multicast(&c->frame))
+		return REASON_ND_SPOOFED; /* it was forwarded: not from this link (RFC 4861, 7.1) */
 	if (reason != REASON_FLOW)
 		return reason; /* ARP and ND of others are policed where they come from */
 	reason = police_addresses(skb, c);

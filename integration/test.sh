@@ -15,7 +15,7 @@ as_root() {
 # The path of a test program that cargo has built.
 built() {
 	cargo test --test "$1" --no-run --message-format=json 2>/dev/null |
-		sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
+		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
 }
 
 cargo build --bin namegate || exit 1

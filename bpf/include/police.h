@@ -86,6 +86,21 @@ static __always_inline int link_local_is_own(const struct context *c, const stru
 	       a->octets[15] == mac[5];
 }
 
+/* Neighbour discovery stays on its link. What the node would forward carries anything to anyone, so a unicast
+ * destination is the node, or on a shared segment another peer.
+ */
+static __always_inline int is_on_link(const struct context *c, const struct address *a)
+{
+	__u32 *peer;
+
+	if (a->octets[0] == 0xff)
+		return (a->octets[1] & 0xf) == 2; /* link-local scope (RFC 4291, 2.7) */
+	if (is_link_local(a))
+		return 1;
+	peer = bpf_map_lookup_elem(&peers, a);
+	return peer && (*peer == PEER_HOST || (*peer >= PEER_FIRST && c->endpoint.flags & ENDPOINT_BRIDGED));
+}
+
 /* Neighbour discovery of a pod (RFC 4861): it solicits, and advertises itself; it is no router. */
 SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 {
@@ -106,6 +121,8 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 		return REASON_SPOOFED_ADDRESS;
 	if (owns(&c->endpoint, &f->source) && !mac_is_own(c, mac))
 		return REASON_SPOOFED_MAC;
+	if (!is_on_link(c, &f->destination))
+		return REASON_PROTOCOL;
 	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT)
 		return f->hop_limit == 1 && is_multicast(f) ? REASON_ND : REASON_ND_SPOOFED;
 	if (f->hop_limit != 255 || f->l4_offset != ETHERNET + sizeof(struct ipv6hdr) || f->icmp_code)

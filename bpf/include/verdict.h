@@ -427,6 +427,10 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 	if (!owns(&c->endpoint, c->direction == FLOW_INGRESS ? &source : &destination))
 		return REASON_ICMP_UNRELATED;
 	key.remote = c->direction == FLOW_INGRESS ? destination : source;
+	/* An error of the pod goes to whom it has the flow with, else it would carry anything to anyone. One that comes
+	 * in may be a router's. */
+	if (c->direction == FLOW_EGRESS && !same_address(&f->destination, &key.remote))
+		return REASON_ICMP_UNRELATED;
 	key.endpoint_and_protocol |= c->endpoint.id << 8;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED ||

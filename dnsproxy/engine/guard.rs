@@ -161,13 +161,14 @@ fn never(address: IpAddr) -> Option<Guarded> {
             [169, 254, 169, 254] => Some(Guarded::Metadata),
             [169, 254, ..] => Some(Guarded::LinkLocal),
             [224..=239, ..] => Some(Guarded::Multicast),
-            [240..=255, ..] => Some(Guarded::Reserved),
+            [240..=255, ..] | [192, 0, 0, _] => Some(Guarded::Reserved),
             _ => None,
         },
         IpAddr::V6(address) => match address.segments() {
             [0, 0, 0, 0, 0, 0, 0, 1] => Some(Guarded::Loopback),
             [0, 0, 0, 0, 0, 0, _, _] => Some(Guarded::Unspecified),
             [0, 0, 0, 0, 0, 0xffff, _, _] => Some(Guarded::Mapped),
+            [0x100, 0, 0, 0, ..] => Some(Guarded::Reserved), // discarded (RFC 6666)
             [0xfe80..=0xfebf, ..] => Some(Guarded::LinkLocal),
             [0xff00..=0xffff, ..] => Some(Guarded::Multicast),
             _ => None,
@@ -203,6 +204,9 @@ fn embedded(address: Ipv6Addr, local_form: Option<u8>) -> Vec<Ipv4Addr> {
             wanted.map(|(_, v4)| v4).collect()
         }
         [0x2002, ..] => vec![at([2, 3, 4, 5])],
+        // IPv4-translated (RFC 7915 section 1.1; ::ffff:0:0:0/96 of RFC 2765) and ISATAP (RFC 5214 section 6.1).
+        [0, 0, 0, 0, 0xffff, 0, ..] => vec![last],
+        [_, _, _, _, 0 | 0x200, 0x5efe, ..] => vec![last],
         // Teredo (RFC 4380 section 4): the server, and the client with its bits turned over.
         [0x2001, 0, ..] => vec![at([4, 5, 6, 7]), Ipv4Addr::from(!u32::from(last))],
         _ => Vec::new(),
@@ -293,6 +297,11 @@ mod tests {
         refuses("::ffff:127.0.0.1", Guarded::Mapped);
         refuses("::ffff:192.0.2.1", Guarded::Mapped);
         refuses("64:ff9b::a9fe:a9fe", Guarded::Metadata);
+        refuses("::ffff:0:a9fe:a9fe", Guarded::Metadata);
+        refuses("2001:db8:2::5efe:a9fe:a9fe", Guarded::Metadata);
+        refuses("2001:db8:2::200:5efe:10.0.0.1", Guarded::Private);
+        refuses("100::1", Guarded::Reserved);
+        refuses("192.0.0.1", Guarded::Reserved);
         refuses("64:ff9b::a00:1", Guarded::Private);
         refuses("64:ff9b::c633:6401", Guarded::OwnNode);
         refuses("64:ff9b::c612:a", Guarded::Cluster);

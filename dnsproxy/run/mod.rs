@@ -16,6 +16,7 @@ use anyhow::Context;
 use crate::config::Config;
 use crate::host::links;
 use crate::kernel::attach::detach_all;
+use crate::kernel::load::redirect_messages;
 
 pub use node::node;
 
@@ -25,6 +26,7 @@ pub use node::node;
 /// # Errors
 /// Something could not be removed.
 pub fn detach(config: &Config) -> anyhow::Result<()> {
+    redirect_messages();
     let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;

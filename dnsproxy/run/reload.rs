@@ -129,10 +129,7 @@ impl Node {
         self.state.last_good = snapshot.last_good;
         self.place_endpoints(&world);
         self.steer(&change, &world).await?;
-        for (_, local) in &self.steering.pairs {
-            change.peers.retain(|(address, _)| address != local);
-            change.peers.push((*local, PeerId::STEERING));
-        }
+        self.add_own_addresses(&mut change).await?;
         // Before the kernel uses a number or a bit: old and new meanings, for both may stand in it.
         self.remember(&change, true)?;
         let kernel = self.kernel.clone();
@@ -163,6 +160,22 @@ impl Node {
         self.upkeep.rules_due();
         self.publish().await;
         failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Every address of this machine is the host's, whatever its Node object lists: a CIDR rule opens none. The proxy's
+    /// local addresses are nobody's.
+    async fn add_own_addresses(&self, change: &mut Change) -> anyhow::Result<()> {
+        let addresses = self.netlink.addresses().await.context("listing addresses")?;
+        let mut peers: BTreeMap<IpAddr, PeerId> = std::mem::take(&mut change.peers).into_iter().collect();
+        for (_, address, _) in addresses {
+            let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
+            if !address.is_loopback() && !link_local {
+                peers.entry(address).or_insert(PeerId::HOST);
+            }
+        }
+        peers.extend(self.steering.pairs.iter().map(|(_, local)| (*local, PeerId::STEERING)));
+        change.peers = peers.into_iter().collect();
+        Ok(())
     }
 
     /// Rule sets for every endpoint that can have one; problems stay with the endpoint, which keeps its old rules.

@@ -37,6 +37,8 @@ mod tcp;
 
 /// Queries that one worker has outstanding at most, about 600 octets each.
 pub const OUTSTANDING: usize = 32_768;
+/// How late a query may be sent again or given up.
+const TICK: Duration = Duration::from_millis(10);
 /// How long a server that does not repeat the case of letters is asked over TCP only.
 const OVER_TCP: Duration = Duration::from_secs(600);
 
@@ -408,7 +410,8 @@ async fn keep_time(shared: Rc<Shared>) {
                 shared.tick(&pending, now);
             }
         }
-        let next = shared.timers.borrow().peek().map(|first| first.0.at);
+        // Most timers are of queries that were answered long ago: no wake-up for each.
+        let next = shared.timers.borrow().peek().map(|first| first.0.at.max(now + TICK));
         shared.wakes_at.set(next);
         match next {
             // Either way the heap is looked at again.

@@ -20,7 +20,7 @@ use super::{Pending, Shared};
 /// Sockets in use at a time: an attacker must guess which port, of four that change.
 const SOCKETS: usize = 4;
 /// Queries that one socket sends before another port takes over.
-const QUERIES: u32 = 1_000;
+pub(super) const QUERIES: u32 = 1_000;
 /// Queries that may wait on one socket: an unused number is found at once as long as most of 65 536 are.
 const WAITING: usize = 8_192;
 /// A socket on which a copy was lost is left, unless an answer came in on it in this time.
@@ -82,7 +82,8 @@ impl Server {
         let socket = sockets[turn].clone();
         socket.sent.set(socket.sent.get() + 1);
         if socket.sent.get() >= QUERIES {
-            socket.retire();
+            // Not closed yet: this last query is about to wait on it.
+            socket.retired.set(true);
         }
         Ok(socket)
     }

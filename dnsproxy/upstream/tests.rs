@@ -57,6 +57,20 @@ fn an_answer_comes_back() {
 }
 
 #[test]
+fn the_last_query_of_a_port_gets_its_answer_too() {
+    let server = Scripted::start(|asked| vec![Say::Reply(good(asked))]);
+    // Enough that every port is used up at least once, one query at a time.
+    let queries = 5 * super::server::QUERIES as usize;
+    run(async |upstream| {
+        for _ in 0..queries {
+            let reply = upstream.resolve(server.address, &query("www.test", false), WITHIN).await;
+            assert_eq!(addresses(reply), Ok(vec!["192.0.2.1".to_owned()]));
+        }
+    });
+    assert_eq!(server.count(false), queries, "none was sent twice");
+}
+
+#[test]
 fn a_reply_that_differs_in_id_port_or_question_is_ignored() {
     let server = Scripted::start(|asked| {
         vec![

@@ -321,11 +321,14 @@ pub fn arp_is_policed() {
 pub fn neighbour_discovery_is_policed() {
     let mut bench = ready();
     let (own, stranger) = (v6(pod6()), v6(other(6)));
+    let node: Ipv6Addr = "2001:db8:1::1".parse().unwrap();
+    let neighbour_pod: Ipv6Addr = "2001:db8:1::11".parse().unwrap();
     let link_local: Ipv6Addr = "fe80::ff:fe00:10".parse().unwrap(); // of POD_MAC
     let alien: Ipv6Addr = "fe80::1".parse().unwrap();
     let send = |source: Ipv6Addr, hops: u8, message: &[u8]| {
-        ethernet(POD_MAC, NODE_MAC, 0x86dd, &ip6_hops(source, stranger, ICMPV6, hops, message))
+        ethernet(POD_MAC, NODE_MAC, 0x86dd, &ip6_hops(source, node, ICMPV6, hops, message))
     };
+    bench.kernel.set_peers(&[(node.into(), PeerId::HOST), (neighbour_pod.into(), A_PEER)], || Ok(())).unwrap();
     let nd = Reason::Nd;
     counts(&bench, Egress, &send(own, 255, &neighbour(135, stranger, POD_MAC)), nd);
     counts(&bench, Egress, &send(own, 255, &neighbour(136, own, POD_MAC)), nd);
@@ -343,6 +346,31 @@ pub fn neighbour_discovery_is_policed() {
     counts(&bench, Egress, &send(link_local, 255, &neighbour(136, link_local, POD_MAC)), nd);
     counts(&bench, Egress, &send(alien, 255, &neighbour(136, alien, POD_MAC)), Reason::SpoofedAddress);
     counts(&bench, Egress, &send(own, 255, &neighbour(136, alien, POD_MAC)), spoofed);
+
+    // It stays on its link: what the node would forward is refused, on a bridge other pods are on the link.
+    let to = |destination: Ipv6Addr, message: &[u8]| {
+        ethernet(POD_MAC, NODE_MAC, 0x86dd, &ip6_hops(own, destination, ICMPV6, 255, message))
+    };
+    let solicited: Ipv6Addr = "ff02::1:ff00:9".parse().unwrap();
+    let site: Ipv6Addr = "ff05::1:3".parse().unwrap();
+    counts(&bench, Egress, &to(neighbour_pod, &neighbour(135, neighbour_pod, POD_MAC)), nd);
+    bench.flags(0, flag::BRIDGED);
+    for (destination, wanted) in [
+        (solicited, nd),
+        ("fe80::1".parse().unwrap(), nd),
+        (node, nd),
+        (stranger, Reason::Protocol),
+        (neighbour_pod, Reason::Protocol),
+        (site, Reason::Protocol),
+    ] {
+        counts(&bench, Egress, &to(destination, &neighbour(135, destination, POD_MAC)), wanted);
+        counts(&bench, Egress, &to(destination, &neighbour(136, own, POD_MAC)), wanted);
+        counts(&bench, Egress, &to(destination, &icmp(133, 0, &[0; 4])), wanted);
+    }
+    let forwarded = ip6_hops(stranger, own, ICMPV6, 254, &neighbour(135, own, NODE_MAC));
+    counts(&bench, Ingress, &ethernet(NODE_MAC, POD_MAC, 0x86dd, &forwarded), spoofed);
+    let here = ip6_hops(node, own, ICMPV6, 255, &neighbour(135, own, NODE_MAC));
+    counts(&bench, Ingress, &ethernet(NODE_MAC, POD_MAC, 0x86dd, &here), nd);
 }
 
 pub fn echo_follows_the_rules_and_errors_follow_flows() {
@@ -368,6 +396,12 @@ pub fn echo_follows_the_rules_and_errors_follow_flows() {
         counts(&bench, Ingress, &to_pod(router, pod, protocol, &quoting(40000)), Reason::IcmpRelated);
         counts(&bench, Ingress, &to_pod(router, pod, protocol, &quoting(40001)), Reason::IcmpUnrelated);
         counts(&bench, Egress, &from_pod(pod, to, protocol, &quoting(40000)), Reason::IcmpUnrelated);
+
+        // The pod's own errors: about what it received, to whom it received it from, and to nobody else.
+        let received = ip(to, pod, TCP, &tcp(443, 40000, 1, ACK));
+        let error = icmp(too_big.0, too_big.1, &[&[0, 0, 5, 0][..], &received].concat());
+        counts(&bench, Egress, &from_pod(pod, to, protocol, &error), Reason::IcmpRelated);
+        counts(&bench, Egress, &from_pod(pod, router, protocol, &error), Reason::IcmpUnrelated);
     }
 }
 

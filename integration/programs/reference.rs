@@ -416,6 +416,7 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
     let wrap = |ethertype, packet: &[u8]| ethernet(POD_MAC, NODE_MAC, ethertype, packet);
     let own4 = if let IpAddr::V4(own) = pod4() { own } else { unreachable!("pod4 is IPv4") };
     let own6 = if let IpAddr::V6(own) = pod6() { own } else { unreachable!("pod6 is IPv6") };
+    let all_nodes = "ff02::1".parse().expect("an address");
     let egress = |frame, reason| (Direction::Egress, frame, reason);
     match random.below(19) {
         0 => egress(wrap(0x8100, &[&[0, 0, 8, 0][..], &good].concat()), Reason::Tagged),
@@ -435,11 +436,12 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
         8 => egress(ethernet(NODE_MAC, NODE_MAC, ethertype, &good), Reason::SpoofedMac),
         9 => (Direction::Ingress, to_pod(remote, remote, TCP, &syn), Reason::OtherDestination),
         10 => egress(wrap(0x0806, &arp(2, POD_MAC, [9, 9, 9, 9].into(), own4)), Reason::ArpSpoofed),
-        11 => {
-            egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 64, &neighbour(136, own6, POD_MAC))), Reason::NdSpoofed)
-        }
+        11 => egress(
+            wrap(0x86dd, &ip6_hops(own6, all_nodes, ICMPV6, 64, &neighbour(136, own6, POD_MAC))),
+            Reason::NdSpoofed,
+        ),
         12 => egress(wrap(0x0806, &arp(1, POD_MAC, own4, own4)), Reason::Arp),
-        13 => egress(wrap(0x86dd, &ip6_hops(own6, own6, ICMPV6, 255, &neighbour(135, own6, POD_MAC))), Reason::Nd),
+        13 => egress(wrap(0x86dd, &ip6_hops(own6, all_nodes, ICMPV6, 255, &neighbour(135, own6, POD_MAC))), Reason::Nd),
         14 => {
             let quoted = ip(pod, remote, TCP, &tcp(1, 2, 1, SYN));
             let (protocol, kind) = if remote.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
