@@ -35,7 +35,7 @@ build: deps
 	cargo build --release
 
 bench: deps deps-bench
-	cargo bench --bench figures
+	cargo bench --bench figures $(if $(SUDO),--config "target.'cfg(all())'.runner='$(SUDO)'")
 
 # Installs nothing when nothing is missing.
 deps:
@@ -54,10 +54,17 @@ deps-lint:
 deps-deny:
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
 
+# nsd and dnsdist are only run in the benches' own namespaces: their services must not start on this machine.
 deps-bench:
 	@missing=()
 	for pair in $(BENCH_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
 	if [ "$${#missing[@]}" -gt 0 ]; then
+		echo "installing $${missing[*]}"
+		policy=/usr/sbin/policy-rc.d
+		if [ ! -e $$policy ]; then
+			trap "$(SUDO) rm -f $$policy" EXIT
+			printf '#!/bin/sh\nexit 101\n' | $(SUDO) install -m 755 /dev/stdin $$policy
+		fi
 		$(SUDO) apt-get update -qq
 		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
 	fi

@@ -14,7 +14,11 @@
 //! Ctrl-C, and sweeps what a killed run left behind.
 
 // The demo, the tests and the benches each use their part of the lab.
-#![expect(dead_code, reason = "compiled into three programs, each uses its part; fields speak for themselves")]
+#![allow(
+    dead_code,
+    unused_imports,
+    reason = "compiled into three programs, each uses its part; fields speak for themselves"
+)]
 
 pub mod agent;
 pub mod clock;
