@@ -7,7 +7,8 @@ set -eu
 tree=$(cd "$(dirname "$0")/../.." && pwd)
 copy=$(mktemp -d)
 trap 'rm -rf "$copy"' EXIT
-export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$tree/target/mutants}"
+# Never the target directory of the tree itself: a mutant would lie where its tests look for namegate.
+export CARGO_TARGET_DIR="${MUTANTS_TARGET_DIR:-$tree/target/mutants}"
 [ $# -gt 0 ] || set -- "$tree"/integration/mutants/*.patch
 survived=0
 for patch; do
