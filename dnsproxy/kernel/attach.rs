@@ -140,7 +140,9 @@ impl Kernel {
 
     fn detach_tcx(&self, ifindex: u32) {
         for hook in Hook::BOTH {
-            drop(std::fs::remove_file(self.link_pin(ifindex, hook)));
+            let pin = self.link_pin(ifindex, hook);
+            sever(&pin);
+            drop(std::fs::remove_file(pin));
         }
     }
 
@@ -202,7 +204,9 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
     }
     let remove = |path: &Path| -> std::io::Result<()> {
         for entry in std::fs::read_dir(path)? {
-            std::fs::remove_file(entry?.path())?;
+            let pin = entry?.path();
+            sever(&pin);
+            std::fs::remove_file(pin)?;
         }
         std::fs::remove_dir(path)
     };
@@ -220,6 +224,13 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
     std::fs::remove_dir(&pins).map_err(failed(&pins))?;
     unmount_bpffs(pin_dir);
     Ok(true)
+}
+
+/// Takes a pinned link's program off at once; removing the pin alone takes effect some time later.
+fn sever(pin: &Path) {
+    if let Ok(link) = Link::open(pin) {
+        drop(link.detach());
+    }
 }
 
 fn filter(ifindex: u32, hook: Hook, any: std::os::fd::BorrowedFd<'_>) -> TcHook {

@@ -115,7 +115,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
     let people = packets::People::default();
-    let events = Events::start(kernel.clone(), packets::teller(watchers.clone(), people.clone()))?;
+    let teller = packets::teller(watchers.clone(), people.clone());
 
     let mut node = Node {
         kernel: kernel.clone(),
@@ -144,6 +144,8 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
     let listeners = listen::start(&options, directory, kernel, watchers.clone()).context("listening for queries")?;
     node.look_at_links().await;
+    // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
+    let events = Events::start(node.kernel.clone(), teller)?;
     node.upkeep(true);
     readiness.set("start", Vec::new());
     tracing::info!(endpoints = node.endpoints.len(), "namegate is running");
