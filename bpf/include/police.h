@@ -107,6 +107,7 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 	void *data_end = (void *)(long)skb->data_end;
 	struct ethhdr *ethernet = (void *)(long)skb->data;
 	const struct frame *f;
+	enum reason here;
 	struct address target;
 	__u8 *at;
 	__u8 mac[6];
@@ -114,6 +115,7 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 	if (!c)
 		return REASON_INTERNAL;
 	f = &c->frame;
+	here = is_on_link(c, &f->destination) ? REASON_ND : REASON_PROTOCOL;
 	if ((void *)(ethernet + 1) > data_end)
 		return REASON_MALFORMED;
 	__builtin_memcpy(mac, ethernet->h_source, 6);
@@ -121,14 +123,12 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 		return REASON_SPOOFED_ADDRESS;
 	if (owns(&c->endpoint, &f->source) && !mac_is_own(c, mac))
 		return REASON_SPOOFED_MAC;
-	if (!is_on_link(c, &f->destination))
-		return REASON_PROTOCOL;
 	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT)
-		return f->hop_limit == 1 && is_multicast(f) ? REASON_ND : REASON_ND_SPOOFED;
+		return f->hop_limit == 1 && is_multicast(f) ? REASON_ND : REASON_ND_SPOOFED; /* never forwarded */
 	if (f->hop_limit != 255 || f->l4_offset != ETHERNET + sizeof(struct ipv6hdr) || f->icmp_code)
 		return REASON_ND_SPOOFED;
 	if (f->icmp_type == ND_ROUTER_SOLICIT)
-		return REASON_ND;
+		return here;
 	if (f->icmp_type != ND_NEIGHBOUR_SOLICIT && f->icmp_type != ND_NEIGHBOUR_ADVERT)
 		return REASON_ND_SPOOFED;
 	at = (void *)(long)skb->data + ETHERNET + sizeof(struct ipv6hdr) + 8;
@@ -140,7 +140,7 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 	/* The link-layer address option, the only one that these two carry. */
 	if ((void *)(at + 24) <= data_end && at[16] <= 2 && !same_mac(at + 18, mac))
 		return REASON_ND_SPOOFED;
-	return REASON_ND;
+	return here;
 }
 
 /* From the pod: the source must be its own. To the pod: the destination must be. */
