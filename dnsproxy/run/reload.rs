@@ -314,18 +314,21 @@ impl Node {
             endpoint.generation = endpoint.generation.wrapping_add(1);
         }
         let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
-        let once_more = cleared_under.0 != last.0;
+        let mut once_more = cleared_under.0 != last.0;
         endpoint.put(cleared_under, &kernel, reject, steering)?;
         if let Some(served) = &served {
             served.rules.store(rules.clone());
         }
         if let (Some(table), Some(narrowed)) = (&mut table, narrowed) {
+            once_more |= policy_id.is_some() && !narrowed.writes().is_empty();
             match kernel.install(endpoint.id, narrowed.writes()) {
                 Ok(()) => table.record(narrowed),
                 Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
             }
         }
         if once_more {
+            // A flow that moved since the flip was judged by bits that are gone now: it is judged again.
+            endpoint.generation = endpoint.generation.wrapping_add(1);
             endpoint.put(last, &kernel, reject, steering)?;
         }
         Ok(())
