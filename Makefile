@@ -49,7 +49,9 @@ deps:
 	fi
 
 deps-lint:
-	@command -v rustup >/dev/null && ! { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1 && rustup component add rustfmt clippy || true
+	@if command -v rustup >/dev/null && ! { cargo fmt --version && cargo clippy --version; } >/dev/null 2>&1; then
+		rustup component add rustfmt clippy
+	fi
 
 deps-deny:
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny

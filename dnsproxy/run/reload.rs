@@ -315,6 +315,7 @@ impl Node {
         }
         let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
         let mut once_more = cleared_under.0 != last.0;
+        let mut failed = None;
         endpoint.put(cleared_under, &kernel, reject, steering)?;
         if let Some(served) = &served {
             served.rules.store(rules.clone());
@@ -323,7 +324,8 @@ impl Node {
             once_more |= policy_id.is_some() && !narrowed.writes().is_empty();
             match kernel.install(endpoint.id, narrowed.writes()) {
                 Ok(()) => table.record(narrowed),
-                Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
+                // What moved since the flip is judged again all the same, without any grant.
+                Err(error) => failed = Some(start_anew(&*kernel, endpoint, table, error)),
             }
         }
         if once_more {
@@ -331,7 +333,7 @@ impl Node {
             endpoint.generation = endpoint.generation.wrapping_add(1);
             endpoint.put(last, &kernel, reject, steering)?;
         }
-        Ok(())
+        failed.map_or(Ok(()), Err)
     }
 
     /// Endpoints whose pod is not in the snapshot, or which have no address: nothing passes.
