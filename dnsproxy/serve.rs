@@ -125,7 +125,7 @@ impl Proxy {
             query: query.into_owned(),
             served: served.clone(),
             rules,
-            resolver: *resolver,
+            resolver: resolver.clone(),
             tcp: packet.tcp,
             record,
             _slot: slot,
@@ -145,9 +145,11 @@ impl Proxy {
     /// Asks the resolver, lets the kernel hold what the answer grants, and says what goes back.
     pub async fn finish(&self, ask: Box<Ask>, upstream: &Upstream) -> Option<Vec<u8>> {
         let mut ask = *ask;
-        let within = self.directory.load().settings.upstream_timeout;
+        let directory = self.directory.load_full();
+        let within = directory.settings.upstream_timeout;
+        let (route, _) = directory.route(&ask.query.name, &ask.resolver);
         let started = clock::now();
-        let resolved = upstream.resolve(ask.resolver.address, &ask.query, within).await;
+        let resolved = upstream.resolve(route, &ask.query, within).await;
         ask.record.upstream(clock::now().saturating_duration_since(started));
         let directory = self.directory.load();
         let (outcome, reason, reply) = match resolved {
@@ -272,7 +274,8 @@ fn learn(
 ) -> (Option<Learned>, Option<Withheld>) {
     let Ok(mut learned) = answer.learn(&ask.query) else { return (None, None) };
     let server = ask.resolver.address;
-    if !ask.resolver.trusted && !rules.trusts(server.ip(), protocol(ask.tcp), server.port()) {
+    let (_, trusted) = directory.route(&ask.query.name, &ask.resolver);
+    if !trusted && !rules.trusts(server.ip(), protocol(ask.tcp), server.port()) {
         return (None, Some(Withheld::Resolver));
     }
     let mut withheld = None;

@@ -17,6 +17,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::engine::endpoint::PodRef;
 use crate::engine::name::Name;
 use crate::engine::pattern::Pattern;
+use crate::upstream::address::ServerAddress;
 
 pub use read::{Range, ranges};
 pub use source::{ConfigError, ConfigErrors, DEFAULT_PATH, Place, Source};
@@ -45,6 +46,8 @@ pub struct Config {
     pub enforcement: Enforcement,
     /// The DNS side.
     pub dns: Dns,
+    /// The cache of answers.
+    pub cache: Cache,
     /// How policies are read.
     pub policy: PolicySettings,
     /// What is written about it all.
@@ -142,6 +145,26 @@ pub struct Dns {
     pub cluster_domain: Name,
     /// Resolvers to learn from beside those that policies name. None unless set.
     pub resolvers: Vec<IpAddr>,
+    /// Servers that are asked in place of the resolver that the workload asked. None unless set.
+    pub upstreams: Vec<ServerAddress>,
+    /// The same for names under a suffix, the longest that fits; see [`Servers`]. None unless set.
+    pub suffix_upstreams: Vec<(Name, Servers)>,
+    /// Certificate authorities of `tls://` and `https://` servers, a PEM file; Mozilla's list unless set.
+    pub upstream_ca: Option<PathBuf>,
+    /// Whether answers are kept.
+    pub cache: CacheMode,
+    /// Whether names in use are asked for again before their answers expire. Needs the cache.
+    pub prefetch: bool,
+    /// Whether every `matchName` is kept resolved and granted without being asked. Cilium's `tofqdns-enable-poller`.
+    pub poller: bool,
+    /// See [`BACKGROUND_QUERIES_PER_SECOND`].
+    pub background_queries_per_second: u32,
+    /// See [`IDLE_CONNECTION_GRACE_PERIOD`].
+    pub idle_connection_grace_period: Duration,
+    /// See [`MAX_DEFERRED_CONNECTION_DELETES`].
+    pub max_deferred_connection_deletes: u32,
+    /// See [`QUERIES_PER_SECOND`].
+    pub queries_per_second: u32,
     /// See [`QUERIES_IN_FLIGHT`].
     pub queries_in_flight: u32,
     /// See [`TCP_CONNECTIONS`].
@@ -150,8 +173,46 @@ pub struct Dns {
     pub tcp_connections_total: u32,
     /// See [`WORKERS`].
     pub workers: u32,
+    /// The port that steered queries over TLS arrive at; 0: DNS over TLS is not served.
+    pub tls_port: u16,
+    /// The certificate chain that is shown there, a PEM file.
+    pub tls_certificate: Option<PathBuf>,
+    /// Its private key, a PEM file.
+    pub tls_key: Option<PathBuf>,
     /// Which private addresses a name may stand for.
     pub guard: Guard,
+}
+
+/// Whether answers are kept.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CacheMode {
+    /// They are, as long as their TTL says.
+    #[default]
+    On,
+    /// Each query is forwarded, as Cilium does.
+    Off,
+}
+
+/// Which servers are asked for the names under a suffix.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Servers {
+    /// The resolver that the workload asked: `asked`.
+    Asked,
+    /// These.
+    Listed(Vec<ServerAddress>),
+}
+
+/// Section `[cache]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Cache {
+    /// See [`CACHE_MAX_BYTES`].
+    pub max_bytes: u64,
+    /// See [`CACHE_MAX_TTL`].
+    pub max_ttl: Duration,
+    /// See [`CACHE_MAX_NEGATIVE_TTL`].
+    pub max_negative_ttl: Duration,
+    /// See [`CACHE_SERVE_STALE`].
+    pub serve_stale: Duration,
 }
 
 /// Section `[dns.guard]`: exceptions from the rebinding guard (private and CGNAT ranges, pod and service networks).
@@ -281,6 +342,24 @@ pub const UPSTREAM_TIMEOUT: Bounded<Duration> = Bounded { default: secs(4), min:
 /// How many addresses one name may stand for, for one endpoint. Cilium's `tofqdns-endpoint-max-ip-per-hostname`.
 pub const ENDPOINT_MAX_IP_PER_HOSTNAME: Bounded<u32> = Bounded { default: 1_000, min: 1, max: 16_384 };
 
+/// How many queries a second poller and prefetch together may send.
+pub const BACKGROUND_QUERIES_PER_SECOND: Bounded<u32> = Bounded { default: 50, min: 1, max: 10_000 };
+/// How long an address that a name no longer has stays granted while connections to it are idle, beyond its deadline.
+/// Cilium's `tofqdns-idle-connection-grace-period`.
+pub const IDLE_CONNECTION_GRACE_PERIOD: Bounded<Duration> = Bounded { default: secs(0), min: secs(0), max: hours(24) };
+/// How many expired addresses of one endpoint are kept because connections to them live. Cilium's
+/// `tofqdns-max-deferred-connection-deletes`.
+pub const MAX_DEFERRED_CONNECTION_DELETES: Bounded<u32> = Bounded { default: 10_000, min: 0, max: 8_388_608 };
+/// How many queries a second one endpoint may send, a second's worth at once; further ones get REFUSED. 0: no limit.
+pub const QUERIES_PER_SECOND: Bounded<u32> = Bounded { default: 10_000, min: 0, max: 10_000_000 };
+/// How many octets kept answers may take, bookkeeping included.
+pub const CACHE_MAX_BYTES: Bounded<u64> = Bounded { default: 64 << 20, min: 1 << 20, max: 64 << 30 };
+/// How long an answer is kept at most, whatever its TTL says; the reply's TTL is cut to it (RFC 8767 section 4).
+pub const CACHE_MAX_TTL: Bounded<Duration> = Bounded { default: hours(24), min: secs(1), max: hours(168) };
+/// How long "there is none" is kept at most (RFC 2308 section 5 suggests one to three hours).
+pub const CACHE_MAX_NEGATIVE_TTL: Bounded<Duration> = Bounded { default: hours(1), min: secs(0), max: hours(24) };
+/// How long an expired answer may still be given when no server answers (RFC 8767). 0: not at all.
+pub const CACHE_SERVE_STALE: Bounded<Duration> = Bounded { default: secs(0), min: secs(0), max: hours(168) };
 /// How many queries one endpoint may have under way; further ones get SERVFAIL.
 pub const QUERIES_IN_FLIGHT: Bounded<u32> = Bounded { default: 512, min: 1, max: 65_535 };
 
@@ -312,11 +391,11 @@ pub struct Key {
 }
 
 impl Key {
-    /// The variable that sets it: `NAMEGATE_DNS_MIN_TTL`; none for the one setting whose keys are free text.
+    /// The variable that sets it: `NAMEGATE_DNS_MIN_TTL`; none for the settings whose keys are free text.
     pub fn variable(&self) -> Option<String> {
         let upper = |name: &str| name.to_ascii_uppercase().replace('.', "_");
         match self.name {
-            "dns.guard.names" => None,
+            "dns.guard.names" | "dns.suffix_upstreams" => None,
             "endpoint" => Some("NAMEGATE_ENDPOINTS".to_owned()),
             name => Some(format!("NAMEGATE_{}", upper(name))),
         }
@@ -386,18 +465,35 @@ settings! {
     "dns.local_addresses_v6" dns.local_addresses_v6 Restart;
     "dns.min_ttl" dns.min_ttl Reload;
     "dns.grace" dns.grace Reload;
-    "dns.upstream_timeout" dns.upstream_timeout Restart;
+    "dns.upstream_timeout" dns.upstream_timeout Reload;
     "dns.reject_response_code" dns.reject_response_code Reload;
     "dns.enable_dns_compression" dns.enable_dns_compression Reload;
     "dns.endpoint_max_ip_per_hostname" dns.endpoint_max_ip_per_hostname Reload;
     "dns.cluster_domain" dns.cluster_domain Reload;
     "dns.resolvers" dns.resolvers Reload;
-    "dns.queries_in_flight" dns.queries_in_flight Restart;
-    "dns.tcp_connections" dns.tcp_connections Restart;
-    "dns.tcp_connections_total" dns.tcp_connections_total Restart;
+    "dns.upstreams" dns.upstreams Reload;
+    "dns.suffix_upstreams" dns.suffix_upstreams Reload;
+    "dns.upstream_ca" dns.upstream_ca Restart;
+    "dns.cache" dns.cache Restart;
+    "dns.prefetch" dns.prefetch Reload;
+    "dns.poller" dns.poller Reload;
+    "dns.background_queries_per_second" dns.background_queries_per_second Reload;
+    "dns.idle_connection_grace_period" dns.idle_connection_grace_period Reload;
+    "dns.max_deferred_connection_deletes" dns.max_deferred_connection_deletes Reload;
+    "dns.queries_per_second" dns.queries_per_second Reload;
+    "dns.queries_in_flight" dns.queries_in_flight Reload;
+    "dns.tcp_connections" dns.tcp_connections Reload;
+    "dns.tcp_connections_total" dns.tcp_connections_total Reload;
     "dns.workers" dns.workers Restart;
+    "dns.tls_port" dns.tls_port Restart;
+    "dns.tls_certificate" dns.tls_certificate Restart;
+    "dns.tls_key" dns.tls_key Restart;
     "dns.guard.allow" dns.guard.allow Reload;
     "dns.guard.names" dns.guard.names Reload;
+    "cache.max_bytes" cache.max_bytes Restart;
+    "cache.max_ttl" cache.max_ttl Reload;
+    "cache.max_negative_ttl" cache.max_negative_ttl Reload;
+    "cache.serve_stale" cache.serve_stale Reload;
     "policy.on_invalid" policy.on_invalid Reload;
     "observe.verbose" observe.verbose Restart;
     "observe.flows" observe.flows Restart;

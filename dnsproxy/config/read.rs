@@ -97,11 +97,31 @@ fn everything(r: &mut Reader<'_>) -> Config {
                 Name::parse(text).ok().filter(|name| !name.is_root())
             }),
             resolvers: r.list("dns.resolvers", "IP addresses", |text| text.parse().ok()),
+            upstreams: r.list("dns.upstreams", SERVERS, ServerAddress::parse),
+            suffix_upstreams: r.suffixes("dns.suffix_upstreams"),
+            upstream_ca: r.optional("dns.upstream_ca", "a file's path", file),
+            cache: r.word("dns.cache", &[("on", CacheMode::On), ("off", CacheMode::Off)]),
+            prefetch: r.truth("dns.prefetch", true),
+            poller: r.truth("dns.poller", false),
+            background_queries_per_second: r.number("dns.background_queries_per_second", BACKGROUND_QUERIES_PER_SECOND),
+            idle_connection_grace_period: r.duration("dns.idle_connection_grace_period", IDLE_CONNECTION_GRACE_PERIOD),
+            max_deferred_connection_deletes: r
+                .number("dns.max_deferred_connection_deletes", MAX_DEFERRED_CONNECTION_DELETES),
+            queries_per_second: r.number("dns.queries_per_second", QUERIES_PER_SECOND),
             queries_in_flight: r.number("dns.queries_in_flight", QUERIES_IN_FLIGHT),
             tcp_connections: r.number("dns.tcp_connections", TCP_CONNECTIONS),
             tcp_connections_total: r.number("dns.tcp_connections_total", TCP_CONNECTIONS_TOTAL),
             workers: r.number("dns.workers", WORKERS),
+            tls_port: r.number("dns.tls_port", Bounded { default: 0, min: 0, max: 65_535 }),
+            tls_certificate: r.optional("dns.tls_certificate", "a file's path", file),
+            tls_key: r.optional("dns.tls_key", "a file's path", file),
             guard: Guard { allow: r.list("dns.guard.allow", NETWORKS, network), names: r.patterns("dns.guard.names") },
+        },
+        cache: Cache {
+            max_bytes: r.number("cache.max_bytes", CACHE_MAX_BYTES),
+            max_ttl: r.duration("cache.max_ttl", CACHE_MAX_TTL),
+            max_negative_ttl: r.duration("cache.max_negative_ttl", CACHE_MAX_NEGATIVE_TTL),
+            serve_stale: r.duration("cache.serve_stale", CACHE_SERVE_STALE),
         },
         policy: PolicySettings {
             on_invalid: r.word("policy.on_invalid", &[("refuse", OnInvalid::Refuse), ("ignore", OnInvalid::Ignore)]),
@@ -141,10 +161,15 @@ fn everything(r: &mut Reader<'_>) -> Config {
 
 const LOCAL_V4: &str = "169.254.77.0/24";
 const LOCAL_V6: &str = "fd6e:616d:6567:6174::/112";
+const SERVERS: &str = "servers as 203.0.113.1, tls://203.0.113.1#NAME or https://203.0.113.1/dns-query#NAME";
 const NETWORKS: &str = "networks as 10.0.0.0/8, host bits zero";
 
 fn network(text: &str) -> Option<IpNet> {
     text::network(text)?.parse().ok()
+}
+
+fn file(text: &str) -> Option<PathBuf> {
+    (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))
 }
 
 /// The host's name. Read from proc: it is the name of the network node that we are part of, without a libc buffer.
@@ -272,6 +297,42 @@ impl Reader<'_> {
                     found: format!("{text:?}"),
                     allowed: format!("a name pattern ({error})"),
                 }),
+            }
+        }
+        found
+    }
+
+    fn suffixes(&mut self, key: &'static str) -> Vec<(Name, Servers)> {
+        let allowed = "domain names, each with a list of servers or [\"asked\"]";
+        self.note(key, "{}".to_owned(), allowed.to_owned());
+        let Some(value) = self.find(key) else { return Vec::new() };
+        let ValueKind::Table(table) = &value.kind else {
+            self.wrong(key, &value, allowed);
+            return Vec::new();
+        };
+        let mut entries: Vec<_> = table.iter().collect();
+        entries.sort_by_key(|(text, _)| *text);
+        let mut found: Vec<(Name, Servers)> = Vec::new();
+        for (text, value) in entries {
+            let path = format!("{key}.{text}");
+            let asked = |value: &Value| matches!(&value.kind, ValueKind::String(text) if text == "asked");
+            let servers = match &value.kind {
+                ValueKind::Array(items) if items.len() == 1 && asked(&items[0]) => Servers::Asked,
+                ValueKind::Array(items) if items.is_empty() => {
+                    self.wrong(&path, value, "at least one server, or [\"asked\"]");
+                    continue;
+                }
+                _ => Servers::Listed(self.items(&path, value, SERVERS, &[',', ' '], |value| match &value.kind {
+                    ValueKind::String(text) => ServerAddress::parse(text),
+                    _ => None,
+                })),
+            };
+            match Name::parse(text) {
+                Ok(name) if found.iter().any(|(known, _)| *known == name) => {
+                    self.error(&path, format!("{text:?} twice"), "each suffix once");
+                }
+                Ok(name) => found.push((name, servers)),
+                Err(error) => self.error(&path, format!("{text:?}"), format!("a domain name ({error})")),
             }
         }
         found

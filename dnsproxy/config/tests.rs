@@ -85,12 +85,15 @@ fn the_annotated_file_names_every_setting() {
 fn the_annotated_file_loads_with_every_comment_sign_taken_away() {
     let text: String = ANNOTATED
         .lines()
-        .filter(|line| *line != "names = {}")
+        .filter(|line| !matches!(*line, "names = {}" | "suffix_upstreams = {}"))
         .map(|line| line.strip_prefix('#').filter(|rest| !rest.starts_with(' ')).unwrap_or(line).to_owned() + "\n")
         .collect();
     let config = good(&text, |source| source);
     assert_eq!(config.endpoints[0].to_string(), "veth-pay=payments/payment-processor,mac=02:00:00:00:00:01");
     assert_eq!(config.dns.guard.names[0].0.as_str(), "**.rds.amazonaws.com");
+    let servers = ["203.0.113.9"].map(|text| ServerAddress::parse(text).unwrap()).to_vec();
+    let suffixes = [("cluster.local", Servers::Asked), ("corp.example", Servers::Listed(servers))];
+    assert_eq!(config.dns.suffix_upstreams, suffixes.map(|(text, servers)| (Name::parse(text).unwrap(), servers)));
 }
 
 #[test]
@@ -119,7 +122,7 @@ fn the_annotated_file_states_defaults_ranges_and_reloads_as_they_are() {
             comment.clear();
         }
     }
-    assert_eq!(checked, KEYS.len() + 1, "names stands there twice");
+    assert_eq!(checked, KEYS.len() + 2, "names and suffix_upstreams stand there twice");
 }
 
 /// Whether `comment` says what is true of `name`; false for what is no setting.

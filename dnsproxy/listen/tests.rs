@@ -164,12 +164,12 @@ impl World {
         let served = endpoint(1, &["127.0.0.1", "::1"]);
         let guard =
             Guard::new(vec!["203.0.113.1".parse().expect("an address")], Name::parse("cluster.local").expect("a name"));
-        let resolver = Resolver { address: server.address, trusted: setup.trusted };
+        let resolver = Resolver::new(server.address, setup.trusted);
         let directory = Arc::new(ArcSwap::from_pointee(Directory::new(
             setup.settings,
             guard,
             [served.clone(), endpoint(2, &["127.0.0.2"])],
-            ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver)),
+            ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
         let options = Options { port: 0, workers: setup.workers };
         let listeners = start(&options, directory.clone(), kernel.clone(), seen.clone()).expect("listeners");

@@ -13,7 +13,7 @@ use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
 use crate::cluster::snapshot::{self, Refusal, Snapshot};
-use crate::config::{Config, RejectCode};
+use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
@@ -27,6 +27,7 @@ use crate::kernel::{GrantStore, KernelError};
 use crate::observe::Known;
 use crate::operate::metrics::Reload;
 use crate::serve::{self, Directory, Resolver, Served, Settings};
+use crate::upstream::route::{Route, Routes};
 
 /// What was read last, and how it went.
 #[derive(Default)]
@@ -392,11 +393,12 @@ impl Node {
         let guard = guard(&self.config, &world, own);
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
-            (*local, Resolver { address: SocketAddr::new(*resolver, 53), trusted: trusted.contains(resolver) })
+            (*local, Resolver::new(SocketAddr::new(*resolver, 53), trusted.contains(resolver)))
         });
         let endpoints = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some());
         let endpoints = endpoints.filter_map(|endpoint| endpoint.served.clone());
-        let directory = Directory::new(settings(&self.config), guard, endpoints, resolvers);
+        let mut directory = Directory::new(settings(&self.config), guard, endpoints, resolvers);
+        directory.routes = routes(&self.config);
         self.directory.store(Arc::new(directory));
     }
 }
@@ -504,6 +506,18 @@ fn settings(config: &Config) -> Settings {
         tcp_connections_total: config.dns.tcp_connections_total,
         ..Settings::default()
     }
+}
+
+/// Whom the operator put in place of the resolvers that workloads ask.
+fn routes(config: &Config) -> Routes {
+    let suffixes = config.dns.suffix_upstreams.iter().map(|(suffix, servers)| {
+        let route = match servers {
+            Servers::Asked => None,
+            Servers::Listed(servers) => Route::among(servers),
+        };
+        (suffix.clone(), route)
+    });
+    Routes::new(Route::among(&config.dns.upstreams), suffixes.collect())
 }
 
 /// What no name may stand for, by what the operator set and what the cluster has.

@@ -14,6 +14,7 @@ use crate::engine::guard::Guard;
 use crate::engine::name::Name;
 use crate::engine::ruleset::RuleSet;
 use crate::kernel::{GrantStore, KernelError};
+use crate::upstream::route::{Route, Routes};
 
 /// Everything that a query is served by.
 pub struct Directory {
@@ -21,6 +22,8 @@ pub struct Directory {
     pub settings: Settings,
     /// Which addresses may be learned.
     pub guard: Guard,
+    /// Whom the operator put in place of the resolvers.
+    pub routes: Routes,
     endpoints: HashMap<(u32, IpAddr), Arc<Served>>,
     resolvers: HashMap<IpAddr, Resolver>,
 }
@@ -100,13 +103,21 @@ impl Served {
 }
 
 /// A DNS server that workloads ask.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Resolver {
     /// Its address and port, as the workload knows them.
     pub address: SocketAddr,
     /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted
     /// anyway, for the endpoints of that policy.
     pub trusted: bool,
+    route: Route,
+}
+
+impl Resolver {
+    /// A resolver as workloads know it.
+    pub fn new(address: SocketAddr, trusted: bool) -> Resolver {
+        Resolver { address, trusted, route: Route::to(address) }
+    }
 }
 
 /// What a denied query is answered with. Cilium's `tofqdns-dns-reject-response-code`.
@@ -170,7 +181,16 @@ impl Directory {
                 by_place.insert((interface, *address), served.clone());
             }
         }
-        Directory { settings, guard, endpoints: by_place, resolvers: resolvers.into_iter().collect() }
+        let resolvers = resolvers.into_iter().collect();
+        Directory { settings, guard, routes: Routes::default(), endpoints: by_place, resolvers }
+    }
+
+    /// Whom to ask for `name`, and whether that one is trusted by the operator's choice.
+    pub fn route<'a>(&'a self, name: &Name, asked: &'a Resolver) -> (&'a Route, bool) {
+        match self.routes.of(name) {
+            Some(route) => (route, true),
+            None => (&asked.route, asked.trusted),
+        }
     }
 
     /// The endpoint behind `interface` with this source address (I2).

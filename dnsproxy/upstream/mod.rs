@@ -28,10 +28,13 @@ use crate::listen::datagrams::Inbox;
 
 use chance::Chance;
 use message::Letters;
+use route::Route;
 use server::{Server, Socket};
 
+pub mod address;
 pub mod chance;
 pub mod message;
+pub mod route;
 mod server;
 mod tcp;
 
@@ -140,17 +143,12 @@ impl Upstream {
         Upstream { shared }
     }
 
-    /// Asks `server` what `query` asks. Sent again after a quarter and a half of `within`.
+    /// Asks whom the route names what `query` asks. Sent again after a quarter and a half of `within`.
     ///
     /// # Errors
     /// There is no answer, and why.
-    pub async fn resolve(
-        &self,
-        server: SocketAddr,
-        query: &Query<'_>,
-        within: Duration,
-    ) -> Result<Reply, UpstreamError> {
-        let pending = self.shared.ask(server, query, within)?;
+    pub async fn resolve(&self, route: &Route, query: &Query<'_>, within: Duration) -> Result<Reply, UpstreamError> {
+        let pending = self.shared.ask(route.servers()[0].socket, query, within)?;
         poll_fn(|context| pending.poll(context)).await
     }
 

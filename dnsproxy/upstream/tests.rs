@@ -34,7 +34,7 @@ fn addresses(result: Result<Reply, UpstreamError>) -> Result<Vec<String>, Upstre
 #[track_caller]
 fn yields(server: &Scripted, expected: Result<&[&str], UpstreamError>) {
     let result = run(async |upstream| {
-        let result = upstream.resolve(server.address, &query("www.test", false), WITHIN).await;
+        let result = upstream.resolve(&Route::to(server.address), &query("www.test", false), WITHIN).await;
         assert_eq!(upstream.outstanding(), 0, "nothing is left behind");
         result
     });
@@ -63,7 +63,7 @@ fn the_last_query_of_a_port_gets_its_answer_too() {
     let queries = 5 * super::server::QUERIES as usize;
     run(async |upstream| {
         for _ in 0..queries {
-            let reply = upstream.resolve(server.address, &query("www.test", false), WITHIN).await;
+            let reply = upstream.resolve(&Route::to(server.address), &query("www.test", false), WITHIN).await;
             assert_eq!(addresses(reply), Ok(vec!["192.0.2.1".to_owned()]));
         }
     });
@@ -115,7 +115,7 @@ fn a_server_that_does_not_keep_letters_is_asked_over_tcp_from_then_on() {
     });
     run(async |upstream| {
         for _ in 0..3 {
-            let result = upstream.resolve(server.address, &query("www.test", false), WITHIN).await;
+            let result = upstream.resolve(&Route::to(server.address), &query("www.test", false), WITHIN).await;
             assert_eq!(addresses(result), Ok(vec!["192.0.2.1".to_owned()]));
         }
     });
@@ -164,7 +164,7 @@ fn silence_is_a_timeout_after_three_copies() {
 fn a_closed_port_is_a_timeout_and_not_a_word_to_be_trusted() {
     let server = Scripted::start(|_| Vec::new());
     let free = std::net::UdpSocket::bind("127.0.0.1:0").expect("a socket").local_addr().expect("an address");
-    let result = run(async |upstream| upstream.resolve(free, &query("www.test", false), WITHIN).await);
+    let result = run(async |upstream| upstream.resolve(&Route::to(free), &query("www.test", false), WITHIN).await);
     assert_eq!(addresses(result), Err(UpstreamError::Timeout));
     drop(server);
 }
@@ -186,7 +186,9 @@ fn the_same_question_goes_up_once_and_all_who_asked_get_the_answer() {
         let tasks: Vec<_> = (0..20)
             .map(|at| {
                 let (upstream, address) = (upstream.clone(), server.address);
-                spawn_local(async move { upstream.resolve(address, &query("www.test", at >= 10), WITHIN).await })
+                spawn_local(
+                    async move { upstream.resolve(&Route::to(address), &query("www.test", at >= 10), WITHIN).await },
+                )
             })
             .collect();
         for task in tasks {
@@ -203,12 +205,12 @@ fn who_stops_waiting_takes_the_answer_from_nobody() {
         let address = server.address;
         let first = {
             let upstream = upstream.clone();
-            spawn_local(async move { upstream.resolve(address, &query("www.test", false), WITHIN).await })
+            spawn_local(async move { upstream.resolve(&Route::to(address), &query("www.test", false), WITHIN).await })
         };
         tokio::task::yield_now().await;
         let second = {
             let upstream = upstream.clone();
-            spawn_local(async move { upstream.resolve(address, &query("www.test", false), WITHIN).await })
+            spawn_local(async move { upstream.resolve(&Route::to(address), &query("www.test", false), WITHIN).await })
         };
         tokio::task::yield_now().await;
         first.abort();
@@ -222,7 +224,8 @@ fn ids_and_ports_are_not_to_be_guessed() {
     let server = Scripted::start(|asked| vec![Say::Reply(good(asked))]);
     run(async |upstream| {
         for at in 0..4_400 {
-            let result = upstream.resolve(server.address, &query(&format!("n{at}.test"), false), WITHIN).await;
+            let result =
+                upstream.resolve(&Route::to(server.address), &query(&format!("n{at}.test"), false), WITHIN).await;
             assert!(result.is_ok());
         }
     });
