@@ -474,7 +474,7 @@ fn start_anew(
     if let Err(error) = kernel.install(endpoint.id, &writes) {
         tracing::error!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay until their deadlines");
     }
-    *table = FqdnTable::default();
+    table.clear();
     endpoint.inherited.clear();
     error
 }
