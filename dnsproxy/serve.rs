@@ -120,7 +120,7 @@ impl Proxy {
             Ok(rule) => record.rule(rule),
             Err(denied) => {
                 let reply = denied_reply(&query, &denied, served, &directory.settings);
-                record.rule(first_rule(&denied));
+                record.denied(&denied, &query);
                 return self.done(record, Outcome::Denied, denied.reason(), Some(reply));
             }
         }
@@ -190,7 +190,7 @@ impl Proxy {
             match verdict(&rules, &ask.resolver, ask.tcp, &ask.query) {
                 Ok(rule) => ask.record.rule(rule),
                 Err(denied) => {
-                    ask.record.rule(first_rule(&denied));
+                    ask.record.denied(&denied, &ask.query);
                     let reply = denied_reply(&ask.query, &denied, &ask.served, &directory.settings);
                     return (Outcome::Denied, denied.reason(), reply);
                 }
@@ -390,26 +390,19 @@ fn protocol(tcp: bool) -> Protocol {
     if tcp { Protocol::Tcp } else { Protocol::Udp }
 }
 
-fn first_rule(denied: &Denied) -> Option<RuleRef> {
-    match denied {
-        Denied::Server(rules) | Denied::Name(rules) => rules.first().cloned(),
-        Denied::Label | Denied::Type | Denied::Class => None,
-    }
-}
-
 fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, settings: &Settings) -> Vec<u8> {
-    let policies = |rules: &[RuleRef]| {
-        let mut names: Vec<String> = rules.iter().map(ToString::to_string).collect();
-        names.dedup();
-        names.join(", ")
-    };
+    let mut policies: Vec<String> = denied.rules().iter().map(ToString::to_string).collect();
+    policies.dedup();
+    let policies = policies.join(", ");
     let (code, text) = match denied {
-        Denied::Server(rules) => (EdeCode::Prohibited, format!("{}: this server may not be asked", policies(rules))),
-        Denied::Name(rules) => (EdeCode::Blocked, format!("{}: the name is not allowed", policies(rules))),
-        Denied::Label => (EdeCode::Blocked, "no pattern matches a label of this name".to_owned()),
+        Denied::Server(_) => (EdeCode::Prohibited, format!("{policies}: this server may not be asked")),
+        Denied::Name(_) => (EdeCode::Blocked, format!("{policies}: the name is not allowed")),
+        Denied::Label => (EdeCode::Blocked, "the name is not allowed".to_owned()),
         Denied::Type => (EdeCode::Prohibited, "this type may not be asked for".to_owned()),
         Denied::Class => (EdeCode::Prohibited, "only class IN may be asked for".to_owned()),
     };
+    // The hint first: the text is cut, and a list of policies may be long.
+    let text = denied.hint(&query.name).map_or(text.clone(), |hint| format!("{hint} ({text})"));
     // After REFUSED glibc and musl give up the search list, and never come to the name that is meant.
     let searched = matches!(denied, Denied::Name(_) | Denied::Label)
         && served.search.iter().any(|suffix| query.name != *suffix && query.name.ends_with(suffix));

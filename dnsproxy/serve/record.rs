@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::engine::answer::Answer;
 use crate::engine::query::Query;
-use crate::engine::verdict::RuleRef;
+use crate::engine::verdict::{Denied, RuleRef};
 use crate::engine::wire::type_text;
 use crate::observe::{Observer, Outcome, QueryRecord};
 
@@ -27,6 +27,7 @@ impl Record {
             outcome: Outcome::Failed,
             reason: "",
             rule: None,
+            hint: None,
             rcode: None,
             addresses: Vec::new(),
             cnames: Vec::new(),
@@ -52,6 +53,12 @@ impl Record {
 
     pub(super) fn rule(&mut self, rule: Option<RuleRef>) {
         self.0.rule = rule;
+    }
+
+    /// Which rule refused it, and what its author may have meant.
+    pub(super) fn denied(&mut self, denied: &Denied, query: &Query<'_>) {
+        self.0.rule = denied.rules().first().cloned();
+        self.0.hint = denied.hint(&query.name);
     }
 
     pub(super) fn upstream(&mut self, took: Duration) {
@@ -86,6 +93,7 @@ impl Record {
                 verdict = ?outcome,
                 reason,
                 rule,
+                hint = record.hint,
                 cache = "off",
                 upstream_ms,
                 granted = record.granted,

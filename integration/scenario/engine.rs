@@ -204,7 +204,7 @@ impl Model {
                 Err(Denied::Name(by)) => {
                     return refused(
                         EdeCode::Blocked,
-                        &by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+                        &by.rules.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
                     );
                 }
                 Err(_) => return refused(EdeCode::Prohibited, "server"),

@@ -78,6 +78,18 @@ fn a_denied_name_never_leaves_and_the_reply_names_the_policy() {
 }
 
 #[test]
+fn a_near_miss_says_what_would_have_matched_in_reply_and_record() {
+    let setup = Setup { rules: rules(&["*.test"], &["*.test"]), ..Setup::default() };
+    let world = World::new(setup, always(&["@ 60 A 192.0.2.1"]));
+    let hint = "\"*.test\" spans one label; \"**.test\" spans several";
+    world.fails("a.b.test", 5, 15, &format!("{hint} (payments/wall: the name is not allowed)"));
+    assert_eq!(world.seen.last().hint.as_deref(), Some(hint));
+    world.fails("a b.test", 5, 15, "no pattern matches the label \"a b\"");
+    world.fails("a.example", 5, 15, "payments/wall: the name is not allowed");
+    assert_eq!(world.seen.last().hint, None);
+}
+
+#[test]
 fn a_denied_name_can_be_said_not_to_exist() {
     let settings = Settings { reject: RejectCode::NameError, ..Settings::default() };
     let setup = Setup { settings, rules: rules(&["www.test"], &["www.test"]), ..Setup::default() };
