@@ -131,7 +131,7 @@ impl Model {
                 continue;
             };
             endpoint.closed = addresses == 0;
-            let regroup = endpoint.names.regroup(&rules, MonoNs(self.now));
+            let regroup = endpoint.names.regroup(&rules, &endpoint.history, MonoNs(self.now));
             install(&mut endpoint.rows, regroup.widened.writes());
             endpoint.names.record(regroup.widened);
             for group in &rules.groups {
