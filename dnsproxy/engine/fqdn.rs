@@ -204,6 +204,15 @@ impl FqdnTable {
         Ok(plan)
     }
 
+    /// Until when the kernel holds all of it, once its plan was recorded; `None` when another name stands in for it.
+    pub fn held_until(&self, learned: &Learned) -> Option<MonoNs> {
+        let mut least = MonoNs(u64::MAX);
+        for address in &learned.addresses {
+            least = least.min(self.claim(*address, &learned.name)?.until);
+        }
+        Some(least)
+    }
+
     /// Changes the table as the kernel was changed.
     ///
     /// # Panics

@@ -15,7 +15,7 @@ use super::state::{self, State};
 use super::watch::Watch;
 use super::{packets, reload, steering, upkeep};
 use crate::clock;
-use crate::config::{Config, Source};
+use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::GrantWrite;
@@ -29,7 +29,8 @@ use crate::kernel::sweep::Budgets;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
-use crate::serve::{Directory, Served};
+use crate::serve::cache::Cache;
+use crate::serve::{Directory, Proxy, Served};
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -40,6 +41,7 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 pub(super) struct Node {
     pub config: Config,
     pub source: Source,
+    pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
     pub netlink: Netlink,
@@ -120,7 +122,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let people = packets::People::default();
     let teller = packets::teller(watchers.clone(), people.clone());
 
+    let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
+    let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), watchers.clone(), cache));
     let mut node = Node {
+        proxy: proxy.clone(),
         kernel: kernel.clone(),
         budgets,
         netlink,
@@ -146,7 +151,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
     let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
-    let listeners = listen::start(&options, directory, kernel, watchers.clone()).context("listening for queries")?;
+    let listeners = listen::start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
     let events = Events::start(node.kernel.clone(), teller)?;

@@ -19,6 +19,7 @@ use crate::engine::endpoint::PodRef;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::GrantWrite;
 use crate::engine::guard::Guard;
+use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
 use crate::engine::world::World;
@@ -446,7 +447,8 @@ fn closed_rules() -> RuleSet {
     RuleSet { selected: true, deny_egress: true, deny_ingress: true, ..RuleSet::unselected() }
 }
 
-pub(super) fn caps(config: &Config) -> Caps {
+/// How much one workload can hold.
+pub fn caps(config: &Config) -> Caps {
     Caps {
         addresses_per_name: config.dns.endpoint_max_ip_per_hostname as usize,
         deferred: config.dns.max_deferred_connection_deletes as usize,
@@ -455,7 +457,8 @@ pub(super) fn caps(config: &Config) -> Caps {
     }
 }
 
-fn settings(config: &Config) -> Settings {
+/// What the proxy serves by.
+pub fn settings(config: &Config) -> Settings {
     Settings {
         timing: Timing { min_ttl: config.dns.min_ttl, grace: config.dns.grace },
         upstream_timeout: config.dns.upstream_timeout,
@@ -464,6 +467,15 @@ fn settings(config: &Config) -> Settings {
             RejectCode::NameError => serve::RejectCode::NameError,
         },
         compression: config.dns.enable_dns_compression,
+        ceilings: Ceilings {
+            ttl: config.cache.max_ttl.as_secs() as u32,
+            negative: config.cache.max_negative_ttl.as_secs() as u32,
+        },
+        serve_stale: config.cache.serve_stale,
+        prefetch: config.dns.prefetch,
+        poller: config.dns.poller,
+        background_queries_per_second: config.dns.background_queries_per_second,
+        queries_per_second: config.dns.queries_per_second,
         queries_in_flight: config.dns.queries_in_flight,
         tcp_connections: config.dns.tcp_connections,
         tcp_connections_total: config.dns.tcp_connections_total,
@@ -472,7 +484,7 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// Whom the operator put in place of the resolvers that workloads ask.
-fn routes(config: &Config) -> Routes {
+pub fn routes(config: &Config) -> Routes {
     let suffixes = config.dns.suffix_upstreams.iter().map(|(suffix, servers)| {
         let route = match servers {
             Servers::Asked => None,
@@ -484,7 +496,7 @@ fn routes(config: &Config) -> Routes {
 }
 
 /// What no name may stand for, by what the operator set and what the cluster has.
-fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
+pub fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
     if let Some(node) = world.nodes.get(&config.node_name) {
         own.extend(&node.addresses);
     }
@@ -505,13 +517,13 @@ fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
 }
 
 /// The addresses of the cluster's own resolver: the Service that every distribution calls kube-dns.
-fn cluster_dns(world: &World) -> Vec<IpAddr> {
+pub fn cluster_dns(world: &World) -> Vec<IpAddr> {
     let service = world.services.get(&("kube-system".to_owned(), "kube-dns".to_owned()));
     service.map_or_else(Vec::new, |service| service.addresses.iter().copied().collect())
 }
 
 /// What kubelet writes into a pod's resolv.conf with `dnsPolicy: ClusterFirst`.
-fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
+pub fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
     let domain = domain.to_string();
     let texts = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain];
     texts.iter().filter_map(|text| Name::parse(text).ok()).collect()

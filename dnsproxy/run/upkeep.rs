@@ -88,7 +88,10 @@ impl Node {
             return;
         }
         self.upkeep.slept = slept;
-        tracing::info!(?jump, "the machine slept; grants end earlier by that");
+        tracing::info!(?jump, "the machine slept; grants end earlier by that, and no answer is kept");
+        if let Some(cache) = self.proxy.cache() {
+            cache.clear();
+        }
         let now = clock::mono();
         self.each_table(|table| table.shorten(jump, now));
         self.checkpoint.slept(slept);
