@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -17,7 +17,7 @@ use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
-use crate::engine::grant::{GrantWrite, Slot};
+use crate::engine::grant::GrantWrite;
 use crate::engine::guard::Guard;
 use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
@@ -136,7 +136,8 @@ impl Node {
         self.remember(&change, true)?;
         let kernel = self.kernel.clone();
         let limit = self.config.enforcement.flows_per_endpoint;
-        let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit);
+        let idle_grace = self.config.dns.idle_connection_grace_period;
+        let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit, idle_grace);
         kernel.set_limits(flows, self.config.dns.port)?;
         let on_the_way = change.ways.values().flat_map(|way| way.adding.iter().chain(&way.clearing));
         for (policy_id, rules) in change.fresh.iter().chain(on_the_way) {
@@ -296,15 +297,12 @@ impl Node {
         let steering = &self.steering.pairs;
         let served = endpoint.served.clone();
         let mut table = served.as_ref().map(|served| served.table());
-        if policy_id.is_some() {
-            close_inherited(&*kernel, endpoint, &self.state.endpoints[key].groups, rules)?;
-        }
         if let Some(adding) = way.adding {
             endpoint.put(adding, &kernel, reject, steering)?;
         }
         let mut narrowed = None;
         if let Some(table) = &mut table {
-            let regroup = table.regroup(rules, clock::mono());
+            let regroup = table.regroup(rules, &self.state.endpoints[key].groups, clock::mono());
             match kernel.install(endpoint.id, regroup.widened.writes()) {
                 Ok(()) => table.record(regroup.widened),
                 Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
@@ -363,6 +361,7 @@ impl Node {
         let Some(world) = self.world.clone() else { return };
         let caps = caps(&self.config);
         let mut people = HashMap::new();
+        let mut tables = Vec::new();
         for endpoint in self.endpoints.values_mut() {
             let rules = endpoint.rules.clone().unwrap_or_else(|| Arc::new(closed_rules()));
             let (interface, bridge) = endpoint.attachment.map_or((0, None), |at| (at.ifindex, at.bridge));
@@ -371,18 +370,21 @@ impl Node {
                 Some(served) => {
                     Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() }
                 }
-                None => Served {
-                    bridge,
-                    search,
-                    ..Served::new(endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone(), interface, rules, caps)
-                },
+                None => {
+                    let (id, pod, addresses) = (endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone());
+                    let served = Served::new(id, pod, addresses, interface, rules, caps);
+                    let names = Arc::new(Mutex::new(std::mem::take(&mut endpoint.adopted)));
+                    Served { bridge, search, names, ..served }
+                }
             };
             served.table().set_caps(caps);
+            tables.push((endpoint.id, served.names.clone()));
             let served = Arc::new(served);
             people.insert(endpoint.id, (served.clone(), endpoint.interface.clone()));
             endpoint.served = Some(served);
         }
         self.people.know(people);
+        self.checkpoint.know(tables);
         let own: Vec<IpAddr> = match self.netlink.addresses().await {
             Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
             Err(_) => Vec::new(),
@@ -429,54 +431,14 @@ fn merged(old: Vec<Group>, new: &[Group]) -> Vec<Group> {
     groups.into_values().collect()
 }
 
-/// Takes out of inherited grants every bit that may have been learned for a name that it does not stand for any more.
-fn close_inherited(
-    kernel: &impl GrantStore,
-    endpoint: &mut Endpoint,
-    old: &[Group],
-    rules: &RuleSet,
-) -> Result<(), KernelError> {
-    let means_the_same = |bit: u8| {
-        let of = |groups: &[Group]| groups.iter().find(|group| group.bit == bit).cloned();
-        match (of(old), of(&rules.groups)) {
-            (Some(old), Some(new)) => old.key == new.key && old.names.iter().all(|name| new.names.contains(name)),
-            _ => false,
-        }
-    };
-    let kept = (0..128u8)
-        .filter(|bit| means_the_same(*bit))
-        .fold(crate::engine::bits::Bits::NONE, |bits, bit| bits | crate::engine::bits::Bits::of(bit));
-    let mut writes = Vec::new();
-    for grant in &mut endpoint.inherited {
-        let slots = grant.slots.map(|slot| {
-            let bits = slot.bits & kept;
-            if bits.is_empty() { Slot::default() } else { Slot { bits, ..slot } }
-        });
-        if slots != grant.slots {
-            grant.slots = slots;
-            writes.push(*grant);
-        }
-    }
-    kernel.install(endpoint.id, &writes)?;
-    endpoint.inherited.retain(|grant| grant.slots.iter().any(|slot| *slot != Slot::default()));
-    Ok(())
-}
-
 /// The kernel did not take a change of grants: all of them go, and names are learned anew. Closed, never open.
-fn start_anew(
-    kernel: &impl GrantStore,
-    endpoint: &mut Endpoint,
-    table: &mut FqdnTable,
-    error: KernelError,
-) -> KernelError {
+fn start_anew(kernel: &impl GrantStore, endpoint: &Endpoint, table: &mut FqdnTable, error: KernelError) -> KernelError {
     let gone = |address| GrantWrite { address, slots: Default::default() };
-    let addresses = table.rows().map(|row| row.address).chain(endpoint.inherited.iter().map(|row| row.address));
-    let writes: Vec<GrantWrite> = addresses.map(gone).collect();
+    let writes: Vec<GrantWrite> = table.rows().map(|row| gone(row.address)).collect();
     if let Err(error) = kernel.install(endpoint.id, &writes) {
         tracing::error!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay until their deadlines");
     }
     table.clear();
-    endpoint.inherited.clear();
     error
 }
 
@@ -489,6 +451,7 @@ fn closed_rules() -> RuleSet {
 pub fn caps(config: &Config) -> Caps {
     Caps {
         addresses_per_name: config.dns.endpoint_max_ip_per_hostname as usize,
+        deferred: config.dns.max_deferred_connection_deletes as usize,
         grants: config.enforcement.grants_per_endpoint as usize,
         ..Caps::default()
     }

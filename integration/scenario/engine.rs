@@ -231,7 +231,7 @@ impl Model {
             };
             endpoint.closed = addresses == 0;
             let mut table = served.table();
-            let regroup = table.regroup(&rules, now());
+            let regroup = table.regroup(&rules, &endpoint.history, now());
             served.carry_out(&*self.kernel, &mut table, regroup.widened).expect("a model takes all");
             for group in &rules.groups {
                 if !endpoint.history.contains(group) {
