@@ -19,6 +19,7 @@ use crate::kernel::GrantStore;
 use crate::observe::Observer;
 use crate::serve::{Directory, Proxy};
 use crate::upstream::Upstream;
+use crate::upstream::health::Registry;
 
 use datagrams::Inbox;
 
@@ -39,11 +40,13 @@ pub struct Options {
     pub port: u16,
     /// Threads; 0: one per core.
     pub workers: usize,
+    /// The DNS servers that workers ask, and how they fare.
+    pub upstreams: Arc<Registry>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { port: 15_353, workers: 0 }
+        Options { port: 15_353, workers: 0, upstreams: Arc::default() }
     }
 }
 

@@ -171,7 +171,7 @@ impl World {
             [served.clone(), endpoint(2, &["127.0.0.2"])],
             ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
-        let options = Options { port: 0, workers: setup.workers };
+        let options = Options { port: 0, workers: setup.workers, ..Options::default() };
         let listeners = start(&options, directory.clone(), kernel.clone(), seen.clone()).expect("listeners");
         World { server, kernel, seen, directory, served, listeners }
     }

@@ -33,10 +33,12 @@ use server::{Server, Socket};
 
 pub mod address;
 pub mod chance;
+pub mod health;
 pub mod message;
 pub mod route;
 mod server;
 mod tcp;
+pub mod trust;
 
 /// Queries that one worker has outstanding at most, about 600 octets each.
 pub const OUTSTANDING: usize = 32_768;
