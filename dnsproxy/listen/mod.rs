@@ -128,10 +128,10 @@ pub fn start(
     for (at, sockets) in sockets.into_iter().enumerate() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
-        let (proxy, stopped) = (proxy.clone(), stopped.clone());
+        let (proxy, upstreams, stopped) = (proxy.clone(), options.upstreams.clone(), stopped.clone());
         let worker = thread::Builder::new()
             .name(format!("dns-{at}"))
-            .spawn(move || LocalSet::new().block_on(&runtime, work(sockets, proxy, stopped)))
+            .spawn(move || LocalSet::new().block_on(&runtime, work(sockets, proxy, upstreams, stopped)))
             .map_err(ListenError::Worker)?;
         listeners.workers.push(worker);
     }
@@ -211,10 +211,10 @@ fn is_no_family(error: &io::Error) -> bool {
 }
 
 /// The life of a worker.
-async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<Stop>) {
+async fn work(sockets: Sockets, proxy: Arc<Proxy>, upstreams: Arc<Registry>, mut stopped: watch::Receiver<Stop>) {
     let worker = Rc::new(Worker {
         proxy,
-        upstream: Upstream::start(),
+        upstream: Upstream::start(upstreams),
         inbox: RefCell::default(),
         under_way: Cell::new(0),
         idle: Notify::new(),
