@@ -26,6 +26,7 @@ use crate::observe::{Observer, Outcome};
 use crate::upstream::{Upstream, UpstreamError};
 
 pub mod directory;
+pub mod rate;
 mod record;
 
 use directory::Taken;
@@ -95,14 +96,21 @@ impl Proxy {
             return self.dropped(record, "unknown_resolver");
         };
         record.server(resolver.address);
+        let in_time = served.rate.take(directory.settings.queries_per_second, (self.now)());
         let query = match Query::parse(packet.bytes) {
             Ok(query) => query,
+            Err(_) if !in_time => return self.dropped(record, "rate"),
             Err(error) => {
                 let reply = error.rcode().and_then(|rcode| reply::unreadable(packet.bytes, rcode));
                 return self.done(record, Outcome::Malformed, error.reason(), reply);
             }
         };
         record.query(&query);
+        if !in_time {
+            let ede = Ede::new(EdeCode::Other, "too many queries of this workload in this second");
+            let reply = reply::failed(&query, Rcode::Refused, Some(&ede));
+            return self.done(record, Outcome::Failed, "rate", Some(reply));
+        }
         if query.edns.is_some_and(|edns| edns.version > 0) {
             let reply = reply::failed(&query, Rcode::BadVers, None);
             return self.done(record, Outcome::Malformed, "edns_version", Some(reply));
