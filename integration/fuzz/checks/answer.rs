@@ -110,7 +110,8 @@ fn model(message: &[u8], places: &Outline, query: &Query<'_>) -> (Result<Learned
         };
         record.section == 0 && owner.is_some() && data
     };
-    for record in places.records.iter().filter(|record| record.section == 0 && record.rtype == CNAME && record.class == 1)
+    for record in
+        places.records.iter().filter(|record| record.section == 0 && record.rtype == CNAME && record.class == 1)
     {
         broken.extend(naive::folded(message, record.start).filter(|_| !good(record)));
     }
