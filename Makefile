@@ -8,14 +8,14 @@ SHELL := /bin/bash
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Command and the Debian or Ubuntu package that has it.
 BUILD_TOOLS := clang:clang llvm-strip:llvm clang-format:clang-format make:make cc:gcc pkg-config:pkg-config
-LAB_TOOLS := ip:iproute2 nft:nftables curl:curl dig:bind9-dnsutils nsenter:util-linux
-BENCH_TOOLS := dnsperf:dnsperf nsd:nsd dnsdist:dnsdist iperf3:iperf3
+LAB_TOOLS := ip:iproute2 nft:nftables curl:curl dig:bind9-dnsutils nsenter:util-linux valgrind:valgrind
+BENCH_TOOLS := dnsperf:dnsperf nsd:nsd dnsdist:dnsdist unbound:unbound iperf3:iperf3 perf:linux-perf
 HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/include/bpf/bpf_helpers.h:libbpf-dev
 
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test lint build deps deps-lint deps-deny deps-bench bench clean
+.PHONY: demo test lint build deps deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
 
 demo: deps
 	cargo build --release --bin namegate --example demo
@@ -37,6 +37,14 @@ build: deps
 bench: deps deps-bench
 	cargo bench --bench figures $(if $(SUDO),--config "target.'cfg(all())'.runner='$(SUDO)'")
 
+# Ever-new names for minutes: does memory stay where it is?
+bench-long: deps deps-bench
+	cargo bench --bench figures $(if $(SUDO),--config "target.'cfg(all())'.runner='$(SUDO)'") -- long
+
+# Each fuzz target for a minute, a JSON line each.
+fuzz-short: deps deps-fuzz
+	integration/fuzz/short.sh
+
 # Installs nothing when nothing is missing.
 deps:
 	@missing=()
@@ -56,7 +64,11 @@ deps-lint:
 deps-deny:
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
 
-# nsd and dnsdist are only run in the benches' own namespaces: their services must not start on this machine.
+deps-fuzz:
+	@rustup toolchain list | grep -q '^nightly' || rustup toolchain install nightly --profile minimal
+	command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
+
+# nsd, dnsdist and unbound are only run in the benches' own namespaces: their services must not start on this machine.
 deps-bench:
 	@missing=()
 	for pair in $(BENCH_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
