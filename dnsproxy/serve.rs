@@ -20,12 +20,13 @@ use crate::engine::reply::rebuild::{Changes, Rebuilt, rebuilt};
 use crate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 use crate::engine::ruleset::{Protocol, RuleSet};
 use crate::engine::verdict::{Denied, RuleRef};
-use crate::engine::wire::CLASS_IN;
+use crate::engine::wire::{CLASS_IN, rtype};
 use crate::kernel::GrantStore;
 use crate::observe::{Observer, Outcome};
 use crate::upstream::{Upstream, UpstreamError};
 
 pub mod directory;
+pub mod rate;
 mod record;
 
 use directory::Taken;
@@ -95,14 +96,21 @@ impl Proxy {
             return self.dropped(record, "unknown_resolver");
         };
         record.server(resolver.address);
+        let in_time = served.rate.take(directory.settings.queries_per_second, (self.now)());
         let query = match Query::parse(packet.bytes) {
             Ok(query) => query,
+            Err(_) if !in_time => return self.dropped(record, "rate"),
             Err(error) => {
                 let reply = error.rcode().and_then(|rcode| reply::unreadable(packet.bytes, rcode));
                 return self.done(record, Outcome::Malformed, error.reason(), reply);
             }
         };
         record.query(&query);
+        if !in_time {
+            let ede = Ede::new(EdeCode::Other, "too many queries of this workload in this second");
+            let reply = reply::failed(&query, Rcode::Refused, Some(&ede));
+            return self.done(record, Outcome::Failed, "rate", Some(reply));
+        }
         if query.edns.is_some_and(|edns| edns.version > 0) {
             let reply = reply::failed(&query, Rcode::BadVers, None);
             return self.done(record, Outcome::Malformed, "edns_version", Some(reply));
@@ -197,14 +205,19 @@ impl Proxy {
             // What is not handed on teaches nothing (I6); over TCP it will.
             return (Outcome::Forwarded, "truncated", reply::truncated(&ask.query, answer));
         }
-        let (learned, withheld) = learn(ask, answer, &rules, directory);
-        if let Some(learned) = &learned {
-            let plan = match table.plan(learned, &rules, (self.now)(), &directory.settings.timing) {
-                Ok(plan) => plan,
+        let (mut learned, mut withheld) = learn(ask, answer, &rules, directory);
+        if let Some(found) = &learned {
+            match table.plan(found, &rules, (self.now)(), &directory.settings.timing) {
+                Ok(plan) => {
+                    if let Err(reply) = self.install(ask, &mut table, plan) {
+                        return reply;
+                    }
+                }
+                // A hint is a help that a client can do without: it asks for the addresses next.
+                Err(full) if matches!(ask.query.qtype, rtype::SVCB | rtype::HTTPS) => {
+                    (learned, withheld) = (None, Some(Withheld::Room(full)));
+                }
                 Err(full) => return no_room(ask, full),
-            };
-            if let Err(reply) = self.install(ask, &mut table, plan) {
-                return reply;
             }
         }
         drop(table);
@@ -262,6 +275,7 @@ struct Findings<'a> {
 enum Withheld {
     Guard(Guarded),
     Resolver,
+    Room(Full),
 }
 
 /// What of the answer may be learned, and why not the rest: nothing from a resolver that nobody vouches for, and
@@ -292,7 +306,7 @@ fn relay(ask: &mut Ask, answer: &Answer<'_>, limit: usize, settings: &Settings) 
     let message = if settings.compression {
         reply::relayed(&ask.query, answer, Additional::Whole)
     } else {
-        let changes = Changes { keep: &|_| true, hints: true, compress: false, nothing_left: None };
+        let changes = Changes { keep: None, compress: false, nothing_left: None };
         match rebuilt(&ask.query, answer, &changes) {
             Ok(rebuilt) => rebuilt.message,
             Err(malformed) => return unreadable_answer(ask, &malformed),
@@ -305,7 +319,7 @@ fn relay(ask: &mut Ask, answer: &Answer<'_>, limit: usize, settings: &Settings) 
 fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Ending {
     let Findings { rules, granted, withheld, limit, settings } = findings;
     let clean = answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
-        record.class == CLASS_IN && record.address().is_some_and(|address| granted.binary_search(&address).is_ok())
+        record.class == CLASS_IN && record.leads_only_where(|address| granted.binary_search(&address).is_ok())
     });
     if clean && settings.compression {
         // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
@@ -315,18 +329,19 @@ fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Endi
     let why = match withheld {
         Some(Withheld::Guard(guarded)) => format!("the address is guarded: {}", guarded.reason()),
         Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
+        Some(Withheld::Room(full)) => full.to_string(),
         None => "the addresses do not belong to the name asked for".to_owned(),
     };
     let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
     let nothing_left = Ede::new(EdeCode::Filtered, why);
-    let changes =
-        Changes { keep: &keep, hints: false, compress: settings.compression, nothing_left: Some(&nothing_left) };
+    let changes = Changes { keep: Some(&keep), compress: settings.compression, nothing_left: Some(&nothing_left) };
     match rebuilt(&ask.query, answer, &changes) {
         Ok(Rebuilt { message, kept, taken }) => {
             let reason = match withheld {
                 _ if taken == 0 => "allowed",
                 Some(Withheld::Guard(_)) => "guard",
                 Some(Withheld::Resolver) => "untrusted_resolver",
+                Some(Withheld::Room(_)) => "grants_full",
                 None => "off_chain",
             };
             fit(ask, answer, message, Some(kept), *limit, reason)

@@ -6,6 +6,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use super::answer::Learned;
@@ -14,7 +16,8 @@ use super::grant::{GrantWrite, Held, MonoNs, SLOTS, Slot, pack};
 use super::name::Name;
 use super::ruleset::RuleSet;
 
-/// How TTLs become deadlines: now + max(TTL, `min_ttl`) + `grace`.
+/// How TTLs become deadlines: now + max(TTL, `min_ttl`) + `grace`, up to the next whole second: the same answer twice in a
+/// second is written once.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Timing {
     /// The least TTL that a grant is reckoned with. 5 s unless configured, from 0 to 86 400 s.
@@ -83,6 +86,8 @@ pub struct FqdnTable {
     rewrites: BTreeSet<(MonoNs, IpAddr)>,
     /// Counts what was recorded: a plan is good for the state that it was made from.
     version: u64,
+    /// See [`FqdnTable::epoch`].
+    epoch: Arc<AtomicU64>,
 }
 
 /// One row of the kernel and the claims behind it.
@@ -150,6 +155,21 @@ impl FqdnTable {
         self.caps = caps;
     }
 
+    /// Raised before anything that the workload may reach is taken away or ends earlier: a reply that was good in one epoch
+    /// may be given again in the same epoch without a look at the table, as long as no deadline behind it passes.
+    ///
+    /// Read it under the table's lock when the reply is made. It is raised while the plan is made, hence before the kernel
+    /// hears of it and under the lock that is held until that is recorded.
+    pub fn epoch(&self) -> Arc<AtomicU64> {
+        self.epoch.clone()
+    }
+
+    /// Forgets everything, as after the kernel's rows were deleted.
+    pub fn clear(&mut self) {
+        self.raise_epoch();
+        *self = FqdnTable { epoch: self.epoch.clone(), version: self.version + 1, ..FqdnTable::new(self.caps) };
+    }
+
     /// What the kernel must hold before an answer that taught `learned` may leave.
     ///
     /// A shorter TTL never shortens what the same name already has. A name that no selector selects grants nothing.
@@ -163,7 +183,7 @@ impl FqdnTable {
             return Ok(plan);
         }
         let ttl = Duration::from_secs(learned.ttl.into()).max(timing.min_ttl);
-        let until = now.after(ttl).after(timing.grace);
+        let until = now.after(ttl).after(timing.grace).second_up();
         self.make_room(learned, now, &mut plan)?;
         let mut rows = self.addresses.len();
         let mut claims = self.claims;
@@ -232,11 +252,15 @@ impl FqdnTable {
             let left: Vec<Claim> = holder.claims.iter().filter(|claim| claim.until > now).cloned().collect();
             plan.push(address, Edit::Replace(left), &[], Some(holder), now);
         }
+        if !plan.changes.is_empty() {
+            self.raise_epoch();
+        }
         plan
     }
 
     /// What a new rule set makes of every grant: the groups of each name are asked for again.
     pub fn regroup(&self, rules: &RuleSet, now: MonoNs) -> Regroup {
+        self.raise_epoch(); // names without a grant have new verdicts, too
         let (mut widened, mut narrowed) = (self.empty_plan(0), self.empty_plan(1));
         let groups: BTreeMap<&Name, Bits> = self.names.keys().map(|name| (name, rules.groups_of(name))).collect();
         for (&address, holder) in &self.addresses {
@@ -265,6 +289,7 @@ impl FqdnTable {
 
     /// Every deadline earlier by `by`: the machine slept, and its monotonic clock with it.
     pub fn shorten(&self, by: Duration, now: MonoNs) -> Plan {
+        self.raise_epoch();
         let mut plan = self.empty_plan(0);
         for (&address, holder) in &self.addresses {
             let claims = holder.claims.iter().map(|claim| Claim { until: claim.until.before(by), ..claim.clone() });
@@ -298,6 +323,10 @@ impl FqdnTable {
         self.names.len()
     }
 
+    fn raise_epoch(&self) {
+        self.epoch.fetch_add(1, Ordering::Release);
+    }
+
     fn empty_plan(&self, later: u64) -> Plan {
         Plan { version: self.version + later, changes: Vec::new(), writes: Vec::new() }
     }
@@ -316,7 +345,11 @@ impl FqdnTable {
             .filter_map(|&address| Some((self.claim(address, &learned.name)?.until, address)))
             .collect();
         let excess = (old.len() + learned.addresses.len()).saturating_sub(limit);
+        if excess == 0 {
+            return Ok(());
+        }
         old.sort_unstable();
+        self.raise_epoch();
         for &(_, address) in &old[..excess] {
             let holder = &self.addresses[&address];
             plan.push(address, Edit::Forget(learned.name.clone()), &holder.claims, Some(holder), now);

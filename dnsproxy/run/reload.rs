@@ -474,7 +474,7 @@ fn start_anew(
     if let Err(error) = kernel.install(endpoint.id, &writes) {
         tracing::error!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay until their deadlines");
     }
-    *table = FqdnTable::default();
+    table.clear();
     endpoint.inherited.clear();
     error
 }
@@ -501,6 +501,7 @@ fn settings(config: &Config) -> Settings {
             RejectCode::NameError => serve::RejectCode::NameError,
         },
         compression: config.dns.enable_dns_compression,
+        queries_per_second: config.dns.queries_per_second,
         queries_in_flight: config.dns.queries_in_flight,
         tcp_connections: config.dns.tcp_connections,
         tcp_connections_total: config.dns.tcp_connections_total,

@@ -16,6 +16,8 @@ use crate::engine::ruleset::RuleSet;
 use crate::kernel::{GrantStore, KernelError};
 use crate::upstream::route::{Route, Routes};
 
+use super::rate::Rate;
+
 /// Everything that a query is served by.
 pub struct Directory {
     /// What the operator set.
@@ -47,6 +49,8 @@ pub struct Served {
     pub names: Arc<Mutex<FqdnTable>>,
     /// The suffixes that its resolver library tries: a denied name under one does not exist.
     pub search: Vec<Name>,
+    /// Queries that it may still send in this second.
+    pub(crate) rate: Arc<Rate>,
     /// Queries under way.
     pub(crate) under_way: Arc<AtomicU32>,
     /// Connections over TCP.
@@ -72,6 +76,7 @@ impl Served {
             rules: Arc::new(ArcSwap::new(rules)),
             names: Arc::new(Mutex::new(FqdnTable::new(caps))),
             search: Vec::new(),
+            rate: Arc::default(),
             under_way: Arc::default(),
             connections: Arc::default(),
         }
@@ -141,6 +146,8 @@ pub struct Settings {
     pub reject: RejectCode,
     /// Whether names in replies are compressed: yes. Without, every reply is written anew.
     pub compression: bool,
+    /// Queries of one endpoint a second: 10 000; 0: no limit. Above that: REFUSED.
+    pub queries_per_second: u32,
     /// Queries of one endpoint under way: 512. Above that: SERVFAIL.
     pub queries_in_flight: u32,
     /// Connections over TCP of one endpoint: 64. Above that they are closed.
@@ -158,6 +165,7 @@ impl Default for Settings {
             upstream_timeout: Duration::from_secs(4),
             reject: RejectCode::Refused,
             compression: true,
+            queries_per_second: 10_000,
             queries_in_flight: 512,
             tcp_connections: 64,
             tcp_connections_total: 1_024,

@@ -223,7 +223,7 @@ impl Model {
         };
         let keep = |address| granted.contains(&address) || rules.opens_without_name(address);
         let nothing_left = Ede::new(EdeCode::Filtered, "nothing is left");
-        let changes = Changes { keep: &keep, hints: false, compress: true, nothing_left: Some(&nothing_left) };
+        let changes = Changes { keep: Some(&keep), compress: true, nothing_left: Some(&nothing_left) };
         match rebuilt(query, &answer, &changes) {
             Ok(rebuilt) => rebuilt.message,
             Err(_) => reply::failed(query, Rcode::ServFail, None),

@@ -80,6 +80,54 @@ fn a_grant_lasts_for_the_ttl_at_least_five_seconds_and_the_grace() {
 }
 
 #[test]
+fn deadlines_are_whole_seconds_so_that_the_same_answer_twice_in_a_second_is_written_once() {
+    let mut bench = Bench::new(Caps::default());
+    let rules = rules(&[("*.test", 3)]);
+    let answer = learned("a.test", &[1], 5);
+    let mut learn = |now: u64| {
+        let plan = bench.table.plan(&answer, &rules, MonoNs(now), &Timing::default()).expect("room");
+        bench.install(plan)
+    };
+    assert_eq!(learn(100 * SECOND + 1), 1);
+    assert_eq!(learn(101 * SECOND), 0);
+    assert_eq!(learn(101 * SECOND + 1), 1);
+    bench.is_open_until(1, 3, 162);
+}
+
+#[test]
+fn the_epoch_changes_with_whatever_is_taken_away_and_with_nothing_else() {
+    let mut bench = Bench::new(Caps { addresses_per_name: 2, ..Caps::default() });
+    let one = rules(&[("*.test", 3)]);
+    let epoch = bench.table.epoch();
+    let mut last = 0;
+    let mut raised = move || {
+        let now = epoch.load(Ordering::Acquire);
+        now != std::mem::replace(&mut last, now)
+    };
+    bench.learn(&learned("a.test", &[1, 2], 5), &one, 100).expect("room");
+    bench.learn(&learned("a.test", &[1], 500), &one, 110).expect("room");
+    assert!(!raised(), "learned");
+    let plan = bench.table.expire(at(159), &|_| false);
+    bench.install(plan);
+    assert!(!raised(), "nothing is over");
+    bench.learn(&learned("a.test", &[3], 500), &one, 111).expect("room");
+    assert!(raised(), "one gave way");
+    let plan = bench.table.shorten(Duration::from_secs(1), at(112));
+    bench.install(plan);
+    assert!(raised(), "shortened");
+    let Regroup { widened, narrowed } = bench.table.regroup(&rules(&[("b.test", 3)]), at(113));
+    assert!(raised(), "raised before the kernel hears of it");
+    bench.install(widened);
+    bench.install(narrowed);
+    bench.learn(&learned("b.test", &[1], 5), &rules(&[("b.test", 3)]), 120).expect("room");
+    let plan = bench.table.expire(at(300), &|_| false);
+    bench.install(plan);
+    assert!(raised(), "over");
+    bench.table.clear();
+    assert!(raised(), "cleared");
+}
+
+#[test]
 fn a_name_that_no_selector_selects_grants_nothing() {
     let mut bench = Bench::new(Caps::default());
     assert_eq!(bench.learn(&learned("a.example", &[1], 60), &rules(&[("*.test", 3)]), 100), Ok(0));
