@@ -9,6 +9,8 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Command and the Debian or Ubuntu package that has it.
 BUILD_TOOLS := clang:clang llvm-strip:llvm clang-format:clang-format make:make cc:gcc pkg-config:pkg-config
 LAB_TOOLS := ip:iproute2 nft:nftables curl:curl dig:bind9-dnsutils nsenter:util-linux
+# Real name servers and resolver libraries that the tests meet; the benches use some of them too.
+PEER_TOOLS := nsd:nsd unbound:unbound dnsdist:dnsdist knotd:knot kdig:knot-dnsutils kzonesign:knot-dnssecutils musl-gcc:musl-tools dbus-daemon:dbus-daemon
 BENCH_TOOLS := dnsperf:dnsperf nsd:nsd dnsdist:dnsdist iperf3:iperf3
 HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/include/bpf/bpf_helpers.h:libbpf-dev
 

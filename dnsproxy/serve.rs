@@ -304,7 +304,7 @@ fn learn(
 /// The answer to a name that no toFQDNs selects: as it came.
 fn relay(ask: &mut Ask, answer: &Answer<'_>, limit: usize, settings: &Settings) -> Ending {
     let message = if settings.compression {
-        reply::relayed(&ask.query, answer, Additional::Whole)
+        reply::relayed_within(&ask.query, answer, Additional::Whole, limit)
     } else {
         let changes = Changes { keep: None, compress: false, nothing_left: None };
         match rebuilt(&ask.query, answer, &changes) {
@@ -323,7 +323,7 @@ fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Endi
     });
     if clean && settings.compression {
         // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
-        let message = reply::relayed(&ask.query, answer, Additional::OptOnly);
+        let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
         return fit(ask, answer, message, None, *limit, "allowed");
     }
     let why = match withheld {

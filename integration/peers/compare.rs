@@ -10,7 +10,7 @@ use namegate::engine::wire::{self, CLASS_IN, HEADER, NameBuf, TC, rtype, skip_na
 pub struct Allowed {
     /// TTLs may be less by so many seconds; none: they are a resolver's own, which moves them.
     pub aged: Option<u32>,
-    /// The name is one that `toFQDNs` selects: glue may be missing.
+    /// Glue may be missing.
     pub glue_may_miss: bool,
 }
 
