@@ -2,6 +2,7 @@
 //! that misbehaves.
 
 mod answers;
+mod clients;
 mod compare;
 mod servers;
 mod zone;
@@ -9,5 +10,5 @@ mod zone;
 use libtest_mimic::Trial;
 
 pub fn trials() -> Vec<Trial> {
-    answers::trials()
+    answers::trials().into_iter().chain(clients::trials()).collect()
 }

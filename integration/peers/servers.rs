@@ -190,7 +190,7 @@ pub fn addresses(last: u8) -> [IpAddr; 2] {
 /// Panics unless a program is installed.
 #[track_caller]
 pub fn needs(program: &str) {
-    assert!(has(program), "{program} is not installed; `make deps` installs it");
+    assert!(has(program), "{program} is not installed; `make deps-peers` installs it");
 }
 
 /// Runs a program that is no server to its end; what it wrote.
