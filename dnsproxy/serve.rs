@@ -648,7 +648,8 @@ fn unreadable_answer(query: &Query<'_>, error: &dyn std::error::Error) -> Ending
 fn ede_of(error: UpstreamError) -> EdeCode {
     match error {
         UpstreamError::Timeout => EdeCode::NoReachableAuthority,
-        UpstreamError::Network(_) => EdeCode::NetworkError,
+        UpstreamError::Network(_) | UpstreamError::Tls => EdeCode::NetworkError,
+        UpstreamError::Truncated => EdeCode::InvalidData,
         UpstreamError::Busy => EdeCode::Other,
     }
 }

@@ -31,6 +31,7 @@ use crate::observe::Watchers;
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
 use crate::serve::cache::Cache;
 use crate::serve::{Directory, Proxy, Served};
+use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -61,6 +62,8 @@ pub(super) struct Node {
     pub checkpoint: Checkpoint,
     pub loaded: reload::Loaded,
     pub upkeep: upkeep::Upkeep,
+    /// How the DNS servers fare, for status and metrics.
+    pub upstreams: Arc<Registry>,
 }
 
 /// A workload that the operator named.
@@ -108,6 +111,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let status = Arc::new(Mutex::new(Status::default()));
     // The admin socket is also the lock: a second process finds the first here, before it touches anything.
     let server = serve_pages(&config, &metrics, &readiness, &status)?;
+    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
     );
@@ -143,6 +147,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         checkpoint: Checkpoint::start(&config.state_dir).context("starting the thread that writes names down")?,
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
+        upstreams,
         config,
         source,
     };
@@ -150,7 +155,11 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
-    let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
+    let options = listen::Options {
+        port: node.config.dns.port,
+        workers: node.config.dns.workers as usize,
+        upstreams: node.upstreams.clone(),
+    };
     let listeners = listen::start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.

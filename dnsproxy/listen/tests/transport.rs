@@ -245,7 +245,7 @@ fn a_stop_answers_what_is_under_way() {
 #[test]
 fn a_second_namegate_does_not_share_the_port() {
     let world = World::new(Setup::default(), always(&[]));
-    let options = Options { port: world.listeners.port(), workers: 1 };
+    let options = Options { port: world.listeners.port(), workers: 1, ..Options::default() };
     let error = start(&options, world.proxy.clone()).err().expect("in use");
     assert!(matches!(error, ListenError::InUse { .. }), "{error}");
 }
