@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use arc_swap::ArcSwap;
+use namegate::config::Config;
 use namegate::engine::bits::Bits;
 use namegate::engine::endpoint::{EndpointId, PodRef};
 use namegate::engine::fqdn::Caps;
@@ -18,8 +19,10 @@ use namegate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 use namegate::engine::verdict::{RuleRef, RuleText};
 use namegate::kernel::{GrantStore, KernelError};
 use namegate::listen::{Options, start};
-use namegate::observe::{Observer, QueryRecord};
-use namegate::serve::{Directory, Resolver, Served, Settings};
+use namegate::observe::{Counted, Observer, QueryRecord, Watchers};
+use namegate::operate::metrics::Metrics;
+use namegate::serve::cache::Cache;
+use namegate::serve::{Directory, Proxy, Resolver, Served, Settings};
 
 use super::allocations;
 
@@ -82,20 +85,16 @@ pub fn serve(upstream: u16, kind: Kind) -> ! {
     let served = Served::new(EndpointId(1), pod, vec![here], LOOPBACK, Arc::new(rules), Caps::default());
     let guard = Guard::new(Vec::new(), Name::parse("cluster.local").expect("a name"));
     let resolver = Resolver::new((here, upstream).into(), true);
-    let directory = Directory::new(settings(kind), guard, [Arc::new(served)], [(here, resolver)]);
+    let settings = Settings { queries_per_second: 0, ..Settings::default() };
+    let directory = Directory::new(settings, guard, [Arc::new(served)], [(here, resolver)]);
+    let cache = (kind == Kind::Hot).then(|| Arc::new(Cache::new(1 << 20)));
+    let proxy = Proxy::new(Arc::new(ArcSwap::from_pointee(directory)), Arc::new(Open), Arc::new(Gate::new()), cache);
     let options = Options { port: 0, workers: 1 };
-    let listeners =
-        start(&options, Arc::new(ArcSwap::from_pointee(directory)), Arc::new(Open), Arc::new(Gate::default()))
-            .expect("listeners");
+    let listeners = start(&options, Arc::new(proxy)).expect("listeners");
     say(u64::from(listeners.port()));
     loop {
         std::thread::park();
     }
-}
-
-fn settings(kind: Kind) -> Settings {
-    let _ = kind;
-    Settings::default()
 }
 
 /// Takes every grant.
@@ -107,15 +106,23 @@ impl GrantStore for Open {
     }
 }
 
-/// At the first query of each round: says how much the worker has allocated, and waits for an octet. Without one the
-/// process ends.
-#[derive(Default)]
+/// What the daemon has, and before it: at the first query of each round, says how much the worker has allocated, and waits
+/// for an octet. Without one the process ends.
 struct Gate {
     seen: AtomicUsize,
+    watchers: Watchers,
+}
+
+impl Gate {
+    fn new() -> Gate {
+        let nobody = Config::default().observe;
+        let watchers = Watchers::start(&nobody, "node", Arc::new(Metrics::new())).expect("no file is opened");
+        Gate { seen: AtomicUsize::new(0), watchers }
+    }
 }
 
 impl Observer for Gate {
-    fn query(&self, _: &QueryRecord) {
+    fn query(&self, counted: &Counted, whole: &dyn Fn() -> QueryRecord) {
         allocations::count_this_thread();
         if self.seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(ROUND) {
             say(allocations::so_far());
@@ -123,6 +130,11 @@ impl Observer for Gate {
                 std::process::exit(0);
             }
         }
+        self.watchers.query(counted, whole);
+    }
+
+    fn watches(&self) -> bool {
+        self.watchers.watches()
     }
 }
 

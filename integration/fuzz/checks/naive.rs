@@ -140,7 +140,8 @@ pub fn options_are_whole(mut options: &[u8]) -> bool {
 /// The message with every record opaque but OPT and those to `keep`: of a type for private use, its owner the root. In
 /// OPT records, the options that hickory looks into (NSID, client subnet) are opaque too.
 ///
-/// A record without data is allowed by hickory only in an UPDATE, so that is what it becomes.
+/// A record without data is allowed by hickory only in an UPDATE, so that is what it becomes. Options that don't fill their
+/// OPT record are taken out; nothing but opaque records stands behind it.
 pub fn neutral(message: &[u8], outline: &Outline, keep: impl Fn(&Record) -> bool) -> Vec<u8> {
     let mut copy = message[..outline.end].to_vec();
     let root = outline.question_end - 5;
@@ -161,6 +162,11 @@ pub fn neutral(message: &[u8], outline: &Outline, keep: impl Fn(&Record) -> bool
             }
             copy[record.fixed..record.fixed + 2].copy_from_slice(&OPAQUE.to_be_bytes());
         }
+    }
+    let broken = |record: &&Record| record.rtype == OPT && !options_are_whole(&message[record.data..record.end]);
+    if let Some(opt) = outline.records.iter().find(broken) {
+        copy.drain(opt.data..opt.end);
+        copy[opt.data - 2..opt.data].fill(0);
     }
     const UPDATE: u8 = 5;
     if outline.records.iter().any(|record| record.data == record.end && record.rtype != OPT) {
