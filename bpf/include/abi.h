@@ -58,11 +58,11 @@ struct budget {
 
 /* limits: one row. What endpoints may have, as user space reckons it from their number. */
 struct limits {
-	__u32 flow_limit; /* flows that no endpoint may go beyond */
-	__u32 flow_share; /* flows that every endpoint is sure of */
-	__u32 flow_pool;  /* flows that all share beyond that; in use: budgets[0].flows */
-	__u16 steer_port; /* network order: where the proxy listens */
-	__u16 pad;
+	__u32 flow_limit;     /* flows that no endpoint may go beyond */
+	__u32 flow_share;     /* flows that every endpoint is sure of */
+	__u32 flow_pool;      /* flows that all share beyond that; in use: budgets[0].flows */
+	__u16 steer_port;     /* network order: where the proxy listens */
+	__u16 steer_tls_port; /* the same for DNS over TLS; 0: it is not served */
 };
 
 /* buckets: slot -> what this CPU may still say and send about the endpoint in this second. */

@@ -24,6 +24,7 @@ use crate::upstream::scripted::{Asked, Say, Scripted, answer, name_in, with};
 
 use super::*;
 
+mod encrypted;
 mod hostile;
 mod policy;
 mod transport;
@@ -94,6 +95,7 @@ struct Setup {
     rules: RuleSet,
     search: Vec<Name>,
     workers: usize,
+    tls: Option<Tls>,
 }
 
 impl Default for Setup {
@@ -105,6 +107,7 @@ impl Default for Setup {
             rules: rules(&["**.test", "api.corp"], &["*"]),
             search: Vec::new(),
             workers: 1,
+            tls: None,
         }
     }
 }
@@ -171,7 +174,7 @@ impl World {
             [served.clone(), endpoint(2, &["127.0.0.2"])],
             ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
-        let options = Options { port: 0, workers: setup.workers };
+        let options = Options { port: 0, workers: setup.workers, tls: setup.tls };
         let listeners = start(&options, directory.clone(), kernel.clone(), seen.clone()).expect("listeners");
         World { server, kernel, seen, directory, served, listeners }
     }

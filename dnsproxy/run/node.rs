@@ -24,6 +24,7 @@ use crate::kernel::attach::detach_all;
 use crate::kernel::events::Events;
 use crate::kernel::load::{Kernel, LoadSettings};
 use crate::kernel::sweep::Budgets;
+use crate::listen::tls::Tls;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
@@ -98,6 +99,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let tls = tls(&config)?;
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
@@ -141,7 +143,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
-    let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
+    let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize, tls };
     let listeners = listen::start(&options, directory, kernel, watchers.clone()).context("listening for queries")?;
     node.look_at_links().await;
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
@@ -188,6 +190,19 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -
     }
     drop(server);
     Ok(())
+}
+
+/// What is shown to those who ask over TLS; read first of all, for without it nothing is to start.
+fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    if config.dns.tls_port == 0 {
+        return Ok(None);
+    }
+    let needed = |file: &Option<std::path::PathBuf>, key: &str| {
+        file.clone().with_context(|| format!("dns.tls_port is {} and {key} is not set", config.dns.tls_port))
+    };
+    let certificate = needed(&config.dns.tls_certificate, "dns.tls_certificate")?;
+    let key = needed(&config.dns.tls_key, "dns.tls_key")?;
+    Tls::read(config.dns.tls_port, &certificate, &key).context("serving DNS over TLS").map(Some)
 }
 
 fn serve_pages(
