@@ -26,6 +26,8 @@ pub mod rtype {
     pub const A: u16 = 1;
     /// Alias.
     pub const CNAME: u16 = 5;
+    /// Start of a zone of authority.
+    pub const SOA: u16 = 6;
     /// IPv6 address.
     pub const AAAA: u16 = 28;
     /// EDNS (RFC 6891).

@@ -17,10 +17,15 @@ use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 use crate::engine::verdict::{RuleRef, RuleText};
+use crate::kernel::GrantStore;
 use crate::kernel::KernelError;
-use crate::observe::{Outcome, QueryRecord};
+use crate::observe::{Counted, Observer, Outcome, QueryRecord};
+use crate::serve::Directory;
+use crate::serve::cache::Cache;
 use crate::serve::{RejectCode, Resolver, Served, Settings};
 use crate::upstream::scripted::{Asked, Say, Scripted, answer, name_in, with};
+
+use arc_swap::ArcSwap;
 
 use super::*;
 
@@ -71,8 +76,12 @@ impl Model {
 struct Seen(Mutex<Vec<QueryRecord>>);
 
 impl Observer for Seen {
-    fn query(&self, record: &QueryRecord) {
-        self.0.lock().expect("the records").push(record.clone());
+    fn query(&self, _: &Counted, whole: &dyn Fn() -> QueryRecord) {
+        self.0.lock().expect("the records").push(whole());
+    }
+
+    fn watches(&self) -> bool {
+        true
     }
 }
 
@@ -96,6 +105,7 @@ struct Setup {
     search: Vec<Name>,
     workers: usize,
     tls: Option<Tls>,
+    cache: bool,
 }
 
 impl Default for Setup {
@@ -108,6 +118,7 @@ impl Default for Setup {
             search: Vec::new(),
             workers: 1,
             tls: None,
+            cache: false,
         }
     }
 }
@@ -149,6 +160,7 @@ struct World {
     seen: Arc<Seen>,
     directory: Arc<ArcSwap<Directory>>,
     served: Arc<Served>,
+    proxy: Arc<Proxy>,
     listeners: Listeners,
 }
 
@@ -175,8 +187,10 @@ impl World {
             ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
         let options = Options { port: 0, workers: setup.workers, tls: setup.tls };
-        let listeners = start(&options, directory.clone(), kernel.clone(), seen.clone()).expect("listeners");
-        World { server, kernel, seen, directory, served, listeners }
+        let cache = setup.cache.then(|| Arc::new(Cache::new(1 << 20)));
+        let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), seen.clone(), cache));
+        let listeners = start(&options, proxy.clone()).expect("listeners");
+        World { server, kernel, seen, directory, served, proxy, listeners }
     }
 
     /// A socket of the endpoint at `address`, connected to the proxy at `local`.

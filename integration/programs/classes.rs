@@ -440,7 +440,13 @@ pub fn dns_over_tls_is_steered_only_where_the_proxy_serves_it() {
         let serve = |tls: u16| {
             let ports = ProxyPorts { dns: 15353, tls };
             bench.kernel.set_steering(&[(resolver, local)], ports).unwrap();
-            bench.kernel.set_limits(FlowLimits { limit: 5000, share: 1000, pool: 1000 }, ports).unwrap();
+            bench
+                .kernel
+                .set_limits(
+                    FlowLimits { limit: 5000, share: 1000, pool: 1000, idle_grace: std::time::Duration::ZERO },
+                    ports,
+                )
+                .unwrap();
         };
 
         // Off: a port as any other, here one that no rule opens.
@@ -524,7 +530,10 @@ pub fn a_closed_endpoint_and_an_unknown_interface_pass_nothing() {
 
 pub fn flows_beyond_the_budget_are_refused_until_one_ends() {
     let (bench, to) = (ready(), granted(4));
-    bench.kernel.set_limits(FlowLimits { limit: 9, share: 2, pool: 1 }, 15353).unwrap();
+    bench
+        .kernel
+        .set_limits(FlowLimits { limit: 9, share: 2, pool: 1, idle_grace: std::time::Duration::ZERO }, 15353)
+        .unwrap();
     for port in 0..3 {
         counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000 + port, 443, 1, SYN)), Reason::Granted);
     }

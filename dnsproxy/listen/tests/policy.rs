@@ -9,6 +9,7 @@ fn a_reply_leaves_after_the_kernel_holds_its_grants() {
     for at in 0..5 {
         let client = world.client("127.0.0.1", "127.0.0.1");
         world.kernel.rows.lock().expect("the rows").clear();
+        world.served.table().clear();
         client.send(&query(&format!("n{at}.test"), 1, None)).expect("sent");
         client.recv(&mut [0; 512]).expect("a reply");
         assert_eq!(world.kernel.open(1), ["192.0.2.1", "192.0.2.2"], "at the moment of the reply");

@@ -246,7 +246,6 @@ fn a_stop_answers_what_is_under_way() {
 fn a_second_namegate_does_not_share_the_port() {
     let world = World::new(Setup::default(), always(&[]));
     let options = Options { port: world.listeners.port(), workers: 1, tls: None };
-    let error =
-        start(&options, world.directory.clone(), world.kernel.clone(), world.seen.clone()).err().expect("in use");
+    let error = start(&options, world.proxy.clone()).err().expect("in use");
     assert!(matches!(error, ListenError::InUse { .. }), "{error}");
 }
