@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! also against the engine                      the steps need no kernel and no socket: a second trial plays them without
-//! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step
+//! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step; dns.cache is off unless set
 //! file orders.yaml:                            a file of the snapshot; the text is what is indented, less two blanks
 //!   apiVersion: cilium.io/v2 …
 //! policy pay:                                  the file pay.yaml: it may ask kube-dns anything, and egress has
@@ -35,7 +35,8 @@
 //! kill -9     start     SIGHUP     SIGTERM     the daemon's life; start and SIGHUP wait until it is done
 //! file NAME is removed
 //! nothing                                      only looks whether something changed
-//!   + grant pay ADDRESS 60s                    this step grants it, until so long from now
+//!   + grant pay ADDRESS 60s                    this step grants it, until so long from now; deadlines are whole seconds of
+//!                                              the kernel's clock, so what must be over is tried a second later
 //!   - grant pay ADDRESS                        this step takes it back (a deadline that passes needs no word)
 //!   + refused TEXT     - refused TEXT          namegate names a refused object: `OBJECT PLACE TEXT` holds the word TEXT
 //!   + closed pay       - closed pay            the state of the endpoint is `closed` from now on, or no more

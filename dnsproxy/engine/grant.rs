@@ -19,6 +19,11 @@ impl MonoNs {
     pub fn before(self, earlier: Duration) -> MonoNs {
         MonoNs(self.0.saturating_sub(u64::try_from(earlier.as_nanos()).unwrap_or(u64::MAX)).max(1))
     }
+
+    /// The first whole second that is not before it.
+    pub fn second_up(self) -> MonoNs {
+        MonoNs(self.0.checked_next_multiple_of(1_000_000_000).unwrap_or(u64::MAX))
+    }
 }
 
 /// How many deadlines one grant can hold in the kernel.

@@ -5,7 +5,7 @@
 //! (RFC 8914), to those who sent an OPT record.
 
 use super::answer::Answer;
-use super::query::Query;
+use super::query::{Edns, Query};
 use super::wire::{self, HEADER, QR, RA, TC, rtype};
 
 pub mod rebuild;
@@ -50,6 +50,10 @@ pub struct Ede {
 pub enum EdeCode {
     /// None of the others.
     Other = 0,
+    /// The answer's TTL has run down.
+    Stale = 3,
+    /// The same of an answer that says that there is no such name.
+    StaleNxDomain = 19,
     /// The proxy can't serve this yet.
     NotReady = 14,
     /// The name is not allowed.
@@ -73,9 +77,9 @@ impl Ede {
     }
 }
 
-/// Octets that a UDP reply to `query` may have.
-pub fn udp_limit(query: &Query<'_>) -> usize {
-    match query.edns {
+/// Octets that a UDP reply to a query with this OPT record may have.
+pub fn udp_limit(edns: Option<Edns>) -> usize {
+    match edns {
         Some(edns) => usize::from(edns.payload).clamp(UDP_OCTETS_WITHOUT_EDNS, UDP_OCTETS),
         None => UDP_OCTETS_WITHOUT_EDNS,
     }
@@ -89,6 +93,8 @@ pub enum Additional {
     /// Only the OPT record. It is optional by nature (RFC 1035 section 4.3.2), and its addresses were granted to
     /// nobody.
     OptOnly,
+    /// Only the OPT record, and the authority section stays behind as well.
+    OptWithoutAuthority,
 }
 
 /// The answer as it came, for the one who asked `query`.
@@ -98,6 +104,7 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     let [_, _, authority_end, end] = answer.ends;
     let mut out = Vec::with_capacity(answer.message.len() + 16);
     out.extend_from_slice(answer.message);
+    let mut authority = answer.counts[1];
     let behind_opt = match answer.opt {
         None => additional == Additional::Whole || answer.counts[2] == 0,
         Some((_, opt_end)) => opt_end == end && (additional == Additional::Whole || answer.counts[2] == 1),
@@ -105,6 +112,10 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     // The usual case: OPT is last or absent, and nothing before it has to go. Else the whole section does: what stands
     // behind a hole could be pointed at.
     let (cut_at, kept) = match answer.opt {
+        _ if additional == Additional::OptWithoutAuthority => {
+            authority = 0;
+            (answer.ends[1], 0)
+        }
         None if behind_opt => (end, answer.counts[2]),
         Some((start, _)) if behind_opt => (start, answer.counts[2] - 1),
         _ => (authority_end, 0),
@@ -114,15 +125,34 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     if opt {
         put_opt(&mut out, answer, query, None);
     }
-    finish(&mut out, query, answer, [answer.counts[0], answer.counts[1], kept + u16::from(opt)]);
+    finish(&mut out, query, answer, [answer.counts[0], authority, kept + u16::from(opt)]);
     out
 }
 
-/// Octets that [`relayed`] needs at least, with the OPT record alone in the additional section.
+/// The same, without what is optional as far as that is needed for `limit` octets. It may be longer all the same.
+pub fn relayed_within(query: &Query<'_>, answer: &Answer<'_>, additional: Additional, limit: usize) -> Vec<u8> {
+    let mut message = relayed(query, answer, additional);
+    if message.len() > limit && additional == Additional::Whole {
+        message = relayed(query, answer, Additional::OptOnly);
+    }
+    if message.len() > limit && authority_is_optional(query, answer) {
+        message = relayed(query, answer, Additional::OptWithoutAuthority);
+    }
+    message
+}
+
+/// Octets that [`relayed_within`] needs at least.
 pub fn least_octets(query: &Query<'_>, answer: &Answer<'_>) -> usize {
     const BARE_OPT: usize = 11;
     let opt = answer.opt.map_or(BARE_OPT, |(start, end)| end - start);
-    answer.ends[2] + if query.edns.is_some() { opt } else { 0 }
+    let end = if authority_is_optional(query, answer) { answer.ends[1] } else { answer.ends[2] };
+    end + if query.edns.is_some() { opt } else { 0 }
+}
+
+/// Whether the answer is whole without its authority section (RFC 2181 section 9): it has records, and the asker wants
+/// no proofs. Servers leave it out themselves before they say TC; ours may have been asked with more room.
+fn authority_is_optional(query: &Query<'_>, answer: &Answer<'_>) -> bool {
+    answer.rcode() == Rcode::NoError as u16 && answer.counts[0] > 0 && !query.dnssec_ok()
 }
 
 /// Nothing but the question, marked as cut: the asker comes back over TCP.
@@ -153,6 +183,18 @@ pub fn failed(query: &Query<'_>, rcode: Rcode, ede: Option<&Ede>) -> Vec<u8> {
     out
 }
 
+/// Adds an Extended DNS Error to a finished reply that ends with an OPT record and stays within `limit`.
+pub fn explain(reply: &mut Vec<u8>, ede: &Ede, limit: usize) {
+    let opt = Answer::parse(reply).ok().and_then(|answer| answer.opt).filter(|(_, end)| *end == reply.len());
+    let Some((start, end)) = opt else { return };
+    put_ede(reply, ede);
+    if reply.len() > limit {
+        return reply.truncate(end);
+    }
+    let length = (reply.len() - start - 11) as u16;
+    reply[start + 9..start + 11].copy_from_slice(&length.to_be_bytes());
+}
+
 /// The reply to what could not be read as a query: a header and nothing else. `None` when there is no header.
 pub fn unreadable(message: &[u8], rcode: Rcode) -> Option<Vec<u8>> {
     let mut out = message.get(..HEADER)?.to_vec();
@@ -164,7 +206,8 @@ pub fn unreadable(message: &[u8], rcode: Rcode) -> Option<Vec<u8>> {
 
 /// Writes header and question for `query` over those of the answer that `out` starts with.
 fn finish(out: &mut [u8], query: &Query<'_>, answer: &Answer<'_>, counts: [u16; 3]) {
-    let mut flags = answer.flags & !(wire::RD | wire::CD) | query.flags & (wire::RD | wire::CD);
+    // CD is the server's: one that does not validate need not repeat it. It was asked with the asker's.
+    let mut flags = answer.flags & !wire::RD | query.flags & wire::RD;
     if query.edns.is_none() && answer.rcode() > 0xf {
         // The code does not fit without OPT; its low bits alone would mean something else.
         flags = flags & !0xf | Rcode::ServFail as u16;
@@ -190,15 +233,19 @@ fn put_opt_with(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, options: &[u8], 
     out.extend_from_slice(&[0, 0]);
     out.extend_from_slice(options);
     if let Some(ede) = ede {
-        const EDE: u16 = 15;
-        let text = cut(&ede.text, EDE_TEXT);
-        for word in [EDE, 2 + text.len() as u16, ede.code as u16] {
-            out.extend_from_slice(&word.to_be_bytes());
-        }
-        out.extend_from_slice(text.as_bytes());
+        put_ede(out, ede);
     }
     let length = (out.len() - length_at - 2) as u16;
     out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+}
+
+fn put_ede(out: &mut Vec<u8>, ede: &Ede) {
+    const EDE: u16 = 15;
+    let text = cut(&ede.text, EDE_TEXT);
+    for word in [EDE, 2 + text.len() as u16, ede.code as u16] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// At most `octets` octets of `text`, cut between characters.

@@ -96,6 +96,27 @@ impl UpstreamError {
 /// case of letters.
 pub type Reply = Rc<[u8]>;
 
+/// Asks DNS servers: [`Upstream`], or what stands in for it where there are no sockets.
+pub trait Resolve {
+    /// Asks whom the route names what `query` asks; the reply's question is the one that was asked but for the case of
+    /// letters.
+    ///
+    /// # Errors
+    /// There is no answer, and why.
+    fn resolve(
+        &self,
+        route: &Route,
+        query: &Query<'_>,
+        within: Duration,
+    ) -> impl Future<Output = Result<Reply, UpstreamError>>;
+}
+
+impl Resolve for Upstream {
+    async fn resolve(&self, route: &Route, query: &Query<'_>, within: Duration) -> Result<Reply, UpstreamError> {
+        Upstream::resolve(self, route, query, within).await
+    }
+}
+
 /// One worker's way to the DNS servers. To be used inside of a `LocalSet`.
 #[derive(Clone)]
 pub struct Upstream {

@@ -6,10 +6,12 @@ use std::time::Duration;
 
 use super::language::{Act, Change, Pod, Scenario, Step};
 
-/// How far a deadline may stray between two looks: a restart reads it back.
-const DRIFT: Duration = Duration::from_millis(500);
+/// How far a deadline may stray between two looks: the same answer a moment later may end a whole second later.
+const DRIFT: Duration = Duration::from_millis(1_200);
 /// What a step's own time adds to the deadline it grants.
 const SLACK: Duration = Duration::from_millis(300);
+/// Deadlines are the next whole second.
+const ROUNDING: Duration = Duration::from_secs(1);
 
 /// What a scenario is played against.
 pub trait Subject {
@@ -64,7 +66,8 @@ impl Ledger {
                 Change::Granted { pod, address, left } => {
                     let until =
                         live.get(&(*pod, *address)).ok_or_else(|| format!("no grant {} {address}", pod.word()))?;
-                    let (low, high) = (after(before, *left) - nanos(SLACK), after(now, *left) + nanos(SLACK));
+                    let (low, high) =
+                        (after(before, *left) - nanos(SLACK), after(now, *left + ROUNDING) + nanos(SLACK));
                     if !(low..=high).contains(until) {
                         return Err(format!("the grant {} {address} has {} left", pod.word(), seconds(*until, before)));
                     }
