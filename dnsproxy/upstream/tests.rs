@@ -6,6 +6,7 @@ use super::address::ServerAddress;
 use super::health::ServerHealth;
 use super::scripted::{Asked, Say, Scripted, answer, with};
 use super::*;
+use crate::engine::answer::Answer;
 use crate::engine::name::Name;
 
 mod cookies;
