@@ -290,8 +290,10 @@ struct HttpsServer {
     _stop: watch::Sender<()>,
 }
 
+type Script = dyn Fn(&Asked) -> Vec<Web> + Send + Sync;
+
 struct State {
-    script: Box<dyn Fn(&Asked) -> Vec<Web> + Send + Sync>,
+    script: Box<Script>,
     seen: Mutex<Vec<Asked>>,
     heads: Arc<Mutex<Vec<String>>>,
     connections: AtomicUsize,
