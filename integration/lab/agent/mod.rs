@@ -7,6 +7,7 @@ pub mod client;
 mod many;
 pub mod names;
 mod packets;
+pub mod rogue;
 mod rush;
 mod servers;
 pub mod traffic;
@@ -50,6 +51,8 @@ pub enum Request {
     ServeTls { at: SocketAddr, names: Vec<String>, authority: String },
     /// A name server on UDP and TCP.
     ServeNames { at: Vec<SocketAddr> },
+    /// A name server that misbehaves, on UDP and TCP.
+    ServeRogue { at: Vec<SocketAddr> },
     /// What the name server says from now on.
     Say { name: String, qtype: String, script: Script },
     /// What it has been asked, and forgets.
@@ -267,6 +270,7 @@ fn answer(request: Request) -> Reply {
         Request::ServeUdp { at } => servers::udp(at),
         Request::ServeTls { at, names, authority } => servers::tls(at, names, &authority),
         Request::ServeNames { at } => names::serve(&at),
+        Request::ServeRogue { at } => rogue::serve(&at),
         Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
         Request::Asked => names::asked(),
         Request::Rush(rush) => rush::run(&rush),

@@ -30,6 +30,11 @@ pub fn asked() -> Reply {
     Reply::Names(std::mem::take(&mut ASKED.lock().expect("no panic while locked")))
 }
 
+/// Adds to what [`asked`] says.
+pub fn note(what: String) {
+    ASKED.lock().expect("no panic while locked").push(what);
+}
+
 pub fn serve(at: &[SocketAddr]) -> Reply {
     let sockets: std::io::Result<Vec<_>> = at
         .iter()
@@ -75,7 +80,7 @@ impl RequestHandler for Zone {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut out: R) -> ResponseInfo {
         let Ok(info) = request.request_info() else { return nothing(request) };
         let (name, qtype) = (info.query.original().name().clone(), info.query.query_type());
-        ASKED.lock().expect("no panic while locked").push(format!("{} {qtype}", fold(&name.to_string())));
+        note(format!("{} {qtype}", fold(&name.to_string())));
         let udp = info.protocol == Protocol::Udp;
         let script = look_up(&name, qtype);
         if udp {
