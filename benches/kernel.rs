@@ -128,7 +128,12 @@ impl Lab {
             rejects_per_second: 100,
         };
         let kernel = Kernel::load(directory.path(), &settings, 0x6e61_6d65).expect("the programs load");
-        kernel.set_limits(FlowLimits { limit: 16_384, share: 4096, pool: 65_536 }, 15_353).expect("limits can be set");
+        kernel
+            .set_limits(
+                FlowLimits { limit: 16_384, share: 4096, pool: 65_536, idle_grace: std::time::Duration::ZERO },
+                15_353,
+            )
+            .expect("limits can be set");
         let rules = RuleSet {
             selected: true,
             deny_egress: true,

@@ -5,7 +5,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use arc_swap::ArcSwap;
 
@@ -15,22 +15,28 @@ use crate::engine::bits::Bits;
 use crate::engine::fqdn::{FqdnTable, Full, Plan};
 use crate::engine::grant::MonoNs;
 use crate::engine::guard::Guarded;
-use crate::engine::query::Query;
+use crate::engine::query::{Outline, Query};
 use crate::engine::reply::rebuild::{Changes, Rebuilt, rebuilt};
 use crate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 use crate::engine::ruleset::{Protocol, RuleSet};
 use crate::engine::verdict::{Denied, RuleRef};
 use crate::engine::wire::{CLASS_IN, rtype};
 use crate::kernel::GrantStore;
-use crate::observe::{Observer, Outcome};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::observe::{CacheUse, Observer, Outcome};
+use crate::upstream::{Resolve, UpstreamError};
 
+pub mod background;
+pub mod cache;
 pub mod directory;
+mod hot;
 pub mod rate;
 mod record;
 
+use background::{Background, Memory};
+use cache::{Cache, Found, Kept, Key, User};
 use directory::Taken;
 pub use directory::{Directory, RejectCode, Resolver, Served, Settings};
+use hot::{Asked, Fresh, Now, Promise};
 use record::Record;
 
 /// A message as it came in.
@@ -50,22 +56,28 @@ pub struct Packet<'a> {
 
 /// What is to be done with a message.
 pub enum Next {
-    /// Send this, or nothing.
-    Reply(Option<Vec<u8>>),
+    /// Send the reply that was written.
+    Reply,
+    /// Send nothing.
+    Nothing,
     /// Ask the resolver: [`Proxy::finish`].
-    Ask(Box<Ask>),
+    Ask(Box<Ask<'static>>),
 }
 
-/// A query that may go up.
-pub struct Ask {
-    query: Query<'static>,
+/// A query that is allowed.
+pub struct Ask<'a> {
+    query: Query<'a>,
     served: Arc<Served>,
     rules: Arc<RuleSet>,
     resolver: Resolver,
+    /// The local address that stands for the resolver.
+    local: IpAddr,
     tcp: bool,
     record: Record,
     /// Counted as under way until it is dropped.
-    _slot: Taken,
+    slot: Option<Taken>,
+    /// An answer for when no server has one.
+    stale: Option<Arc<Kept>>,
 }
 
 /// Serves queries: shared by all workers.
@@ -73,115 +85,262 @@ pub struct Proxy {
     pub(crate) directory: Arc<ArcSwap<Directory>>,
     grants: Arc<dyn GrantStore>,
     observer: Arc<dyn Observer>,
+    cache: Option<Arc<Cache>>,
+    background: Background,
     now: fn() -> MonoNs,
     pub(crate) connections: Arc<AtomicU32>,
 }
 
 impl Proxy {
-    /// A proxy for the endpoints in `directory`, on the kernel's clock.
-    pub fn new(directory: Arc<ArcSwap<Directory>>, grants: Arc<dyn GrantStore>, observer: Arc<dyn Observer>) -> Proxy {
-        Proxy { directory, grants, observer, now: clock::mono, connections: Arc::default() }
+    /// A proxy for the endpoints in `directory`, on the kernel's clock. Without a cache every query goes up.
+    pub fn new(
+        directory: Arc<ArcSwap<Directory>>,
+        grants: Arc<dyn GrantStore>,
+        observer: Arc<dyn Observer>,
+        cache: Option<Arc<Cache>>,
+    ) -> Proxy {
+        Proxy::at(clock::mono, directory, grants, observer, cache)
     }
 
-    /// Whatever can be said without asking anyone: endpoint, query, verdict. A cache would answer here.
-    pub fn accept(&self, packet: &Packet<'_>) -> Next {
+    /// The same on another clock.
+    pub fn at(
+        now: fn() -> MonoNs,
+        directory: Arc<ArcSwap<Directory>>,
+        grants: Arc<dyn GrantStore>,
+        observer: Arc<dyn Observer>,
+        cache: Option<Arc<Cache>>,
+    ) -> Proxy {
+        Proxy {
+            directory,
+            grants,
+            observer,
+            cache,
+            background: Background::default(),
+            now,
+            connections: Arc::default(),
+        }
+    }
+
+    /// Whatever can be said without asking anyone: endpoint, query, verdict, and the reply, if the answer is kept.
+    ///
+    /// A reply is written to `out`. `memory` is the worker's own; over TCP there is none.
+    pub fn accept(&self, packet: &Packet<'_>, mut memory: Option<&mut Memory>, out: &mut Vec<u8>) -> Next {
         let directory = self.directory.load();
         let mut record = Record::new(packet);
         // Nothing is answered to a stranger, not even that it is malformed.
         let Some(served) = directory.endpoint(packet.interface, packet.client.ip()) else {
             return self.dropped(record, "no_endpoint");
         };
+        let now = (self.now)();
+        let in_time = served.rate.take(directory.settings.queries_per_second, now);
+        let outline = Outline::parse(packet.bytes);
+        let rules = served.rules.load();
+        let mut asked = None;
+        if let (Some(memory), Some(cache), Ok(outline), true) = (&mut memory, &self.cache, &outline, in_time) {
+            memory.hot.follow(&directory, cache.cleared());
+            asked = Asked::new(served.id, packet, outline);
+            let epoch = served.epoch.load(Ordering::Acquire);
+            let now = Now { at: now, rules: &rules, epoch, timing: &directory.settings.timing };
+            let ready = asked.as_ref().and_then(|asked| memory.hot.again(asked, now, packet, outline, out));
+            if let Some(ready) = ready {
+                ready.close(&*self.observer);
+                self.count(CacheUse::Hot);
+                return Next::Reply;
+            }
+        }
         record.endpoint(served);
         let Some(resolver) = directory.resolver(packet.local) else {
             return self.dropped(record, "unknown_resolver");
         };
         record.server(resolver.address);
-        let in_time = served.rate.take(directory.settings.queries_per_second, (self.now)());
-        let query = match Query::parse(packet.bytes) {
+        let query = match outline.and_then(|outline| outline.query(packet.bytes)) {
             Ok(query) => query,
             Err(_) if !in_time => return self.dropped(record, "rate"),
             Err(error) => {
                 let reply = error.rcode().and_then(|rcode| reply::unreadable(packet.bytes, rcode));
-                return self.done(record, Outcome::Malformed, error.reason(), reply);
+                let Some(reply) = reply else { return self.dropped(record, error.reason()) };
+                return self.done(record, Ending::new(Outcome::Malformed, error.reason(), reply), out);
             }
         };
         record.query(&query);
         if !in_time {
             let ede = Ede::new(EdeCode::Other, "too many queries of this workload in this second");
             let reply = reply::failed(&query, Rcode::Refused, Some(&ede));
-            return self.done(record, Outcome::Failed, "rate", Some(reply));
+            return self.done(record, Ending::new(Outcome::Failed, "rate", reply), out);
         }
         if query.edns.is_some_and(|edns| edns.version > 0) {
             let reply = reply::failed(&query, Rcode::BadVers, None);
-            return self.done(record, Outcome::Malformed, "edns_version", Some(reply));
+            return self.done(record, Ending::new(Outcome::Malformed, "edns_version", reply), out);
         }
-        let rules = served.rules.load_full();
         match verdict(&rules, resolver, packet.tcp, &query) {
             Ok(rule) => record.rule(rule),
             Err(denied) => {
                 let reply = denied_reply(&query, &denied, served, &directory.settings);
-                record.rule(first_rule(&denied));
-                return self.done(record, Outcome::Denied, denied.reason(), Some(reply));
+                record.denied(&denied, &query);
+                return self.done(record, Ending::new(Outcome::Denied, denied.reason(), reply), out);
             }
         }
-        let Some(slot) = Taken::take(&served.under_way, directory.settings.queries_in_flight) else {
-            let ede = Ede::new(EdeCode::Other, "too many queries of this workload are under way");
-            let reply = reply::failed(&query, Rcode::ServFail, Some(&ede));
-            return self.done(record, Outcome::Failed, "queries_in_flight", Some(reply));
-        };
-        Next::Ask(Box::new(Ask {
-            query: query.into_owned(),
+        let mut ask = Ask {
+            query,
             served: served.clone(),
-            rules,
+            rules: rules.clone(),
             resolver: resolver.clone(),
+            local: packet.local,
             tcp: packet.tcp,
             record,
-            _slot: slot,
-        }))
+            slot: None,
+            stale: None,
+        };
+        if let Some(cache) = &self.cache {
+            let key = Key::new(directory.route(&ask.query.name, resolver).0, &ask.query);
+            match cache.get(&key, now, directory.settings.serve_stale) {
+                Found::Fresh(kept) => {
+                    let place = memory.zip(asked.as_ref());
+                    return self.give_kept(ask, &key, &kept, now, &directory, place, out);
+                }
+                Found::Stale(kept, true) => {
+                    let ending = self.give_stale(&mut ask, &kept, now, &directory);
+                    return self.done(ask.record, ending, out);
+                }
+                Found::Stale(kept, false) => ask.stale = Some(kept),
+                Found::Nothing => {}
+            }
+        }
+        ask.slot = Taken::take(&served.under_way, directory.settings.queries_in_flight);
+        if ask.slot.is_none() {
+            let ede = Ede::new(EdeCode::Other, "too many queries of this workload are under way");
+            let reply = reply::failed(&ask.query, Rcode::ServFail, Some(&ede));
+            return self.done(ask.record, Ending::new(Outcome::Failed, "queries_in_flight", reply), out);
+        }
+        Next::Ask(Box::new(ask.into_owned()))
     }
 
     /// Counts a connection that is closed before anything was asked.
     pub fn turned_away(&self, packet: &Packet<'_>, reason: &'static str) {
         let mut record = Record::new(packet);
-        let directory = self.directory.load();
-        if let Some(served) = directory.endpoint(packet.interface, packet.client.ip()) {
+        if let Some(served) = self.directory.load().endpoint(packet.interface, packet.client.ip()) {
             record.endpoint(served);
         }
-        record.close(&*self.observer, Outcome::Malformed, reason, None);
+        self.dropped(record, reason);
     }
 
     /// Asks the resolver, lets the kernel hold what the answer grants, and says what goes back.
-    pub async fn finish(&self, ask: Box<Ask>, upstream: &Upstream) -> Option<Vec<u8>> {
-        let mut ask = *ask;
+    pub async fn finish(&self, mut ask: Box<Ask<'static>>, upstream: &impl Resolve) -> Vec<u8> {
         let directory = self.directory.load_full();
-        let within = directory.settings.upstream_timeout;
-        let (route, _) = directory.route(&ask.query.name, &ask.resolver);
+        let mut within = directory.settings.upstream_timeout;
+        if ask.stale.is_some() {
+            within = within.min(STALE_PATIENCE);
+        }
+        let key = Key::new(directory.route(&ask.query.name, &ask.resolver).0, &ask.query);
         let started = clock::now();
-        let resolved = upstream.resolve(route, &ask.query, within).await;
+        let resolved = upstream.resolve(&key.route, &ask.query, within).await;
         ask.record.upstream(clock::now().saturating_duration_since(started));
         let directory = self.directory.load();
-        let (outcome, reason, reply) = match resolved {
-            Ok(octets) => match Answer::parse(&octets) {
-                Ok(answer) => self.answered(&mut ask, &answer, &directory),
-                Err(error) => {
-                    let ede = Ede::new(EdeCode::InvalidData, error.to_string());
-                    (Outcome::Failed, "answer", reply::failed(&ask.query, Rcode::ServFail, Some(&ede)))
-                }
-            },
+        let ending = self.resolved(&mut ask, key, resolved, &directory);
+        let mut reply = Vec::new();
+        self.done(ask.record, ending, &mut reply);
+        reply
+    }
+
+    /// The stage "answer": what came of asking.
+    fn resolved(
+        &self,
+        ask: &mut Ask<'_>,
+        key: Key,
+        resolved: Result<impl AsRef<[u8]>, UpstreamError>,
+        directory: &Directory,
+    ) -> Ending {
+        let now = (self.now)();
+        let unanswered = match &resolved {
+            Ok(octets) => octets.as_ref().get(3).is_none_or(|flags| flags & 0xf == Rcode::ServFail as u8),
+            Err(_) => true,
+        };
+        if unanswered && let Some(kept) = ask.stale.take() {
+            if let Some(cache) = &self.cache {
+                cache.leave_alone(&kept, now);
+            }
+            return self.give_stale(ask, &kept, now, directory);
+        }
+        let octets = match &resolved {
+            Ok(octets) => octets.as_ref(),
             Err(error) => {
-                let ede = Ede::new(ede_of(error), format!("{}: {error}", ask.resolver.address));
-                (Outcome::Failed, error.reason(), reply::failed(&ask.query, Rcode::ServFail, Some(&ede)))
+                let ede = Ede::new(ede_of(*error), format!("{}: {error}", ask.resolver.address));
+                return Ending::failed(error.reason(), &ask.query, &ede);
             }
         };
-        match self.done(ask.record, outcome, reason, Some(reply)) {
-            Next::Reply(reply) => reply,
-            Next::Ask(_) => None,
+        let answer = match Answer::parse(octets) {
+            Ok(answer) => answer,
+            Err(error) => return unreadable_answer(&ask.query, &error),
+        };
+        if let Some(cache) = &self.cache {
+            ask.record.cache(CacheUse::Miss);
+            self.count(CacheUse::Miss);
+            if let Some(kept) = cache.store(key, octets, &directory.settings.ceilings, now) {
+                kept.used_by(User { endpoint: ask.served.id, local: ask.local });
+            }
         }
+        self.answered(ask, &answer, directory)
+    }
+
+    /// A reply from a kept answer; the worker keeps it ready for the next time.
+    #[expect(clippy::too_many_arguments, reason = "all that the stage before has found, once")]
+    fn give_kept(
+        &self,
+        mut ask: Ask<'_>,
+        key: &Key,
+        kept: &Arc<Kept>,
+        now: MonoNs,
+        directory: &Directory,
+        place: Option<(&mut Memory, &Asked)>,
+        out: &mut Vec<u8>,
+    ) -> Next {
+        self.count(CacheUse::Hit);
+        ask.record.cache(CacheUse::Hit);
+        kept.used_by(User { endpoint: ask.served.id, local: ask.local });
+        let octets = kept.aged(now);
+        let ending = match Answer::parse(&octets) {
+            Ok(answer) => self.answered(&mut ask, &answer, directory),
+            Err(error) => unreadable_answer(&ask.query, &error),
+        };
+        ask.record.end(ending.outcome, ending.reason, rcode_of(&ending));
+        ask.record.close(&*self.observer);
+        if let Some((memory, asked)) = place {
+            if directory.settings.prefetch {
+                memory.refreshes.list(key, kept);
+            }
+            if ending.outcome == Outcome::Forwarded {
+                let (promise, message) = (ending.promise, &ending.reply[..]);
+                let fresh = Fresh { now, rules: ask.rules, kept: kept.clone(), promise, message, record: ask.record };
+                memory.hot.keep(asked, fresh);
+            }
+        }
+        *out = ending.reply;
+        Next::Reply
+    }
+
+    /// A reply from an answer whose TTLs have run down: no server has a better one (RFC 8767).
+    fn give_stale(&self, ask: &mut Ask<'_>, kept: &Kept, now: MonoNs, directory: &Directory) -> Ending {
+        self.count(CacheUse::Stale);
+        ask.record.cache(CacheUse::Stale);
+        let octets = kept.aged(now);
+        let answer = match Answer::parse(&octets) {
+            Ok(answer) => answer,
+            Err(error) => return unreadable_answer(&ask.query, &error),
+        };
+        let code = if answer.rcode() == Rcode::NxDomain as u16 { EdeCode::StaleNxDomain } else { EdeCode::Stale };
+        let mut ending = self.answered(ask, &answer, directory);
+        let ede = Ede::new(code, "no server answers; this is what one said before");
+        reply::explain(
+            &mut ending.reply,
+            &ede,
+            if ask.tcp { usize::from(u16::MAX) } else { reply::udp_limit(ask.query.edns) },
+        );
+        ending
     }
 
     /// The stages answer, grant and reply. No await: the table stays locked from the plan until it is recorded.
-    fn answered(&self, ask: &mut Ask, answer: &Answer<'_>, directory: &Directory) -> Ending {
-        let limit = if ask.tcp { usize::from(u16::MAX) } else { reply::udp_limit(&ask.query) };
+    fn answered(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, directory: &Directory) -> Ending {
+        let limit = if ask.tcp { usize::from(u16::MAX) } else { reply::udp_limit(ask.query.edns) };
         let served = ask.served.clone();
         let mut table = served.table();
         // The policy may have changed while the resolver thought.
@@ -190,75 +349,205 @@ impl Proxy {
             match verdict(&rules, &ask.resolver, ask.tcp, &ask.query) {
                 Ok(rule) => ask.record.rule(rule),
                 Err(denied) => {
-                    ask.record.rule(first_rule(&denied));
+                    ask.record.denied(&denied, &ask.query);
                     let reply = denied_reply(&ask.query, &denied, &ask.served, &directory.settings);
-                    return (Outcome::Denied, denied.reason(), reply);
+                    return Ending::new(Outcome::Denied, denied.reason(), reply);
                 }
             }
+            ask.rules = rules.clone();
         }
         let outside = directory.guard.is_cluster_name(&ask.query.name);
         if outside || rules.groups_of(&ask.query.name) == Bits::NONE {
             drop(table);
-            return relay(ask, answer, limit, &directory.settings);
+            return self.relay(ask, answer, limit, &directory.settings);
         }
         if reply::least_octets(&ask.query, answer) > limit {
             // What is not handed on teaches nothing (I6); over TCP it will.
-            return (Outcome::Forwarded, "truncated", reply::truncated(&ask.query, answer));
+            return Ending::new(Outcome::Forwarded, "truncated", reply::truncated(&ask.query, answer));
         }
         let (mut learned, mut withheld) = learn(ask, answer, &rules, directory);
+        let mut promise = Promise::Nothing;
         if let Some(found) = &learned {
             match table.plan(found, &rules, (self.now)(), &directory.settings.timing) {
                 Ok(plan) => {
-                    if let Err(reply) = self.install(ask, &mut table, plan) {
-                        return reply;
+                    if let Err(ending) = self.install(ask, &mut table, plan) {
+                        return ending;
                     }
+                    let epoch = served.epoch.load(Ordering::Acquire);
+                    promise = match table.held_until(found) {
+                        Some(until) => Promise::Held { until, epoch, ttl: found.ttl },
+                        None => Promise::Once,
+                    };
                 }
                 // A hint is a help that a client can do without: it asks for the addresses next.
                 Err(full) if matches!(ask.query.qtype, rtype::SVCB | rtype::HTTPS) => {
-                    (learned, withheld) = (None, Some(Withheld::Room(full)));
+                    (learned, withheld, promise) = (None, Some(Withheld::Room(full)), Promise::Once);
                 }
-                Err(full) => return no_room(ask, full),
+                Err(full) => return no_room(&ask.query, full),
             }
         }
         drop(table);
         let granted = learned.map(|learned| learned.addresses).unwrap_or_default();
-        filtered(ask, answer, &Findings { rules: &rules, granted, withheld, limit, settings: &directory.settings })
+        let findings = Findings { rules: &rules, granted, withheld, limit, settings: &directory.settings };
+        Ending { promise, ..self.filtered(ask, answer, &findings) }
     }
 
     /// Lets the kernel hold the plan, and then the table. Otherwise: how the query ends.
-    fn install(&self, ask: &mut Ask, table: &mut FqdnTable, plan: Plan) -> Result<(), Ending> {
-        let started = clock::now();
+    fn install(&self, ask: &mut Ask<'_>, table: &mut FqdnTable, plan: Plan) -> Result<(), Ending> {
+        let started = (!plan.writes().is_empty()).then(clock::now);
         match ask.served.carry_out(&*self.grants, table, plan) {
-            Ok(0) => Ok(()),
             Ok(rows) => {
-                ask.record.installed(rows, clock::now().saturating_duration_since(started));
+                if let Some(started) = started {
+                    ask.record.installed(rows, clock::now().saturating_duration_since(started));
+                }
                 Ok(())
             }
             Err(error) => {
                 tracing::warn!(endpoint = %ask.served.id, %error, "the kernel did not take a grant");
                 let ede = Ede::new(EdeCode::Other, "the kernel did not take the grant");
-                Err((Outcome::Failed, "grant_write", reply::failed(&ask.query, Rcode::ServFail, Some(&ede))))
+                Err(Ending::failed("grant_write", &ask.query, &ede))
             }
         }
     }
 
-    fn dropped(&self, record: Record, reason: &'static str) -> Next {
-        self.done(record, Outcome::Malformed, reason, None)
+    /// The answer to a name that no toFQDNs selects: as it came.
+    fn relay(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, limit: usize, settings: &Settings) -> Ending {
+        let message = if settings.compression {
+            reply::relayed_within(&ask.query, answer, Additional::Whole, limit)
+        } else {
+            let changes = Changes { keep: None, compress: false, nothing_left: None };
+            match rebuilt(&ask.query, answer, &changes) {
+                Ok(rebuilt) => rebuilt.message,
+                Err(malformed) => return unreadable_answer(&ask.query, &malformed),
+            }
+        };
+        self.fit(ask, answer, message, None, limit, "allowed")
     }
 
-    /// The closing event of every message.
-    fn done(&self, record: Record, outcome: Outcome, reason: &'static str, reply: Option<Vec<u8>>) -> Next {
-        let rcode = reply.as_ref().map(|octets| match reason {
-            "edns_version" => Rcode::BadVers as u16,
-            _ => u16::from(octets[3] & 0xf),
-        });
-        record.close(&*self.observer, outcome, reason, rcode);
-        Next::Reply(reply)
+    /// The answer to a selected name: only with addresses that were granted now or that need no name.
+    fn filtered(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, findings: &Findings<'_>) -> Ending {
+        let Findings { rules, granted, withheld, limit, settings } = findings;
+        let clean =
+            answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
+                record.class == CLASS_IN
+                    && record.address().is_some_and(|address| granted.binary_search(&address).is_ok())
+            });
+        if clean && settings.compression {
+            // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
+            let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
+            return self.fit(ask, answer, message, None, *limit, "allowed");
+        }
+        let why = match withheld {
+            Some(Withheld::Guard(guarded)) => format!("the address is guarded: {}", guarded.reason()),
+            Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
+            Some(Withheld::Room(full)) => full.to_string(),
+            None => "the addresses do not belong to the name asked for".to_owned(),
+        };
+        let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
+        let nothing_left = Ede::new(EdeCode::Filtered, why);
+        let changes = Changes { keep: Some(&keep), compress: settings.compression, nothing_left: Some(&nothing_left) };
+        match rebuilt(&ask.query, answer, &changes) {
+            Ok(Rebuilt { message, kept, taken }) => {
+                let reason = match withheld {
+                    _ if taken == 0 => "allowed",
+                    Some(Withheld::Guard(_)) => "guard",
+                    Some(Withheld::Resolver) => "untrusted_resolver",
+                    Some(Withheld::Room(_)) => "grants_full",
+                    None => "off_chain",
+                };
+                self.fit(ask, answer, message, Some(kept), *limit, reason)
+            }
+            Err(malformed) => unreadable_answer(&ask.query, &malformed),
+        }
+    }
+
+    /// `message`, or the question alone if it is too long for a datagram to this asker.
+    fn fit(
+        &self,
+        ask: &mut Ask<'_>,
+        answer: &Answer<'_>,
+        message: Vec<u8>,
+        kept: Option<Vec<IpAddr>>,
+        limit: usize,
+        reason: &'static str,
+    ) -> Ending {
+        if message.len() > limit {
+            return Ending::new(Outcome::Forwarded, "truncated", reply::truncated(&ask.query, answer));
+        }
+        if self.observer.watches() || tracing::enabled!(tracing::Level::DEBUG) {
+            ask.record.answer(answer, kept);
+        }
+        Ending { promise: Promise::Nothing, ..Ending::new(Outcome::Forwarded, reason, message) }
+    }
+
+    fn dropped(&self, mut record: Record, reason: &'static str) -> Next {
+        record.end(Outcome::Malformed, reason, None);
+        record.close(&*self.observer);
+        Next::Nothing
+    }
+
+    /// The closing event of every query that gets a reply.
+    fn done(&self, mut record: Record, ending: Ending, out: &mut Vec<u8>) -> Next {
+        record.end(ending.outcome, ending.reason, rcode_of(&ending));
+        record.close(&*self.observer);
+        *out = ending.reply;
+        Next::Reply
+    }
+
+    /// The cache, if there is one.
+    pub fn cache(&self) -> Option<&Cache> {
+        self.cache.as_deref()
+    }
+
+    /// What prefetch and poller have done.
+    pub fn background(&self) -> &Background {
+        &self.background
+    }
+
+    fn count(&self, used: CacheUse) {
+        if let Some(cache) = &self.cache {
+            cache.count(used);
+        }
     }
 }
 
+/// How long servers may take when there is a stale answer (RFC 8767 section 5: clients wait for about two seconds).
+const STALE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(1_800);
+
 /// How a query ends: for the record, and what goes back.
-type Ending = (Outcome, &'static str, Vec<u8>);
+struct Ending {
+    outcome: Outcome,
+    reason: &'static str,
+    reply: Vec<u8>,
+    promise: Promise,
+}
+
+impl Ending {
+    /// An ending that is found anew each time.
+    fn new(outcome: Outcome, reason: &'static str, reply: Vec<u8>) -> Ending {
+        Ending { outcome, reason, reply, promise: Promise::Once }
+    }
+
+    fn failed(reason: &'static str, query: &Query<'_>, ede: &Ede) -> Ending {
+        Ending::new(Outcome::Failed, reason, reply::failed(query, Rcode::ServFail, Some(ede)))
+    }
+}
+
+/// The code as the client reads it.
+fn rcode_of(ending: &Ending) -> Option<u16> {
+    match ending.reason {
+        "edns_version" => Some(Rcode::BadVers as u16),
+        _ => ending.reply.get(3).map(|flags| u16::from(flags & 0xf)),
+    }
+}
+
+impl Ask<'_> {
+    /// The same, so that it outlives the packet.
+    fn into_owned(self) -> Ask<'static> {
+        let Ask { query, served, rules, resolver, local, tcp, record, slot, stale } = self;
+        Ask { query: query.into_owned(), served, rules, resolver, local, tcp, record, slot, stale }
+    }
+}
 
 /// What the stages found out about an answer to a selected name.
 struct Findings<'a> {
@@ -281,7 +570,7 @@ enum Withheld {
 /// What of the answer may be learned, and why not the rest: nothing from a resolver that nobody vouches for, and
 /// nothing that is guarded.
 fn learn(
-    ask: &Ask,
+    ask: &Ask<'_>,
     answer: &Answer<'_>,
     rules: &RuleSet,
     directory: &Directory,
@@ -299,71 +588,6 @@ fn learn(
         admitted.is_ok()
     });
     (Some(learned).filter(|learned| !learned.addresses.is_empty()), withheld)
-}
-
-/// The answer to a name that no toFQDNs selects: as it came.
-fn relay(ask: &mut Ask, answer: &Answer<'_>, limit: usize, settings: &Settings) -> Ending {
-    let message = if settings.compression {
-        reply::relayed_within(&ask.query, answer, Additional::Whole, limit)
-    } else {
-        let changes = Changes { keep: None, compress: false, nothing_left: None };
-        match rebuilt(&ask.query, answer, &changes) {
-            Ok(rebuilt) => rebuilt.message,
-            Err(malformed) => return unreadable_answer(ask, &malformed),
-        }
-    };
-    fit(ask, answer, message, None, limit, "allowed")
-}
-
-/// The answer to a selected name: only with addresses that were granted now or that need no name.
-fn filtered(ask: &mut Ask, answer: &Answer<'_>, findings: &Findings<'_>) -> Ending {
-    let Findings { rules, granted, withheld, limit, settings } = findings;
-    let clean = answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
-        record.class == CLASS_IN && record.leads_only_where(|address| granted.binary_search(&address).is_ok())
-    });
-    if clean && settings.compression {
-        // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
-        let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
-        return fit(ask, answer, message, None, *limit, "allowed");
-    }
-    let why = match withheld {
-        Some(Withheld::Guard(guarded)) => format!("the address is guarded: {}", guarded.reason()),
-        Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
-        Some(Withheld::Room(full)) => full.to_string(),
-        None => "the addresses do not belong to the name asked for".to_owned(),
-    };
-    let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
-    let nothing_left = Ede::new(EdeCode::Filtered, why);
-    let changes = Changes { keep: Some(&keep), compress: settings.compression, nothing_left: Some(&nothing_left) };
-    match rebuilt(&ask.query, answer, &changes) {
-        Ok(Rebuilt { message, kept, taken }) => {
-            let reason = match withheld {
-                _ if taken == 0 => "allowed",
-                Some(Withheld::Guard(_)) => "guard",
-                Some(Withheld::Resolver) => "untrusted_resolver",
-                Some(Withheld::Room(_)) => "grants_full",
-                None => "off_chain",
-            };
-            fit(ask, answer, message, Some(kept), *limit, reason)
-        }
-        Err(malformed) => unreadable_answer(ask, &malformed),
-    }
-}
-
-/// `message`, or the question alone if it is too long for a datagram to this asker.
-fn fit(
-    ask: &mut Ask,
-    answer: &Answer<'_>,
-    message: Vec<u8>,
-    kept: Option<Vec<IpAddr>>,
-    limit: usize,
-    reason: &'static str,
-) -> Ending {
-    if message.len() > limit {
-        return (Outcome::Forwarded, "truncated", reply::truncated(&ask.query, answer));
-    }
-    ask.record.answer(answer, kept);
-    (Outcome::Forwarded, reason, message)
 }
 
 /// Whether the workload may ask, and by which rule. Without any rule only where egress is open and nothing is steered:
@@ -390,26 +614,19 @@ fn protocol(tcp: bool) -> Protocol {
     if tcp { Protocol::Tcp } else { Protocol::Udp }
 }
 
-fn first_rule(denied: &Denied) -> Option<RuleRef> {
-    match denied {
-        Denied::Server(rules) | Denied::Name(rules) => rules.first().cloned(),
-        Denied::Label | Denied::Type | Denied::Class => None,
-    }
-}
-
 fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, settings: &Settings) -> Vec<u8> {
-    let policies = |rules: &[RuleRef]| {
-        let mut names: Vec<String> = rules.iter().map(ToString::to_string).collect();
-        names.dedup();
-        names.join(", ")
-    };
+    let mut policies: Vec<String> = denied.rules().iter().map(ToString::to_string).collect();
+    policies.dedup();
+    let policies = policies.join(", ");
     let (code, text) = match denied {
-        Denied::Server(rules) => (EdeCode::Prohibited, format!("{}: this server may not be asked", policies(rules))),
-        Denied::Name(rules) => (EdeCode::Blocked, format!("{}: the name is not allowed", policies(rules))),
-        Denied::Label => (EdeCode::Blocked, "no pattern matches a label of this name".to_owned()),
+        Denied::Server(_) => (EdeCode::Prohibited, format!("{policies}: this server may not be asked")),
+        Denied::Name(_) => (EdeCode::Blocked, format!("{policies}: the name is not allowed")),
+        Denied::Label => (EdeCode::Blocked, "the name is not allowed".to_owned()),
         Denied::Type => (EdeCode::Prohibited, "this type may not be asked for".to_owned()),
         Denied::Class => (EdeCode::Prohibited, "only class IN may be asked for".to_owned()),
     };
+    // The hint first: the text is cut, and a list of policies may be long.
+    let text = denied.hint(&query.name).map_or(text.clone(), |hint| format!("{hint} ({text})"));
     // After REFUSED glibc and musl give up the search list, and never come to the name that is meant.
     let searched = matches!(denied, Denied::Name(_) | Denied::Label)
         && served.search.iter().any(|suffix| query.name != *suffix && query.name.ends_with(suffix));
@@ -420,20 +637,19 @@ fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, settings: &
     reply::failed(query, rcode, Some(&Ede::new(code, text)))
 }
 
-fn no_room(ask: &Ask, full: Full) -> Ending {
-    let ede = Ede::new(EdeCode::Other, full.to_string());
-    (Outcome::Failed, "grants_full", reply::failed(&ask.query, Rcode::ServFail, Some(&ede)))
+fn no_room(query: &Query<'_>, full: Full) -> Ending {
+    Ending::failed("grants_full", query, &Ede::new(EdeCode::Other, full.to_string()))
 }
 
-fn unreadable_answer(ask: &Ask, error: &dyn std::error::Error) -> Ending {
-    let ede = Ede::new(EdeCode::InvalidData, error.to_string());
-    (Outcome::Failed, "answer", reply::failed(&ask.query, Rcode::ServFail, Some(&ede)))
+fn unreadable_answer(query: &Query<'_>, error: &dyn std::error::Error) -> Ending {
+    Ending::failed("answer", query, &Ede::new(EdeCode::InvalidData, error.to_string()))
 }
 
 fn ede_of(error: UpstreamError) -> EdeCode {
     match error {
         UpstreamError::Timeout => EdeCode::NoReachableAuthority,
-        UpstreamError::Network(_) => EdeCode::NetworkError,
+        UpstreamError::Network(_) | UpstreamError::Tls => EdeCode::NetworkError,
+        UpstreamError::Truncated => EdeCode::InvalidData,
         UpstreamError::Busy => EdeCode::Other,
     }
 }

@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! also against the engine                      the steps need no kernel and no socket: a second trial plays them without
-//! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step
+//! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step; dns.cache is off unless set
 //! file orders.yaml:                            a file of the snapshot; the text is what is indented, less two blanks
 //!   apiVersion: cilium.io/v2 …
 //! policy pay:                                  the file pay.yaml: it may ask kube-dns anything, and egress has

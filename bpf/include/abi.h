@@ -10,7 +10,7 @@
 
 #include <linux/types.h>
 
-#define ABI_VERSION 1 /* part of the pin directory's name: a change of any layout is a new directory */
+#define ABI_VERSION 2 /* part of the pin directory's name: a change of any layout is a new directory */
 
 struct address {
 	__u8 octets[16];
@@ -58,12 +58,14 @@ struct budget {
 
 /* limits: one row. What endpoints may have, as user space reckons it from their number. */
 struct limits {
-	__u32 flow_limit; /* flows that no endpoint may go beyond */
-	__u32 flow_share; /* flows that every endpoint is sure of */
-	__u32 flow_pool;  /* flows that all share beyond that; in use: budgets[0].flows */
-	__u16 steer_port; /* network order: where the proxy listens */
+	__u32 flow_limit;	  /* flows that no endpoint may go beyond */
+	__u32 flow_share;	  /* flows that every endpoint is sure of */
+	__u32 flow_pool;	  /* flows that all share beyond that; in use: budgets[0].flows */
+	__u32 idle_grace_seconds; /* how much longer than its timeout a conversation may idle and still go on */
+	__u16 steer_port;	  /* network order: where the proxy listens */
 	__u16 pad;
 };
+_Static_assert(sizeof(struct limits) == 20, "no padding");
 
 /* buckets: slot -> what this CPU may still say and send about the endpoint in this second. */
 struct bucket {

@@ -200,6 +200,31 @@ static __always_inline __u64 timeout_of(__u8 state)
 	}
 }
 
+/* Only a conversation that both sides took part in may be resumed within the operator's grace: it was idle, not over.
+ */
+static __always_inline __u64 grace_of(__u8 state)
+{
+	__u32 zero = 0;
+	struct limits *limit = bpf_map_lookup_elem(&limits, &zero);
+
+	switch (state) {
+	case FLOW_ESTABLISHED:
+	case FLOW_FIN_EGRESS:
+	case FLOW_FIN_INGRESS:
+	case FLOW_DATAGRAM_BOTH:
+		return limit ? limit->idle_grace_seconds * SECOND : 0;
+	default:
+		return 0;
+	}
+}
+
+static __always_inline int is_over(const struct context *c, const struct flow *flow)
+{
+	__u64 idle = c->now > flow->last_ns ? c->now - flow->last_ns : 0, timeout = timeout_of(flow->state);
+
+	return idle > timeout && idle > timeout + grace_of(flow->state);
+}
+
 static __always_inline int opens(const struct frame *f)
 {
 	if (f->protocol == IPPROTO_TCP)
@@ -331,7 +356,7 @@ SEPARATE enum reason converse(struct context *c)
 	icmp = c->frame.protocol == IPPROTO_ICMP || c->frame.protocol == IPPROTO_ICMPV6;
 	key_of(c, &key);
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (flow && c->now > flow->last_ns && c->now - flow->last_ns > timeout_of(flow->state)) {
+	if (flow && is_over(c, flow)) {
 		forget(c, &key, flow->pooled);
 		flow = 0;
 	}
@@ -433,8 +458,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 		return REASON_ICMP_UNRELATED;
 	key.endpoint_and_protocol |= c->endpoint.id << 8;
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED ||
-	    (c->now > flow->last_ns && c->now - flow->last_ns > timeout_of(flow->state)))
+	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED || is_over(c, flow))
 		return REASON_ICMP_UNRELATED;
 	return REASON_ICMP_RELATED;
 }

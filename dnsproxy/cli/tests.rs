@@ -186,7 +186,7 @@ fn the_readme_lists_every_metric_and_no_other() {
     let metrics = Metrics::new();
     metrics.table(crate::operate::metrics::Table::Grants, 0, 1);
     let crate::observe::Record::Query(_, record) = crate::observe::samples::query(|_| ()) else { unreachable!() };
-    metrics.query(&record);
+    metrics.query(&record.counted());
     let text = String::from_utf8(metrics.text()).unwrap();
     let mut ours: Vec<_> = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
     let table = README.split("### Metrics").nth(1).unwrap().split("\n###").next().unwrap();

@@ -3,8 +3,15 @@
 //! The table plans, the kernel installs, the table records: [`FqdnTable::plan`] and its siblings change nothing; what
 //! they return is recorded once the kernel holds it. One lock spans the three steps, or a short answer could overtake a
 //! long one.
+//!
+//! A claim whose deadline is past opens nothing: the kernel admits no new flow by it. It stays while a flow to its address
+//! lives, so that the flow keeps its rule and its name ([`FqdnTable::expire`]).
 
-use std::collections::{BTreeMap, BTreeSet};
+mod adopt;
+mod list;
+mod plan;
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,9 +19,14 @@ use std::time::Duration;
 
 use super::answer::Learned;
 use super::bits::Bits;
-use super::grant::{GrantWrite, Held, MonoNs, SLOTS, Slot, pack};
+use super::grant::{GrantWrite, Held, MonoNs, SLOTS, Slot};
 use super::name::Name;
-use super::ruleset::RuleSet;
+use super::ruleset::{Group, RuleSet};
+
+pub use adopt::{Meaning, Remembered, mark};
+pub use list::{Listed, Page};
+pub use plan::Plan;
+use plan::{Change, Edit, squeeze};
 
 /// How TTLs become deadlines: now + max(TTL, `min_ttl`) + `grace`, up to the next whole second: the same answer twice in a
 /// second is written once.
@@ -35,8 +47,10 @@ impl Default for Timing {
 /// How much one workload can hold.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Caps {
-    /// Addresses of one name; above that the soonest to end give way. Cilium's `endpoint-max-ip-per-hostname`, 1 000.
+    /// Addresses of one name; above that the soonest to end are over. Cilium's `endpoint-max-ip-per-hostname`, 1 000.
     pub addresses_per_name: usize,
+    /// Addresses that are over and stay for flows that live. Cilium's `tofqdns-max-deferred-connection-deletes`, 10 000.
+    pub deferred: usize,
     /// Rows in the kernel; above that nothing more is granted. 16 384.
     pub grants: usize,
     /// Pairs of name and address. 65 536, about 100 octets each.
@@ -45,7 +59,7 @@ pub struct Caps {
 
 impl Default for Caps {
     fn default() -> Caps {
-        Caps { addresses_per_name: 1_000, grants: 16_384, claims: 65_536 }
+        Caps { addresses_per_name: 1_000, deferred: 10_000, grants: 16_384, claims: 65_536 }
     }
 }
 
@@ -86,6 +100,10 @@ pub struct FqdnTable {
     rewrites: BTreeSet<(MonoNs, IpAddr)>,
     /// Counts what was recorded: a plan is good for the state that it was made from.
     version: u64,
+    /// Addresses that flows went on with at the last sweep.
+    live: HashSet<IpAddr>,
+    /// Addresses that are over and stay for their flows: as many as the last sweep found, and those since.
+    deferred: usize,
     /// See [`FqdnTable::epoch`].
     epoch: Arc<AtomicU64>,
 }
@@ -94,41 +112,14 @@ pub struct FqdnTable {
 #[derive(Debug, Default)]
 struct Holder {
     claims: Vec<Claim>,
+    /// What an earlier process left and no name is known for.
+    unnamed: Vec<Slot>,
     held: Held,
 }
 
-/// Changes that the kernel is to hold before the table does.
-#[derive(Debug)]
-#[must_use = "install its writes, then record it"]
-pub struct Plan {
-    version: u64,
-    changes: Vec<Change>,
-    writes: Vec<GrantWrite>,
-}
-
-#[derive(Debug)]
-struct Change {
-    address: IpAddr,
-    edit: Edit,
-    held: Held,
-}
-
-#[derive(Debug)]
-enum Edit {
-    /// Add the claim or put it in place of the one of the same name; another that it outlasts gives way.
-    Claim { claim: Claim, gives_way: Option<Name> },
-    /// Take the claim of this name away.
-    Forget(Name),
-    /// These claims and no others.
-    Replace(Vec<Claim>),
-    /// Only the slots are new.
-    Repack,
-}
-
-impl Plan {
-    /// What the kernel is to hold, one row an address. Rows that already hold it are not listed.
-    pub fn writes(&self) -> &[GrantWrite] {
-        &self.writes
+impl Holder {
+    fn is_past(&self, now: MonoNs) -> bool {
+        self.claims.iter().any(|claim| claim.until <= now) || self.unnamed.iter().any(|slot| slot.until <= now)
     }
 }
 
@@ -177,7 +168,7 @@ impl FqdnTable {
     /// # Errors
     /// There is no room; nothing of it may be granted.
     pub fn plan(&self, learned: &Learned, rules: &RuleSet, now: MonoNs, timing: &Timing) -> Result<Plan, Full> {
-        let mut plan = self.empty_plan(0);
+        let mut plan = Plan::of(self.version);
         let bits = rules.groups_of(&learned.name);
         if bits.is_empty() {
             return Ok(plan);
@@ -192,6 +183,9 @@ impl FqdnTable {
             let known = holder.map_or(&[][..], |holder| &holder.claims);
             let mine = known.iter().find(|claim| claim.name == learned.name);
             let until = mine.map_or(until, |claim| claim.until.max(until));
+            if mine.is_some_and(|claim| claim.bits == bits && claim.until == until) {
+                continue;
+            }
             let claim = Claim { name: learned.name.clone(), bits, until };
             rows += usize::from(holder.is_none());
             claims += usize::from(mine.is_none());
@@ -201,7 +195,7 @@ impl FqdnTable {
             } else {
                 Edit::Claim { claim, gives_way: None }
             };
-            plan.push(address, edit, known, holder, now);
+            plan.push(address, edit, holder, now);
         }
         // What makes room above only ever frees claims, and rows only of the same name.
         let freed = plan.writes.iter().filter(|write| write.deletes()).count();
@@ -210,12 +204,25 @@ impl FqdnTable {
         Ok(plan)
     }
 
+    /// Until when the kernel holds all of it, once its plan was recorded; `None` when another name stands in for it.
+    pub fn held_until(&self, learned: &Learned) -> Option<MonoNs> {
+        let mut least = MonoNs(u64::MAX);
+        for address in &learned.addresses {
+            least = least.min(self.claim(*address, &learned.name)?.until);
+        }
+        Some(least)
+    }
+
     /// Changes the table as the kernel was changed.
     ///
     /// # Panics
     /// Something was recorded since the plan was made: the lock was not held.
     pub fn record(&mut self, plan: Plan) {
         assert_eq!(plan.version, self.version, "a plan is recorded on the state that it was made from");
+        self.deferred = plan.deferred.unwrap_or(self.deferred);
+        if plan.changes.is_empty() {
+            return;
+        }
         self.version += 1;
         for change in plan.changes {
             self.apply(change);
@@ -234,55 +241,78 @@ impl FqdnTable {
     /// Rows whose shortened deadline passes soon, packed anew. To be asked more often than
     /// [`super::grant::REWRITE_LEAD`] is long.
     pub fn rewrites_due(&self, now: MonoNs) -> Plan {
-        let mut plan = self.empty_plan(0);
+        let mut plan = Plan::of(self.version);
         for &(_, address) in self.rewrites.range(..=(now, IpAddr::from([0xff; 16]))) {
             let holder = &self.addresses[&address];
-            plan.push(address, Edit::Repack, &holder.claims, Some(holder), now);
+            plan.push(address, Edit::Repack, Some(holder), now);
         }
         plan
     }
 
-    /// Forgets what is past, unless `live` says that a flow to the address goes on.
-    pub fn expire(&self, now: MonoNs, live: &dyn Fn(IpAddr) -> bool) -> Plan {
-        let mut plan = self.empty_plan(0);
-        for (&address, holder) in &self.addresses {
-            if holder.claims.iter().all(|claim| claim.until > now) || live(address) {
-                continue;
-            }
-            let left: Vec<Claim> = holder.claims.iter().filter(|claim| claim.until > now).cloned().collect();
-            plan.push(address, Edit::Replace(left), &[], Some(holder), now);
+    /// The addresses that flows went on with a moment ago. Before [`FqdnTable::expire`].
+    pub fn set_live(&mut self, live: HashSet<IpAddr>) {
+        self.live = live;
+    }
+
+    /// Forgets what was past at `now` when no flow to the address lives, and of the rest the longest past above the cap.
+    ///
+    /// `now` is no later than the moment that [`FqdnTable::set_live`] speaks of: what was past by then admits no new flow.
+    pub fn expire(&self, now: MonoNs) -> Plan {
+        let mut plan = Plan::of(self.version);
+        let past = || self.addresses.iter().filter(|(_, holder)| holder.is_past(now));
+        let since = |holder: &Holder| {
+            let claims = holder.claims.iter().map(|claim| claim.until);
+            claims.chain(holder.unnamed.iter().map(|slot| slot.until)).filter(|until| *until <= now).max()
+        };
+        let mut deferred: Vec<(Option<MonoNs>, IpAddr)> = past()
+            .filter(|(address, _)| self.live.contains(*address))
+            .map(|(address, holder)| (since(holder), *address))
+            .collect();
+        deferred.sort_unstable();
+        let excess = deferred.len().saturating_sub(self.caps.deferred);
+        let mut kept: Vec<IpAddr> = deferred.split_off(excess).into_iter().map(|(_, address)| address).collect();
+        kept.sort_unstable();
+        for (&address, holder) in past().filter(|(address, _)| kept.binary_search(address).is_err()) {
+            let claims = holder.claims.iter().filter(|claim| claim.until > now).cloned().collect();
+            let unnamed = holder.unnamed.iter().filter(|slot| slot.until > now).copied().collect();
+            plan.push(address, Edit::Replace(claims, unnamed), Some(holder), now);
         }
         if !plan.changes.is_empty() {
             self.raise_epoch();
         }
+        plan.deferred = Some(kept.len());
         plan
     }
 
-    /// What a new rule set makes of every grant: the groups of each name are asked for again.
-    pub fn regroup(&self, rules: &RuleSet, now: MonoNs) -> Regroup {
+    /// What a new rule set makes of every grant: the groups of each name are asked for again. Without a name, a grant keeps
+    /// the groups that mean what they meant in `before`.
+    pub fn regroup(&self, rules: &RuleSet, before: &[Group], now: MonoNs) -> Regroup {
         self.raise_epoch(); // names without a grant have new verdicts, too
-        let (mut widened, mut narrowed) = (self.empty_plan(0), self.empty_plan(1));
+        let (mut widened, mut narrowed) = (Plan::of(self.version), Plan::of(self.version));
         let groups: BTreeMap<&Name, Bits> = self.names.keys().map(|name| (name, rules.groups_of(name))).collect();
+        let kept = adopt::kept(before, &rules.groups);
         for (&address, holder) in &self.addresses {
-            if holder.claims.iter().all(|claim| groups[&claim.name] == claim.bits) {
+            let unnamed = holder.unnamed.iter().map(|slot| Slot { bits: slot.bits & kept, ..*slot });
+            let unnamed: Vec<Slot> = unnamed.filter(|slot| !slot.bits.is_empty()).collect();
+            if unnamed == holder.unnamed && holder.claims.iter().all(|claim| groups[&claim.name] == claim.bits) {
                 continue;
             }
-            let with = |bits: &dyn Fn(&Claim) -> Bits| -> Vec<Claim> {
+            let with = |bits: &dyn Fn(&Claim) -> Bits| -> Edit {
                 let claims = holder.claims.iter().map(|claim| Claim { bits: bits(claim), ..claim.clone() });
-                claims.filter(|claim| !claim.bits.is_empty()).collect()
+                Edit::Replace(claims.filter(|claim| !claim.bits.is_empty()).collect(), unnamed.clone())
             };
-            let wide = with(&|claim| claim.bits | groups[&claim.name]);
-            let wide_held = held(&wide, now);
-            if wide_held.slots != holder.held.slots {
-                widened.writes.push(GrantWrite { address, slots: wide_held.slots });
+            widened.push(address, with(&|claim| claim.bits | groups[&claim.name]), Some(holder), now);
+            narrowed.push(address, with(&|claim| groups[&claim.name]), Some(holder), now);
+            let wide = widened.changes.last().map(|change| change.held.slots);
+            let narrow = narrowed.changes.last().map(|change| change.held.slots);
+            // What it is to be afterwards is held against what it is in between.
+            narrowed.writes.retain(|write| write.address != address);
+            if let Some(slots) = narrow.filter(|_| narrow != wide) {
+                narrowed.writes.push(GrantWrite { address, slots });
             }
-            widened.changes.push(Change { address, edit: Edit::Replace(wide), held: wide_held });
-            let narrow = with(&|claim| groups[&claim.name]);
-            let narrow_held = held(&narrow, now);
-            if narrow_held.slots != wide_held.slots {
-                narrowed.writes.push(GrantWrite { address, slots: narrow_held.slots });
-            }
-            narrowed.changes.push(Change { address, edit: Edit::Replace(narrow), held: narrow_held });
+        }
+        if !widened.changes.is_empty() {
+            narrowed.version += 1;
         }
         Regroup { widened, narrowed }
     }
@@ -290,10 +320,11 @@ impl FqdnTable {
     /// Every deadline earlier by `by`: the machine slept, and its monotonic clock with it.
     pub fn shorten(&self, by: Duration, now: MonoNs) -> Plan {
         self.raise_epoch();
-        let mut plan = self.empty_plan(0);
+        let mut plan = Plan::of(self.version);
         for (&address, holder) in &self.addresses {
             let claims = holder.claims.iter().map(|claim| Claim { until: claim.until.before(by), ..claim.clone() });
-            plan.push(address, Edit::Replace(claims.collect()), &[], Some(holder), now);
+            let unnamed = holder.unnamed.iter().map(|slot| Slot { until: slot.until.before(by), ..*slot });
+            plan.push(address, Edit::Replace(claims.collect(), unnamed.collect()), Some(holder), now);
         }
         plan
     }
@@ -318,6 +349,16 @@ impl FqdnTable {
         self.addresses.len()
     }
 
+    /// Changes whenever something is recorded that changes it.
+    pub fn version(&self) -> u64 {
+        self.version
+    }
+
+    /// Whether flows to the address went on at the last sweep.
+    pub fn is_live(&self, address: IpAddr) -> bool {
+        self.live.contains(&address)
+    }
+
     /// How many names are known.
     pub fn names(&self) -> usize {
         self.names.len()
@@ -327,11 +368,8 @@ impl FqdnTable {
         self.epoch.fetch_add(1, Ordering::Release);
     }
 
-    fn empty_plan(&self, later: u64) -> Plan {
-        Plan { version: self.version + later, changes: Vec::new(), writes: Vec::new() }
-    }
-
-    /// Lets the soonest to end of the name's old addresses go when there would be too many.
+    /// The soonest to end of the name's old addresses are over when there would be too many. What a flow may go on with is
+    /// not forgotten, as long as there is room for it: those first that had one at the last sweep.
     fn make_room(&self, learned: &Learned, now: MonoNs, plan: &mut Plan) -> Result<(), Full> {
         let limit = self.caps.addresses_per_name;
         within("addresses in one answer", learned.addresses.len(), limit)?;
@@ -343,17 +381,23 @@ impl FqdnTable {
             .iter()
             .filter(|address| learned.addresses.binary_search(address).is_err())
             .filter_map(|&address| Some((self.claim(address, &learned.name)?.until, address)))
+            .filter(|(until, _)| *until > now)
             .collect();
         let excess = (old.len() + learned.addresses.len()).saturating_sub(limit);
         if excess == 0 {
             return Ok(());
         }
-        old.sort_unstable();
         self.raise_epoch();
-        for &(_, address) in &old[..excess] {
-            let holder = &self.addresses[&address];
-            plan.push(address, Edit::Forget(learned.name.clone()), &holder.claims, Some(holder), now);
+        old.sort_unstable();
+        old.truncate(excess);
+        old.sort_by_key(|(_, address)| !self.live.contains(address));
+        let room = self.caps.deferred.saturating_sub(self.deferred);
+        for (at, &(_, address)) in old.iter().enumerate() {
+            let name = learned.name.clone();
+            let edit = if at < room { Edit::Defer(name, now.max(MonoNs(1))) } else { Edit::Forget(name) };
+            plan.push(address, edit, self.addresses.get(&address), now);
         }
+        plan.deferred = Some(self.deferred + excess.min(room));
         Ok(())
     }
 
@@ -368,92 +412,50 @@ impl FqdnTable {
             self.rewrites.remove(&(at, address));
         }
         self.claims -= holder.claims.len();
-        match edit {
+        match &edit {
             Edit::Claim { claim, gives_way } => {
-                if let Some(name) = gives_way {
-                    holder.claims.retain(|claim| claim.name != name);
-                    self.unlink(&name, address);
-                }
-                match holder.claims.iter_mut().find(|known| known.name == claim.name) {
-                    Some(known) => *known = claim,
-                    None => {
-                        let addresses = self.names.entry(claim.name.clone()).or_default();
-                        if let Err(at) = addresses.binary_search(&address) {
-                            addresses.insert(at, address);
-                        }
-                        holder.claims.push(claim);
-                    }
-                }
+                self.link(&claim.name, address);
+                gives_way.iter().for_each(|name| self.unlink(name, address));
             }
-            Edit::Forget(name) => {
-                holder.claims.retain(|claim| claim.name != name);
-                self.unlink(&name, address);
+            Edit::Forget(name) => self.unlink(name, address),
+            Edit::Replace(claims, _) => {
+                let gone = holder.claims.iter().filter(|gone| claims.iter().all(|claim| claim.name != gone.name));
+                gone.for_each(|gone| self.unlink(&gone.name, address));
             }
-            Edit::Replace(claims) => {
-                for gone in &holder.claims {
-                    if claims.iter().all(|claim| claim.name != gone.name) {
-                        self.unlink(&gone.name, address);
-                    }
-                }
-                holder.claims = claims;
-            }
-            Edit::Repack => {}
+            Edit::Defer(..) | Edit::Repack => {}
         }
-        if holder.claims.is_empty() {
-            return;
+        edit.apply(&mut holder);
+        if !holder.claims.is_empty() || !holder.unnamed.is_empty() {
+            self.put(address, Holder { held, ..holder });
         }
+    }
+
+    fn put(&mut self, address: IpAddr, holder: Holder) {
         self.claims += holder.claims.len();
-        holder.held = held;
-        if let Some(at) = held.rewrite_at {
+        if let Some(at) = holder.held.rewrite_at {
             self.rewrites.insert((at, address));
         }
         self.addresses.insert(address, holder);
     }
 
+    fn link(&mut self, name: &Name, address: IpAddr) {
+        let Some(addresses) = self.names.get_mut(name) else {
+            return drop(self.names.insert(name.clone(), vec![address]));
+        };
+        if let Err(at) = addresses.binary_search(&address) {
+            addresses.insert(at, address);
+        }
+    }
+
     fn unlink(&mut self, name: &Name, address: IpAddr) {
         if let Some(addresses) = self.names.get_mut(name) {
-            addresses.retain(|known| *known != address);
+            if let Ok(at) = addresses.binary_search(&address) {
+                addresses.remove(at);
+            }
             if addresses.is_empty() {
                 self.names.remove(name);
             }
         }
-    }
-}
-
-impl Plan {
-    fn push(&mut self, address: IpAddr, edit: Edit, known: &[Claim], holder: Option<&Holder>, now: MonoNs) {
-        let (kept, added): (Vec<&Claim>, &[Claim]) = match &edit {
-            Edit::Claim { claim, gives_way } => {
-                let stays = |known: &&Claim| known.name != claim.name && Some(&known.name) != gives_way.as_ref();
-                (known.iter().filter(stays).collect(), std::slice::from_ref(claim))
-            }
-            Edit::Forget(name) => (known.iter().filter(|known| known.name != *name).collect(), &[]),
-            Edit::Replace(claims) => (Vec::new(), claims),
-            Edit::Repack => (known.iter().collect(), &[]),
-        };
-        let mut deadlines: Vec<_> = kept.into_iter().chain(added).map(|claim| (claim.until, claim.bits)).collect();
-        let held = pack(&mut deadlines, now);
-        if holder.is_none_or(|holder| holder.held.slots != held.slots) {
-            self.writes.push(GrantWrite { address, slots: held.slots });
-        }
-        self.changes.push(Change { address, edit, held });
-    }
-}
-
-fn held(claims: &[Claim], now: MonoNs) -> Held {
-    pack(&mut claims.iter().map(|claim| (claim.until, claim.bits)).collect::<Vec<_>>(), now)
-}
-
-/// One more name for an address that has as many as are told apart. The kernel's row stays what it should be; only a
-/// reload that takes the longer-lasting name's rule away will find the other one missing: closed early, never late.
-fn squeeze(known: &[Claim], claim: Claim) -> Result<Edit, Full> {
-    let covers = |wide: &Claim, narrow: &Claim| (narrow.bits & !wide.bits).is_empty() && wide.until >= narrow.until;
-    if known.iter().any(|known| covers(known, &claim)) {
-        return Ok(Edit::Repack);
-    }
-    match known.iter().filter(|known| covers(&claim, known)).min_by_key(|known| known.until) {
-        Some(covered) => Ok(Edit::Claim { gives_way: Some(covered.name.clone()), claim }),
-        None => Err(Full { what: "names on one address", found: known.len() + 1, limit: CLAIMS_PER_ADDRESS }),
     }
 }
 

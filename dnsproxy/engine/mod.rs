@@ -8,6 +8,7 @@ pub mod fqdn;
 pub mod grant;
 pub mod guard;
 pub mod labels;
+pub mod lifetime;
 pub mod name;
 pub mod pattern;
 pub mod policy;

@@ -88,12 +88,29 @@ impl QueryError {
 /// Records that a query may carry behind its question: OPT, and one signature of the transaction.
 const MOST_ADDITIONAL: u16 = 2;
 
-impl<'a> Query<'a> {
+/// A query's outline: all of it but the name, which still lies in the message. Costs no allocation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Outline {
+    /// The asker's number for it.
+    pub id: u16,
+    /// The header's second 16 bits, as sent.
+    pub flags: u16,
+    /// Where the name ends, in the message; it starts behind the header and is plain labels.
+    pub name_end: usize,
+    /// The type asked for.
+    pub qtype: u16,
+    /// The class asked for.
+    pub qclass: u16,
+    /// What the OPT record says, if there is one.
+    pub edns: Option<Edns>,
+}
+
+impl Outline {
     /// Reads a whole message: exactly one question, nothing behind the last record.
     ///
     /// # Errors
     /// Says whether to drop it or what to answer, see [`QueryError::rcode`].
-    pub fn parse(message: &'a [u8]) -> Result<Query<'a>, QueryError> {
+    pub fn parse(message: &[u8]) -> Result<Outline, QueryError> {
         use QueryError::Format;
         if message.len() < HEADER {
             return Err(QueryError::Short { octets: message.len() });
@@ -118,11 +135,8 @@ impl<'a> Query<'a> {
         let name_end = skip_plain_name(message, HEADER).ok_or(Format("the name asked for is malformed"))?;
         let qtype = u16_at(message, name_end).ok_or(Format("the question is cut off"))?;
         let qclass = u16_at(message, name_end + 2).ok_or(Format("the question is cut off"))?;
-        let question_end = name_end + 4;
-        let name =
-            Name::from_wire(&message[HEADER..name_end]).map_err(|_| Format("the name asked for is malformed"))?;
 
-        let mut at = question_end;
+        let mut at = name_end + 4;
         let mut edns = None;
         for index in 0..authority + additional {
             let owner = at;
@@ -149,7 +163,35 @@ impl<'a> Query<'a> {
         if at != message.len() {
             return Err(Format("octets behind the last record"));
         }
-        Ok(Query { id, flags, question: Cow::Borrowed(&message[HEADER..question_end]), name, qtype, qclass, edns })
+        Ok(Outline { id, flags, name_end, qtype, qclass, edns })
+    }
+
+    /// The query, with its name; `message` is what the outline was read from.
+    ///
+    /// # Errors
+    /// The name is no name.
+    pub fn query<'a>(&self, message: &'a [u8]) -> Result<Query<'a>, QueryError> {
+        let name = message.get(HEADER..self.name_end).and_then(|wire| Name::from_wire(wire).ok());
+        let name = name.ok_or(QueryError::Format("the name asked for is malformed"))?;
+        let Outline { id, flags, name_end, qtype, qclass, edns } = *self;
+        Ok(Query { id, flags, question: Cow::Borrowed(&message[HEADER..name_end + 4]), name, qtype, qclass, edns })
+    }
+}
+
+impl<'a> Query<'a> {
+    /// Reads a whole message, see [`Outline::parse`].
+    ///
+    /// # Errors
+    /// Says whether to drop it or what to answer, see [`QueryError::rcode`].
+    pub fn parse(message: &'a [u8]) -> Result<Query<'a>, QueryError> {
+        Outline::parse(message)?.query(message)
+    }
+
+    /// A query of our own for what a client asked: same name, type and flags, no number.
+    pub fn again(name: Name, qtype: u16, flags: u16, dnssec_ok: bool) -> Query<'static> {
+        let question = [name.as_wire(), &qtype.to_be_bytes(), &wire::CLASS_IN.to_be_bytes()].concat();
+        let edns = dnssec_ok.then_some(Edns { payload: 1232, version: 0, dnssec_ok, cookie: false });
+        Query { id: 0, flags, question: Cow::Owned(question), name, qtype, qclass: wire::CLASS_IN, edns }
     }
 
     /// The same query with its octets copied, so that it outlives the packet.

@@ -5,7 +5,7 @@
 //! (RFC 8914), to those who sent an OPT record.
 
 use super::answer::Answer;
-use super::query::Query;
+use super::query::{Edns, Query};
 use super::wire::{self, HEADER, QR, RA, TC, rtype};
 
 pub mod rebuild;
@@ -50,6 +50,10 @@ pub struct Ede {
 pub enum EdeCode {
     /// None of the others.
     Other = 0,
+    /// The answer's TTL has run down.
+    Stale = 3,
+    /// The same of an answer that says that there is no such name.
+    StaleNxDomain = 19,
     /// The proxy can't serve this yet.
     NotReady = 14,
     /// The name is not allowed.
@@ -73,9 +77,9 @@ impl Ede {
     }
 }
 
-/// Octets that a UDP reply to `query` may have.
-pub fn udp_limit(query: &Query<'_>) -> usize {
-    match query.edns {
+/// Octets that a UDP reply to a query with this OPT record may have.
+pub fn udp_limit(edns: Option<Edns>) -> usize {
+    match edns {
         Some(edns) => usize::from(edns.payload).clamp(UDP_OCTETS_WITHOUT_EDNS, UDP_OCTETS),
         None => UDP_OCTETS_WITHOUT_EDNS,
     }
@@ -179,6 +183,18 @@ pub fn failed(query: &Query<'_>, rcode: Rcode, ede: Option<&Ede>) -> Vec<u8> {
     out
 }
 
+/// Adds an Extended DNS Error to a finished reply that ends with an OPT record and stays within `limit`.
+pub fn explain(reply: &mut Vec<u8>, ede: &Ede, limit: usize) {
+    let opt = Answer::parse(reply).ok().and_then(|answer| answer.opt).filter(|(_, end)| *end == reply.len());
+    let Some((start, end)) = opt else { return };
+    put_ede(reply, ede);
+    if reply.len() > limit {
+        return reply.truncate(end);
+    }
+    let length = (reply.len() - start - 11) as u16;
+    reply[start + 9..start + 11].copy_from_slice(&length.to_be_bytes());
+}
+
 /// The reply to what could not be read as a query: a header and nothing else. `None` when there is no header.
 pub fn unreadable(message: &[u8], rcode: Rcode) -> Option<Vec<u8>> {
     let mut out = message.get(..HEADER)?.to_vec();
@@ -217,15 +233,19 @@ fn put_opt_with(out: &mut Vec<u8>, rcode: u16, dnssec_ok: bool, options: &[u8], 
     out.extend_from_slice(&[0, 0]);
     out.extend_from_slice(options);
     if let Some(ede) = ede {
-        const EDE: u16 = 15;
-        let text = cut(&ede.text, EDE_TEXT);
-        for word in [EDE, 2 + text.len() as u16, ede.code as u16] {
-            out.extend_from_slice(&word.to_be_bytes());
-        }
-        out.extend_from_slice(text.as_bytes());
+        put_ede(out, ede);
     }
     let length = (out.len() - length_at - 2) as u16;
     out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
+}
+
+fn put_ede(out: &mut Vec<u8>, ede: &Ede) {
+    const EDE: u16 = 15;
+    let text = cut(&ede.text, EDE_TEXT);
+    for word in [EDE, 2 + text.len() as u16, ede.code as u16] {
+        out.extend_from_slice(&word.to_be_bytes());
+    }
+    out.extend_from_slice(text.as_bytes());
 }
 
 /// At most `octets` octets of `text`, cut between characters.

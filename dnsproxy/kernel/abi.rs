@@ -27,7 +27,7 @@ pub use generated::types::{
 };
 
 /// `ABI_VERSION`: part of the pin directory's name.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The object files that the programs are loaded from.
 pub const FROM_POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/from_pod.bpf.o"));
@@ -76,7 +76,7 @@ macro_rules! plain {
 }
 
 plain! {
-    u32 = 4, endpoint = 96, budget = 16, limits = 16, learned_mac = 8, bridge = 8, flow_key = 24, flow = 32,
+    u32 = 4, endpoint = 96, budget = 16, limits = 20, learned_mac = 8, bridge = 8, flow_key = 24, flow = 32,
     grant_key = 20, grant = 112, peer_bits_key = 8, group_bits = 16, service_key = 24, service = 4, cidr4_key = 12,
     cidr6_key = 24, port_key = 8, port_row = 32, steer_key = 20, steer = 20, counter = 16, flow_event = 80, address = 16,
 }

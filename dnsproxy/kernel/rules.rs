@@ -1,6 +1,7 @@
 //! Endpoints, and the rows that a rule set compiles to.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
 use ipnet::IpNet;
 
@@ -23,14 +24,16 @@ pub struct FlowLimits {
     pub share: u32,
     /// Beyond their shares, all endpoints together have this.
     pub pool: u32,
+    /// How much longer than its timeout a conversation may idle and still go on. Whole seconds.
+    pub idle_grace: Duration,
 }
 
 impl FlowLimits {
     /// Half of the table is shared out evenly, the other half goes to whoever needs it.
-    pub fn new(max_flows: u32, endpoints: usize, limit: u32) -> FlowLimits {
+    pub fn new(max_flows: u32, endpoints: usize, limit: u32, idle_grace: Duration) -> FlowLimits {
         let half = max_flows / 2;
         let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX).max(1);
-        FlowLimits { limit, share: (half / endpoints).min(limit), pool: max_flows - half }
+        FlowLimits { limit, share: (half / endpoints).min(limit), pool: max_flows - half, idle_grace }
     }
 }
 
@@ -238,10 +241,17 @@ impl Kernel {
     /// # Errors
     /// The call failed.
     pub fn set_limits(&self, flows: FlowLimits, proxy_port: u16) -> Result<(), KernelError> {
-        let FlowLimits { limit, share, pool } = flows;
+        let FlowLimits { limit, share, pool, idle_grace } = flows;
+        let idle_grace_seconds = u32::try_from(idle_grace.as_secs()).unwrap_or(u32::MAX);
         let steer_port = proxy_port.to_be();
-        self.tables
-            .limits
-            .put(&0, &abi::limits { flow_limit: limit, flow_share: share, flow_pool: pool, steer_port, pad: 0 })
+        let row = abi::limits {
+            flow_limit: limit,
+            flow_share: share,
+            flow_pool: pool,
+            idle_grace_seconds,
+            steer_port,
+            pad: 0,
+        };
+        self.tables.limits.put(&0, &row)
     }
 }

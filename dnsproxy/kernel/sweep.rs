@@ -1,9 +1,10 @@
 //! What time takes away: flows that are over. (Grants: the name table decides, see `engine::fqdn`.)
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use libbpf_rs::MapCore;
 
@@ -20,8 +21,8 @@ pub struct Sweep {
     pub removed: usize,
     /// Flows that go on.
     pub live: usize,
-    /// The peers of flows that go on.
-    pub remotes: HashSet<(EndpointId, IpAddr)>,
+    /// The peers of each endpoint's flows that go on.
+    pub remotes: HashMap<EndpointId, HashSet<IpAddr>>,
 }
 
 /// `budgets`, mapped: counted with atomics on both sides.
@@ -110,20 +111,24 @@ fn timeout(settings: &LoadSettings, state: u8) -> u64 {
     duration.as_nanos() as u64
 }
 
-fn is_over(settings: &LoadSettings, flow: &flow, now: MonoNs) -> bool {
-    now.0.saturating_sub(flow.last_ns) > timeout(settings, flow.state)
+/// As `is_over` of bpf/include/verdict.h.
+fn is_over(settings: &LoadSettings, idle_grace: Duration, flow: &flow, now: MonoNs) -> bool {
+    let grace =
+        if matches!(flow.state, 1..=3 | 6) { Duration::from_secs(idle_grace.as_secs()) } else { Duration::ZERO };
+    now.0.saturating_sub(flow.last_ns) > timeout(settings, flow.state) + grace.as_nanos() as u64
 }
 
 impl Kernel {
     /// Removes flows that are over, and those of endpoints that are no more.
     ///
-    /// A quarter of a microsecond a flow. A flow that moves while it is removed is judged anew with its next packet.
+    /// `idle_grace` is that of [`super::rules::FlowLimits`]. A quarter of a microsecond a flow. A flow that moves while it is removed is judged anew with its next packet.
     ///
     /// # Errors
     /// The map can't be read.
     pub fn sweep(
         &self,
         settings: &LoadSettings,
+        idle_grace: Duration,
         budgets: &Budgets,
         slot_of: &dyn Fn(EndpointId) -> Option<u32>,
         now: MonoNs,
@@ -132,10 +137,10 @@ impl Kernel {
         for (key, flow) in self.tables.flows.rows()? {
             let endpoint = EndpointId(key.endpoint_and_protocol >> 8);
             let slot = slot_of(endpoint);
-            if slot.is_some() && !is_over(settings, &flow, now) {
+            if slot.is_some() && !is_over(settings, idle_grace, &flow, now) {
                 sweep.live += 1;
                 if flow.state != REVOKED {
-                    sweep.remotes.insert((endpoint, abi::unmapped(key.remote.octets)));
+                    sweep.remotes.entry(endpoint).or_default().insert(abi::unmapped(key.remote.octets));
                 }
                 continue;
             }

@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use tokio::sync::{Notify, watch};
 use tokio::task::{LocalSet, spawn_local};
 
-use crate::kernel::GrantStore;
-use crate::observe::Observer;
-use crate::serve::{Directory, Proxy};
+use crate::clock;
+use crate::serve::Proxy;
+use crate::serve::background::{self, Memory};
 use crate::upstream::Upstream;
+use crate::upstream::health::Registry;
 
 use datagrams::Inbox;
 
@@ -39,11 +39,13 @@ pub struct Options {
     pub port: u16,
     /// Threads; 0: one per core.
     pub workers: usize,
+    /// The DNS servers that workers ask, and how they fare.
+    pub upstreams: Arc<Registry>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { port: 15_353, workers: 0 }
+        Options { port: 15_353, workers: 0, upstreams: Arc::default() }
     }
 }
 
@@ -99,6 +101,7 @@ struct Sockets {
 struct Worker {
     proxy: Arc<Proxy>,
     upstream: Upstream,
+    memory: RefCell<Memory>,
     inbox: RefCell<Inbox>,
     under_way: Cell<usize>,
     idle: Notify,
@@ -108,27 +111,21 @@ struct Worker {
 ///
 /// # Errors
 /// The port is in use, also by a process that would share it, or sockets or threads can't be had.
-pub fn start(
-    options: &Options,
-    directory: Arc<ArcSwap<Directory>>,
-    grants: Arc<dyn GrantStore>,
-    observer: Arc<dyn Observer>,
-) -> Result<Listeners, ListenError> {
+pub fn start(options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenError> {
     let count = match options.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,
     };
     let (port, sockets) = bind_all(options.port, count)?;
-    let proxy = Arc::new(Proxy::new(directory, grants, observer));
     let (stop, stopped) = watch::channel(Stop::No);
     let mut listeners = Listeners { port, stop, workers: Vec::new() };
     for (at, sockets) in sockets.into_iter().enumerate() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
-        let (proxy, stopped) = (proxy.clone(), stopped.clone());
+        let (proxy, upstreams, stopped) = (proxy.clone(), options.upstreams.clone(), stopped.clone());
         let worker = thread::Builder::new()
             .name(format!("dns-{at}"))
-            .spawn(move || LocalSet::new().block_on(&runtime, work(sockets, proxy, stopped)))
+            .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, upstreams, stopped)))
             .map_err(ListenError::Worker)?;
         listeners.workers.push(worker);
     }
@@ -208,10 +205,17 @@ fn is_no_family(error: &io::Error) -> bool {
 }
 
 /// The life of a worker.
-async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<Stop>) {
+async fn work(
+    at: usize,
+    sockets: Sockets,
+    proxy: Arc<Proxy>,
+    upstreams: Arc<Registry>,
+    mut stopped: watch::Receiver<Stop>,
+) {
     let worker = Rc::new(Worker {
         proxy,
-        upstream: Upstream::start(),
+        upstream: Upstream::start(upstreams),
+        memory: RefCell::default(),
         inbox: RefCell::default(),
         under_way: Cell::new(0),
         idle: Notify::new(),
@@ -237,6 +241,10 @@ async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<
             Err(error) => tracing::error!(%error, "a TCP listener can't be watched"),
         }
     }
+    {
+        let worker = worker.clone();
+        readers.push(spawn_local(tireless(move || ask_unasked(worker.clone(), at == 0))));
+    }
     let how = match stopped.wait_for(|stop| *stop != Stop::No).await {
         Ok(how) => *how,
         Err(_) => Stop::Now,
@@ -253,6 +261,23 @@ async fn work(sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<
             }
         };
         let _ = tokio::time::timeout(DRAIN, drained).await;
+    }
+}
+
+/// Prefetch and poller, for ever.
+async fn ask_unasked(worker: Rc<Worker>, polls: bool) {
+    let mut every = tokio::time::interval(background::TICK);
+    every.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        every.tick().await;
+        let due = worker.proxy.due(&mut worker.memory.borrow_mut(), polls);
+        for due in due {
+            let worker = worker.clone();
+            spawn_local(async move {
+                let done = worker.proxy.ask_unasked(due, &worker.upstream).await;
+                worker.memory.borrow_mut().learn(&done, clock::mono());
+            });
+        }
     }
 }
 

@@ -94,22 +94,22 @@ async fn converse(worker: Rc<Worker>, stream: TcpStream, caller: Caller) {
             interface: caller.interface,
             tcp: true,
         };
-        match worker.proxy.accept(&packet) {
-            Next::Reply(Some(reply)) => {
+        let mut reply = Vec::new();
+        match worker.proxy.accept(&packet, None, &mut reply) {
+            Next::Reply => {
                 if replies.send(reply).await.is_err() {
                     break;
                 }
             }
             // Whoever sends such things has nothing to ask.
-            Next::Reply(None) => break,
+            Next::Nothing => break,
             Next::Ask(ask) => {
                 let (worker, replies) = (worker.clone(), replies.clone());
                 spawn_local(async move {
                     let _slot = slot;
                     let _under_way = worker.begin();
-                    if let Some(reply) = worker.proxy.finish(ask, &worker.upstream).await {
-                        let _ = replies.send(reply).await;
-                    }
+                    let reply = worker.proxy.finish(ask, &worker.upstream).await;
+                    let _ = replies.send(reply).await;
                 });
             }
         }

@@ -17,10 +17,15 @@ use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 use crate::engine::verdict::{RuleRef, RuleText};
+use crate::kernel::GrantStore;
 use crate::kernel::KernelError;
-use crate::observe::{Outcome, QueryRecord};
+use crate::observe::{Counted, Observer, Outcome, QueryRecord};
+use crate::serve::Directory;
+use crate::serve::cache::Cache;
 use crate::serve::{RejectCode, Resolver, Served, Settings};
 use crate::upstream::scripted::{Asked, Say, Scripted, answer, name_in, with};
+
+use arc_swap::ArcSwap;
 
 use super::*;
 
@@ -70,8 +75,12 @@ impl Model {
 struct Seen(Mutex<Vec<QueryRecord>>);
 
 impl Observer for Seen {
-    fn query(&self, record: &QueryRecord) {
-        self.0.lock().expect("the records").push(record.clone());
+    fn query(&self, _: &Counted, whole: &dyn Fn() -> QueryRecord) {
+        self.0.lock().expect("the records").push(whole());
+    }
+
+    fn watches(&self) -> bool {
+        true
     }
 }
 
@@ -94,6 +103,7 @@ struct Setup {
     rules: RuleSet,
     search: Vec<Name>,
     workers: usize,
+    cache: bool,
 }
 
 impl Default for Setup {
@@ -105,6 +115,7 @@ impl Default for Setup {
             rules: rules(&["**.test", "api.corp"], &["*"]),
             search: Vec::new(),
             workers: 1,
+            cache: false,
         }
     }
 }
@@ -146,6 +157,7 @@ struct World {
     seen: Arc<Seen>,
     directory: Arc<ArcSwap<Directory>>,
     served: Arc<Served>,
+    proxy: Arc<Proxy>,
     listeners: Listeners,
 }
 
@@ -171,9 +183,11 @@ impl World {
             [served.clone(), endpoint(2, &["127.0.0.2"])],
             ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
-        let options = Options { port: 0, workers: setup.workers };
-        let listeners = start(&options, directory.clone(), kernel.clone(), seen.clone()).expect("listeners");
-        World { server, kernel, seen, directory, served, listeners }
+        let options = Options { port: 0, workers: setup.workers, ..Options::default() };
+        let cache = setup.cache.then(|| Arc::new(Cache::new(1 << 20)));
+        let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), seen.clone(), cache));
+        let listeners = start(&options, proxy.clone()).expect("listeners");
+        World { server, kernel, seen, directory, served, proxy, listeners }
     }
 
     /// A socket of the endpoint at `address`, connected to the proxy at `local`.

@@ -18,10 +18,16 @@ use super::datagrams::{Outbox, Outgoing};
 /// Replies that wait for a socket that takes no more; above that they are lost, as datagrams may be.
 const QUEUE: usize = 4_096;
 
+/// Buffers kept for further replies.
+const SPARE: usize = 256;
+
 /// A socket and the replies that leave it next.
 pub(super) struct Listener {
     socket: AsyncFd<UdpSocket>,
     queue: RefCell<Vec<Outgoing>>,
+    /// Buffers of replies that have left: a hot reply needs no new one.
+    spare: RefCell<Vec<Vec<u8>>>,
+    outbox: RefCell<Outbox>,
     filled: Notify,
 }
 
@@ -29,18 +35,59 @@ impl Listener {
     pub(super) fn new(socket: UdpSocket) -> io::Result<Listener> {
         // SAFETY: a UdpSocket owns its descriptor, which stays the same and open until it is dropped.
         let socket = unsafe { AsyncFd::register(socket)? };
-        Ok(Listener { socket, queue: RefCell::default(), filled: Notify::new() })
+        Ok(Listener {
+            socket,
+            queue: RefCell::default(),
+            spare: RefCell::default(),
+            outbox: RefCell::default(),
+            filled: Notify::new(),
+        })
     }
 
-    /// Replies of one turn leave together: the flusher runs after all who were woken with the one that calls this.
+    fn buffer(&self) -> Vec<u8> {
+        self.spare.borrow_mut().pop().unwrap_or_default()
+    }
+
+    fn give_back(&self, buffer: Vec<u8>) {
+        let mut spare = self.spare.borrow_mut();
+        if spare.len() < SPARE {
+            spare.push(buffer);
+        }
+    }
+
+    /// Replies of one turn leave together, see [`Listener::send`].
     fn reply(&self, bytes: Vec<u8>, to: SocketAddr, from: (IpAddr, u32)) {
         let mut queue = self.queue.borrow_mut();
         if queue.len() < QUEUE {
             queue.push(Outgoing { bytes, to, from });
         }
-        if queue.len() == 1 {
-            self.filled.notify_one();
+    }
+
+    /// The flusher runs after all who were woken with the one that calls this.
+    fn send_later(&self) {
+        self.filled.notify_one();
+    }
+
+    /// Sends what is queued, as far as the socket takes it; the flusher does the rest.
+    fn send(&self) {
+        let mut queue = self.queue.borrow_mut();
+        let mut outbox = self.outbox.borrow_mut();
+        let mut gone = 0;
+        while gone < queue.len() {
+            match outbox.send(self.socket.as_raw_fd(), &mut queue[gone..]) {
+                Ok(sent) => gone += sent,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.send_later();
+                    break;
+                }
+                // Its receiver can't be reached; the others can.
+                Err(error) => {
+                    tracing::debug!(%error, to = %queue[gone].to, "a reply could not be sent");
+                    gone += 1;
+                }
+            }
         }
+        queue.drain(..gone).for_each(|sent| self.give_back(sent.bytes));
     }
 }
 
@@ -67,6 +114,7 @@ pub(super) async fn receive(worker: Rc<Worker>, listener: Rc<Listener>) {
         for at in 0..batch.count {
             take(&worker, &listener, at);
         }
+        listener.send();
         if !batch.drained {
             // Those who were answered meanwhile come first.
             tokio::task::yield_now().await;
@@ -80,49 +128,34 @@ fn take(worker: &Rc<Worker>, listener: &Rc<Listener>, at: usize) {
     let datagram = inbox.get(at);
     let (Some(client), Some(from)) = (datagram.from, datagram.arrived) else { return };
     let packet = Packet { bytes: datagram.bytes, client, local: from.0, interface: from.1, tcp: false };
-    match worker.proxy.accept(&packet) {
-        Next::Reply(None) => {}
-        Next::Reply(Some(reply)) => listener.reply(reply, client, from),
+    let mut reply = listener.buffer();
+    match worker.proxy.accept(&packet, Some(&mut worker.memory.borrow_mut()), &mut reply) {
+        Next::Reply => listener.reply(reply, client, from),
+        Next::Nothing => listener.give_back(reply),
         Next::Ask(ask) => {
+            listener.give_back(reply);
             let (worker, listener) = (worker.clone(), listener.clone());
             spawn_local(async move {
                 let _under_way = worker.begin();
-                if let Some(reply) = worker.proxy.finish(ask, &worker.upstream).await {
-                    listener.reply(reply, client, from);
-                }
+                listener.reply(worker.proxy.finish(ask, &worker.upstream).await, client, from);
+                listener.send_later();
             });
         }
     }
 }
 
-/// Sends replies for ever.
+/// Sends for ever what does not leave at once.
 pub(super) async fn flush(listener: Rc<Listener>) {
-    let mut outbox = Outbox::default();
-    let socket = listener.socket.as_raw_fd();
     loop {
         listener.filled.notified().await;
-        let mut queue = listener.queue.take();
-        let mut rest = &mut queue[..];
-        while !rest.is_empty() {
-            match outbox.send(socket, rest) {
-                Ok(sent) => rest = &mut rest[sent..],
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    let Ok(mut ready) = listener.socket.writable().await else { return };
-                    // Look again: if it is still full, the next edge is waited for.
-                    if let Err(error) = outbox.send(socket, &mut rest[..1]) {
-                        if error.kind() == io::ErrorKind::WouldBlock {
-                            ready.clear_ready();
-                            continue;
-                        }
-                        tracing::debug!(%error, to = %rest[0].to, "a reply could not be sent");
-                    }
-                    rest = &mut rest[1..];
-                }
-                // Its receiver can't be reached; the others can.
-                Err(error) => {
-                    tracing::debug!(%error, to = %rest[0].to, "a reply could not be sent");
-                    rest = &mut rest[1..];
-                }
+        listener.send();
+        while !listener.queue.borrow().is_empty() {
+            let Ok(mut ready) = listener.socket.writable().await else { return };
+            let waiting = listener.queue.borrow().len();
+            listener.send();
+            // If it is still full, the next edge is waited for.
+            if listener.queue.borrow().len() == waiting {
+                ready.clear_ready();
             }
         }
     }

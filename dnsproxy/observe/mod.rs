@@ -35,7 +35,55 @@ pub enum Outcome {
     Malformed,
 }
 
-/// The one closing event of a query.
+/// What a query is counted by. Cheap: it is made for every query, whoever watches.
+#[derive(Clone, Copy, PartialEq, Debug)]
+pub struct Counted {
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Why, in a word from a closed set.
+    pub reason: &'static str,
+    /// The RCODE sent; `None` when nothing was.
+    pub rcode: Option<u16>,
+    /// Where the answer came from.
+    pub cache: CacheUse,
+    /// How many grants the kernel confirmed before the reply left.
+    pub granted: usize,
+    /// How long the upstream took; `None` when it was not asked.
+    pub upstream: Option<Duration>,
+    /// How long the kernel took to hold the grants; `None` when there were none.
+    pub install: Option<Duration>,
+}
+
+/// Where an answer came from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum CacheUse {
+    /// No answer was looked for: the cache is off, or the query ended before.
+    #[default]
+    None,
+    /// It had to be asked for.
+    Miss,
+    /// It was kept.
+    Hit,
+    /// The worker that serves it had the whole reply ready.
+    Hot,
+    /// It was kept for longer than its TTL, and no server answered (RFC 8767).
+    Stale,
+}
+
+impl CacheUse {
+    /// The word for metrics and logs.
+    pub fn text(self) -> &'static str {
+        match self {
+            CacheUse::None => "none",
+            CacheUse::Miss => "miss",
+            CacheUse::Hit => "hit",
+            CacheUse::Hot => "hot",
+            CacheUse::Stale => "stale",
+        }
+    }
+}
+
+/// The one closing event of a query, for those who watch.
 #[derive(Clone, Debug)]
 pub struct QueryRecord {
     /// Who asked; `None` for a sender that is no endpoint.
@@ -56,6 +104,8 @@ pub struct QueryRecord {
     pub reason: &'static str,
     /// The rule that decided.
     pub rule: Option<RuleRef>,
+    /// What the author of a rule that just misses the name may have meant; text for people.
+    pub hint: Option<String>,
     /// The RCODE sent; `None` when nothing was.
     pub rcode: Option<u16>,
     /// Addresses in the reply.
@@ -70,6 +120,23 @@ pub struct QueryRecord {
     pub upstream: Option<Duration>,
     /// How long the kernel took to hold the grants; `None` when there were none.
     pub install: Option<Duration>,
+    /// Where the answer came from.
+    pub cache: CacheUse,
+}
+
+impl QueryRecord {
+    /// What it is counted by.
+    pub fn counted(&self) -> Counted {
+        Counted {
+            outcome: self.outcome,
+            reason: self.reason,
+            rcode: self.rcode,
+            cache: self.cache,
+            granted: self.granted,
+            upstream: self.upstream,
+            install: self.install,
+        }
+    }
 }
 
 /// A verdict of the kernel on one packet.
@@ -150,6 +217,9 @@ impl Outcome {
 
 /// Takes records. Never blocks and never fails: a record may be lost, a reply may not.
 pub trait Observer: Send + Sync {
-    /// A query is over.
-    fn query(&self, record: &QueryRecord);
+    /// A query is over. `whole` makes the record, at some cost: called only if someone watches.
+    fn query(&self, counted: &Counted, whole: &dyn Fn() -> QueryRecord);
+
+    /// Whether anyone watches: else names and addresses of a reply need not be collected.
+    fn watches(&self) -> bool;
 }

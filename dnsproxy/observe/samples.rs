@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::watchers::{Known, Record, Workload};
-use super::{Outcome, PacketRecord, QueryRecord, Reason};
+use super::{CacheUse, Outcome, PacketRecord, QueryRecord, Reason};
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::ruleset::Direction;
 use crate::engine::verdict::{RuleRef, RuleText};
@@ -39,6 +39,7 @@ pub(crate) fn query(change: impl FnOnce(&mut QueryRecord)) -> Record {
         outcome: Outcome::Forwarded,
         reason: "allowed",
         rule: Some(rule("payments", "egress")),
+        hint: None,
         rcode: Some(0),
         addresses: vec!["192.0.2.1".parse().unwrap()],
         cnames: Vec::new(),
@@ -46,6 +47,7 @@ pub(crate) fn query(change: impl FnOnce(&mut QueryRecord)) -> Record {
         granted: 1,
         upstream: Some(Duration::from_micros(3_200)),
         install: Some(Duration::from_micros(2)),
+        cache: CacheUse::Miss,
     };
     change(&mut record);
     Record::Query(time(), record)

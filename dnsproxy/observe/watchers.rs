@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime};
 use arc_swap::ArcSwap;
 
 use super::sink::{Sink, Target};
-use super::{Observer, PacketRecord, QueryRecord, flow, human};
+use super::{Counted, Observer, PacketRecord, QueryRecord, flow, human};
 use crate::clock;
 use crate::config::{Observe, Output};
 use crate::engine::endpoint::{EndpointId, PodRef};
@@ -138,7 +138,7 @@ impl Watchers {
 
     /// A packet verdict. Packets are counted in the kernel, not here.
     pub fn packet(&self, record: PacketRecord) {
-        if self.flows.is_some() || self.lines.is_some() {
+        if self.watches() {
             self.put(Record::Packet(record));
         }
     }
@@ -166,11 +166,15 @@ impl Watchers {
 }
 
 impl Observer for Watchers {
-    fn query(&self, record: &QueryRecord) {
-        self.metrics.query(record);
-        if self.flows.is_some() || self.lines.is_some() {
-            self.put(Record::Query(clock::wall(), record.clone()));
+    fn query(&self, counted: &Counted, whole: &dyn Fn() -> QueryRecord) {
+        self.metrics.query(counted);
+        if self.watches() {
+            self.put(Record::Query(clock::wall(), whole()));
         }
+    }
+
+    fn watches(&self) -> bool {
+        self.flows.is_some() || self.lines.is_some()
     }
 }
 

@@ -1,5 +1,6 @@
 //! Metrics, in base units. Labels come from enums and words of the code, never from names or addresses.
 
+use std::cell::RefCell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use prometheus::{
 use super::status::EndpointState;
 use crate::clock;
 use crate::engine::ruleset::Direction;
-use crate::observe::{QueryRecord, Reason};
+use crate::observe::{CacheUse, Counted, Outcome, Reason};
 
 macro_rules! tables {
     ($($variant:ident $name:literal $doc:literal;)*) => {
@@ -96,7 +97,11 @@ impl Reload {
 /// Everything that is counted. One for the process, shared; no global registry.
 pub struct Metrics {
     registry: Registry,
+    /// Tells several of this type apart, in tests.
+    id: u64,
     queries: IntCounterVec,
+    /// By [`CacheUse`], but for none.
+    answers: [IntCounter; 4],
     upstream: Histogram,
     grants_total: IntCounter,
     grants: IntGauge,
@@ -121,9 +126,19 @@ pub struct Metrics {
 impl Metrics {
     /// All at nothing; every label that is known beforehand is there from the start, so that rates work.
     pub fn new() -> Metrics {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
         let registry = Registry::new();
         let r = &registry;
+        let answers = counters(
+            r,
+            "namegate_answers_total",
+            "Answers, by where they came from: asked for (miss), kept (hit, hot), kept beyond their TTL (stale).",
+            &["from"],
+        );
+        let uses = [CacheUse::Miss, CacheUse::Hit, CacheUse::Hot, CacheUse::Stale];
         let metrics = Metrics {
+            id: NEXT.fetch_add(1, Ordering::Relaxed),
+            answers: uses.map(|used| answers.with_label_values(&[used.text()])),
             queries: counters(
                 r,
                 "namegate_queries_total",
@@ -207,8 +222,11 @@ impl Metrics {
     }
 
     /// A query is over.
-    pub fn query(&self, record: &QueryRecord) {
-        self.queries.with_label_values(&[record.outcome.text(), record.reason, rcode_label(record.rcode)]).inc();
+    pub fn query(&self, record: &Counted) {
+        self.count_query(record);
+        if let Some(counter) = (record.cache as usize).checked_sub(1).and_then(|at| self.answers.get(at)) {
+            counter.inc();
+        }
         if let Some(took) = record.upstream {
             self.upstream.observe(took.as_secs_f64());
         }
@@ -216,6 +234,29 @@ impl Metrics {
             self.grant_write.observe(took.as_secs_f64());
         }
         self.grants_total.inc_by(record.granted as u64);
+    }
+
+    /// Looking a counter up by its labels costs more than all the rest of a hot reply: each thread keeps those it used.
+    fn count_query(&self, record: &Counted) {
+        const KEPT: usize = 64;
+        type Known = (u64, Outcome, *const str, Option<u16>, IntCounter);
+        thread_local!(static LATELY: RefCell<Vec<Known>> = const { RefCell::new(Vec::new()) });
+        LATELY.with_borrow_mut(|lately| {
+            let key = (self.id, record.outcome, std::ptr::from_ref(record.reason), record.rcode);
+            let known = lately.iter().find(|(id, outcome, reason, rcode, _)| {
+                (*id, *outcome, *rcode) == (key.0, key.1, key.3) && std::ptr::eq(*reason, key.2)
+            });
+            if let Some((.., counter)) = known {
+                return counter.inc();
+            }
+            let labels = [record.outcome.text(), record.reason, rcode_label(record.rcode)];
+            let counter = self.queries.with_label_values(&labels);
+            counter.inc();
+            if lately.len() >= KEPT {
+                lately.clear();
+            }
+            lately.push((key.0, key.1, key.2, key.3, counter));
+        });
     }
 
     /// How many packets and octets the kernel has counted so far, for one reason and direction.
@@ -393,7 +434,7 @@ fn register<M: Collector + Clone + 'static>(registry: &Registry, metric: prometh
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::observe::{Outcome, Record, samples};
+    use crate::observe::{Outcome, QueryRecord, Record, samples};
 
     #[track_caller]
     fn has(metrics: &Metrics, line: &str) {
@@ -401,9 +442,9 @@ mod tests {
         assert!(text.lines().any(|found| found == line), "no {line} in\n{text}");
     }
 
-    fn query(change: impl FnOnce(&mut QueryRecord)) -> QueryRecord {
+    fn query(change: impl FnOnce(&mut QueryRecord)) -> Counted {
         let Record::Query(_, record) = samples::query(change) else { unreachable!() };
-        record
+        record.counted()
     }
 
     #[test]
@@ -415,6 +456,7 @@ mod tests {
         has(&metrics, r#"namegate_queries_total{rcode="NOERROR",reason="allowed",verdict="forwarded"} 1"#);
         has(&metrics, r#"namegate_queries_total{rcode="REFUSED",reason="name",verdict="denied"} 1"#);
         has(&metrics, r#"namegate_queries_total{rcode="other",reason="allowed",verdict="forwarded"} 1"#);
+        has(&metrics, r#"namegate_answers_total{from="miss"} 3"#);
         has(&metrics, "namegate_grants_total 5");
         has(&metrics, "namegate_upstream_duration_seconds_count 3");
         has(&metrics, r#"namegate_upstream_duration_seconds_bucket{le="0.0025"} 0"#);
@@ -476,6 +518,7 @@ mod tests {
         words.extend(EndpointState::ALL.iter().map(|state| state.text()));
         words.extend(["passed", "dropped", "egress", "ingress", "yes", "no", "applied", "unchanged", "failed"]);
         words.extend(["kernel_event", "suppressed_event", "flow_record", "verbose_line", env!("CARGO_PKG_VERSION")]);
+        words.extend([CacheUse::Miss, CacheUse::Hit, CacheUse::Hot, CacheUse::Stale].map(CacheUse::text));
         words.extend(["allowed", "NOERROR"]); // the sample's reason and code
         let values = text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| {
             let labels = line.split_once('{').map_or("", |(_, rest)| rest.split_once('}').unwrap().0);

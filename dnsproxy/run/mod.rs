@@ -1,6 +1,7 @@
 //! The ways of running. One so far: [`node`], every endpoint that the operator names, from the host's side.
 
 mod attachments;
+pub mod checkpoint;
 mod node;
 mod packets;
 mod reload;
@@ -19,6 +20,8 @@ use crate::kernel::attach::detach_all;
 use crate::kernel::load::redirect_messages;
 
 pub use node::node;
+// Also for the scenarios that play without a kernel.
+pub use reload::{caps, cluster_dns, guard, routes, search_of, settings};
 
 /// Takes everything away that a node left: programs, pins, filters, local addresses. The state stays: numbers in it must
 /// not be given out again.
@@ -30,6 +33,7 @@ pub fn detach(config: &Config) -> anyhow::Result<()> {
     let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
+    checkpoint::remove(&config.state_dir);
     let nothing = if found { "" } else { "nothing was attached; " };
     tracing::info!("{nothing}endpoints are not enforced any more");
     Ok(())

@@ -10,12 +10,14 @@ use arc_swap::ArcSwap;
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::attachments::Attachment;
+use super::checkpoint::{self, Checkpoint};
 use super::state::{self, State};
 use super::watch::Watch;
 use super::{packets, reload, steering, upkeep};
 use crate::clock;
-use crate::config::{Config, Source};
+use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::GrantWrite;
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
@@ -27,7 +29,9 @@ use crate::kernel::sweep::Budgets;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
-use crate::serve::{Directory, Served};
+use crate::serve::cache::Cache;
+use crate::serve::{Directory, Proxy, Served};
+use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -38,6 +42,7 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 pub(super) struct Node {
     pub config: Config,
     pub source: Source,
+    pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
     pub netlink: Netlink,
@@ -54,8 +59,11 @@ pub(super) struct Node {
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
     pub status: Arc<Mutex<Status>>,
+    pub checkpoint: Checkpoint,
     pub loaded: reload::Loaded,
     pub upkeep: upkeep::Upkeep,
+    /// How the DNS servers fare, for status and metrics.
+    pub upstreams: Arc<Registry>,
 }
 
 /// A workload that the operator named.
@@ -73,8 +81,8 @@ pub(super) struct Endpoint {
     /// What the proxy knows of it; kept over reloads, for it holds what was learned.
     pub served: Option<Arc<Served>>,
     pub attachment: Option<Attachment>,
-    /// Grants that an earlier process left and whose names it took with it.
-    pub inherited: Vec<GrantWrite>,
+    /// What an earlier process left: grants, and their names as far as they are known. Empty once `served` has it.
+    pub adopted: FqdnTable,
     /// Why its rules are not what the snapshot says, or why it is closed.
     pub rules_problem: String,
     /// Why its interface is not as it should be.
@@ -103,6 +111,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let status = Arc::new(Mutex::new(Status::default()));
     // The admin socket is also the lock: a second process finds the first here, before it touches anything.
     let server = serve_pages(&config, &metrics, &readiness, &status)?;
+    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
     );
@@ -117,7 +126,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let people = packets::People::default();
     let teller = packets::teller(watchers.clone(), people.clone());
 
+    let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
+    let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), watchers.clone(), cache));
     let mut node = Node {
+        proxy: proxy.clone(),
         kernel: kernel.clone(),
         budgets,
         netlink,
@@ -132,8 +144,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         metrics,
         readiness: readiness.clone(),
         status,
+        checkpoint: Checkpoint::start(&config.state_dir).context("starting the thread that writes names down")?,
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
+        upstreams,
         config,
         source,
     };
@@ -141,8 +155,12 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
-    let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
-    let listeners = listen::start(&options, directory, kernel, watchers.clone()).context("listening for queries")?;
+    let options = listen::Options {
+        port: node.config.dns.port,
+        workers: node.config.dns.workers as usize,
+        upstreams: node.upstreams.clone(),
+    };
+    let listeners = listen::start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
     let events = Events::start(node.kernel.clone(), teller)?;
@@ -180,7 +198,9 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -
     listeners.stop();
     drop(events);
     node.watchers.stop(LAST_RECORDS);
+    drop(node.checkpoint); // writes once more
     if node.config.detach {
+        checkpoint::remove(&node.config.state_dir);
         detach_all(&node.config.pin_dir).context("removing programs and pins")?;
         for local in node.state.resolvers.values() {
             node.netlink.remove_local(*local).await.context("removing a local address")?;
@@ -209,6 +229,23 @@ fn serve_pages(
     };
     Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))
         .context("serving metrics and the admin socket")
+}
+
+/// The names that an earlier run had written down for an endpoint.
+fn read_names(config: &Config, endpoint: &Endpoint) -> anyhow::Result<Option<checkpoint::Names>> {
+    match checkpoint::read(&config.state_dir, endpoint.id).context("reading the names of an earlier run")? {
+        checkpoint::Read::Good(names) => Ok(Some(names)),
+        checkpoint::Read::Missing => Ok(None),
+        checkpoint::Read::Damaged(aside, why) => {
+            tracing::warn!(
+                pod = %endpoint.pod,
+                "the file of its names was damaged ({why}) and is now {}: what is open stays so without names, until \
+                 its deadline or until its group changes",
+                aside.display()
+            );
+            Ok(None)
+        }
+    }
 }
 
 /// The state of an earlier run. Without one, nothing that is pinned means anything.
@@ -268,13 +305,30 @@ impl Node {
         move |id| slots.get(&id).copied()
     }
 
-    /// Finds what an earlier run left: grants, and budgets that a crash may have left miscounted.
+    /// Finds what an earlier run left: grants with their names, and budgets that a crash may have left miscounted.
     fn inherit(&mut self) -> anyhow::Result<()> {
+        let mut left: BTreeMap<EndpointId, Vec<GrantWrite>> = BTreeMap::new();
         for (id, grant) in self.kernel.grants()? {
-            if let Some(endpoint) = self.endpoints.values_mut().find(|endpoint| endpoint.id == id) {
-                endpoint.inherited.push(grant);
+            left.entry(id).or_default().push(grant);
+        }
+        let now = clock::mono();
+        let mut slept = None;
+        for (key, endpoint) in &mut self.endpoints {
+            let rows = left.remove(&endpoint.id).unwrap_or_default();
+            let names = read_names(&self.config, endpoint)?;
+            slept = slept.max(names.as_ref().map(|names| names.slept));
+            let names = names.unwrap_or_default().rows;
+            let meaning = Meaning::of(&self.state.endpoints[key].groups);
+            endpoint.adopted = FqdnTable::new(reload::caps(&self.config));
+            for row in &rows {
+                endpoint.adopted.adopt(row, names.get(&row.address), &meaning, now);
+            }
+            if !rows.is_empty() {
+                let unnamed = endpoint.adopted.unnamed().count();
+                tracing::info!(pod = key, grants = rows.len(), unnamed, "grants of an earlier run stay");
             }
         }
+        self.checkpoint.slept(self.upkeep.slept_before(slept));
         self.kernel.recount(&self.budgets, &self.slot_of())?;
         Ok(())
     }
@@ -328,7 +382,7 @@ impl Endpoint {
             addresses: Vec::new(),
             served: None,
             attachment: None,
-            inherited: Vec::new(),
+            adopted: FqdnTable::default(),
             rules_problem: String::new(),
             link_problem: String::new(),
         }

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use anyhow::Context;
@@ -17,8 +17,9 @@ use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
-use crate::engine::grant::{GrantWrite, Slot};
+use crate::engine::grant::GrantWrite;
 use crate::engine::guard::Guard;
+use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
 use crate::engine::world::World;
@@ -135,7 +136,8 @@ impl Node {
         self.remember(&change, true)?;
         let kernel = self.kernel.clone();
         let limit = self.config.enforcement.flows_per_endpoint;
-        let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit);
+        let idle_grace = self.config.dns.idle_connection_grace_period;
+        let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit, idle_grace);
         kernel.set_limits(flows, self.config.dns.port)?;
         let on_the_way = change.ways.values().flat_map(|way| way.adding.iter().chain(&way.clearing));
         for (policy_id, rules) in change.fresh.iter().chain(on_the_way) {
@@ -295,15 +297,12 @@ impl Node {
         let steering = &self.steering.pairs;
         let served = endpoint.served.clone();
         let mut table = served.as_ref().map(|served| served.table());
-        if policy_id.is_some() {
-            close_inherited(&*kernel, endpoint, &self.state.endpoints[key].groups, rules)?;
-        }
         if let Some(adding) = way.adding {
             endpoint.put(adding, &kernel, reject, steering)?;
         }
         let mut narrowed = None;
         if let Some(table) = &mut table {
-            let regroup = table.regroup(rules, clock::mono());
+            let regroup = table.regroup(rules, &self.state.endpoints[key].groups, clock::mono());
             match kernel.install(endpoint.id, regroup.widened.writes()) {
                 Ok(()) => table.record(regroup.widened),
                 Err(error) => return Err(start_anew(&*kernel, endpoint, table, error)),
@@ -362,6 +361,7 @@ impl Node {
         let Some(world) = self.world.clone() else { return };
         let caps = caps(&self.config);
         let mut people = HashMap::new();
+        let mut tables = Vec::new();
         for endpoint in self.endpoints.values_mut() {
             let rules = endpoint.rules.clone().unwrap_or_else(|| Arc::new(closed_rules()));
             let (interface, bridge) = endpoint.attachment.map_or((0, None), |at| (at.ifindex, at.bridge));
@@ -370,18 +370,21 @@ impl Node {
                 Some(served) => {
                     Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() }
                 }
-                None => Served {
-                    bridge,
-                    search,
-                    ..Served::new(endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone(), interface, rules, caps)
-                },
+                None => {
+                    let (id, pod, addresses) = (endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone());
+                    let served = Served::new(id, pod, addresses, interface, rules, caps);
+                    let names = Arc::new(Mutex::new(std::mem::take(&mut endpoint.adopted)));
+                    Served { bridge, search, names, ..served }
+                }
             };
             served.table().set_caps(caps);
+            tables.push((endpoint.id, served.names.clone()));
             let served = Arc::new(served);
             people.insert(endpoint.id, (served.clone(), endpoint.interface.clone()));
             endpoint.served = Some(served);
         }
         self.people.know(people);
+        self.checkpoint.know(tables);
         let own: Vec<IpAddr> = match self.netlink.addresses().await {
             Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
             Err(_) => Vec::new(),
@@ -428,54 +431,14 @@ fn merged(old: Vec<Group>, new: &[Group]) -> Vec<Group> {
     groups.into_values().collect()
 }
 
-/// Takes out of inherited grants every bit that may have been learned for a name that it does not stand for any more.
-fn close_inherited(
-    kernel: &impl GrantStore,
-    endpoint: &mut Endpoint,
-    old: &[Group],
-    rules: &RuleSet,
-) -> Result<(), KernelError> {
-    let means_the_same = |bit: u8| {
-        let of = |groups: &[Group]| groups.iter().find(|group| group.bit == bit).cloned();
-        match (of(old), of(&rules.groups)) {
-            (Some(old), Some(new)) => old.key == new.key && old.names.iter().all(|name| new.names.contains(name)),
-            _ => false,
-        }
-    };
-    let kept = (0..128u8)
-        .filter(|bit| means_the_same(*bit))
-        .fold(crate::engine::bits::Bits::NONE, |bits, bit| bits | crate::engine::bits::Bits::of(bit));
-    let mut writes = Vec::new();
-    for grant in &mut endpoint.inherited {
-        let slots = grant.slots.map(|slot| {
-            let bits = slot.bits & kept;
-            if bits.is_empty() { Slot::default() } else { Slot { bits, ..slot } }
-        });
-        if slots != grant.slots {
-            grant.slots = slots;
-            writes.push(*grant);
-        }
-    }
-    kernel.install(endpoint.id, &writes)?;
-    endpoint.inherited.retain(|grant| grant.slots.iter().any(|slot| *slot != Slot::default()));
-    Ok(())
-}
-
 /// The kernel did not take a change of grants: all of them go, and names are learned anew. Closed, never open.
-fn start_anew(
-    kernel: &impl GrantStore,
-    endpoint: &mut Endpoint,
-    table: &mut FqdnTable,
-    error: KernelError,
-) -> KernelError {
+fn start_anew(kernel: &impl GrantStore, endpoint: &Endpoint, table: &mut FqdnTable, error: KernelError) -> KernelError {
     let gone = |address| GrantWrite { address, slots: Default::default() };
-    let addresses = table.rows().map(|row| row.address).chain(endpoint.inherited.iter().map(|row| row.address));
-    let writes: Vec<GrantWrite> = addresses.map(gone).collect();
+    let writes: Vec<GrantWrite> = table.rows().map(|row| gone(row.address)).collect();
     if let Err(error) = kernel.install(endpoint.id, &writes) {
         tracing::error!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay until their deadlines");
     }
     table.clear();
-    endpoint.inherited.clear();
     error
 }
 
@@ -484,15 +447,18 @@ fn closed_rules() -> RuleSet {
     RuleSet { selected: true, deny_egress: true, deny_ingress: true, ..RuleSet::unselected() }
 }
 
-fn caps(config: &Config) -> Caps {
+/// How much one workload can hold.
+pub fn caps(config: &Config) -> Caps {
     Caps {
         addresses_per_name: config.dns.endpoint_max_ip_per_hostname as usize,
+        deferred: config.dns.max_deferred_connection_deletes as usize,
         grants: config.enforcement.grants_per_endpoint as usize,
         ..Caps::default()
     }
 }
 
-fn settings(config: &Config) -> Settings {
+/// What the proxy serves by.
+pub fn settings(config: &Config) -> Settings {
     Settings {
         timing: Timing { min_ttl: config.dns.min_ttl, grace: config.dns.grace },
         upstream_timeout: config.dns.upstream_timeout,
@@ -501,6 +467,14 @@ fn settings(config: &Config) -> Settings {
             RejectCode::NameError => serve::RejectCode::NameError,
         },
         compression: config.dns.enable_dns_compression,
+        ceilings: Ceilings {
+            ttl: config.cache.max_ttl.as_secs() as u32,
+            negative: config.cache.max_negative_ttl.as_secs() as u32,
+        },
+        serve_stale: config.cache.serve_stale,
+        prefetch: config.dns.prefetch,
+        poller: config.dns.poller,
+        background_queries_per_second: config.dns.background_queries_per_second,
         queries_per_second: config.dns.queries_per_second,
         queries_in_flight: config.dns.queries_in_flight,
         tcp_connections: config.dns.tcp_connections,
@@ -510,7 +484,7 @@ fn settings(config: &Config) -> Settings {
 }
 
 /// Whom the operator put in place of the resolvers that workloads ask.
-fn routes(config: &Config) -> Routes {
+pub fn routes(config: &Config) -> Routes {
     let suffixes = config.dns.suffix_upstreams.iter().map(|(suffix, servers)| {
         let route = match servers {
             Servers::Asked => None,
@@ -522,7 +496,7 @@ fn routes(config: &Config) -> Routes {
 }
 
 /// What no name may stand for, by what the operator set and what the cluster has.
-fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
+pub fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
     if let Some(node) = world.nodes.get(&config.node_name) {
         own.extend(&node.addresses);
     }
@@ -543,13 +517,13 @@ fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
 }
 
 /// The addresses of the cluster's own resolver: the Service that every distribution calls kube-dns.
-fn cluster_dns(world: &World) -> Vec<IpAddr> {
+pub fn cluster_dns(world: &World) -> Vec<IpAddr> {
     let service = world.services.get(&("kube-system".to_owned(), "kube-dns".to_owned()));
     service.map_or_else(Vec::new, |service| service.addresses.iter().copied().collect())
 }
 
 /// What kubelet writes into a pod's resolv.conf with `dnsPolicy: ClusterFirst`.
-fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
+pub fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
     let domain = domain.to_string();
     let texts = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain];
     texts.iter().filter_map(|text| Name::parse(text).ok()).collect()

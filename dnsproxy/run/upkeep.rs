@@ -1,16 +1,12 @@
 //! What happens every second: time takes things away, and everything is looked at.
 
 use std::collections::HashSet;
-use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::node::{Node, started};
 use crate::clock;
-use crate::engine::endpoint::EndpointId;
 use crate::engine::fqdn::{FqdnTable, Plan};
-use crate::engine::grant::MonoNs;
-use crate::kernel::GrantStore;
 use crate::kernel::attach::Method;
 use crate::kernel::load::LoadSettings;
 use crate::observe::text::rfc3339;
@@ -41,6 +37,12 @@ impl Upkeep {
     pub fn new(settings: LoadSettings) -> Upkeep {
         let now = clock::now();
         Upkeep { settings, look_at: now, sweep_at: now, old_rules_at: None, slept: clock::slept(), flows: 0 }
+    }
+
+    /// Deadlines that were adopted are reckoned with the machine having slept so long since boot; what holds now.
+    pub fn slept_before(&mut self, slept: Option<Duration>) -> Duration {
+        self.slept = self.slept.min(slept.unwrap_or(self.slept));
+        self.slept
     }
 
     /// Something happened to a program or an interface.
@@ -86,22 +88,26 @@ impl Node {
             return;
         }
         self.upkeep.slept = slept;
-        tracing::info!(?jump, "the machine slept; grants end earlier by that");
+        tracing::info!(?jump, "the machine slept; grants end earlier by that, and no answer is kept");
+        if let Some(cache) = self.proxy.cache() {
+            cache.clear();
+        }
         let now = clock::mono();
-        self.each_table(|_, table| table.shorten(jump, now));
+        self.each_table(|table| table.shorten(jump, now));
+        self.checkpoint.slept(slept);
     }
 
     fn rewrite_grants(&mut self) {
         let now = clock::mono();
-        self.each_table(|_, table| table.rewrites_due(now));
+        self.each_table(|table| table.rewrites_due(now));
     }
 
     /// Makes a plan for each table and lets the kernel have it.
-    fn each_table(&self, plan: impl Fn(EndpointId, &FqdnTable) -> Plan) {
+    fn each_table(&self, plan: impl Fn(&FqdnTable) -> Plan) {
         for endpoint in self.endpoints.values() {
             let Some(served) = &endpoint.served else { continue };
             let mut table = served.table();
-            let plan = plan(endpoint.id, &table);
+            let plan = plan(&table);
             if let Err(error) = served.carry_out(&*self.kernel, &mut table, plan) {
                 tracing::warn!(pod = %endpoint.pod, error = &error as &dyn std::error::Error, "grants stay as they were");
             }
@@ -110,8 +116,9 @@ impl Node {
 
     fn sweep(&mut self) {
         let now = clock::mono();
-        let swept = self.kernel.sweep(&self.upkeep.settings, &self.budgets, &self.slot_of(), now);
-        let remotes = match swept {
+        let idle_grace = self.config.dns.idle_connection_grace_period;
+        let swept = self.kernel.sweep(&self.upkeep.settings, idle_grace, &self.budgets, &self.slot_of(), now);
+        let mut remotes = match swept {
             Ok(sweep) => {
                 self.upkeep.flows = sweep.live as u64;
                 sweep.remotes
@@ -119,27 +126,12 @@ impl Node {
             // Not known which flows live: nothing is taken away from under them.
             Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "flows were not swept"),
         };
-        self.each_table(|id, table| table.expire(now, &|address| remotes.contains(&(id, address))));
-        self.sweep_inherited(now, &remotes);
-    }
-
-    /// Grants of an earlier process end like others: with their deadline and their last flow. One that was learned anew
-    /// is the table's.
-    fn sweep_inherited(&mut self, now: MonoNs, remotes: &HashSet<(EndpointId, IpAddr)>) {
-        for endpoint in self.endpoints.values_mut() {
-            let Some(served) = endpoint.served.clone() else { continue };
-            let table = served.table();
-            let learned: HashSet<IpAddr> = table.rows().map(|row| row.address).collect();
-            let id = endpoint.id;
-            endpoint.inherited.retain(|grant| {
-                if learned.contains(&grant.address) {
-                    return false;
-                }
-                let over = grant.slots.iter().all(|slot| slot.until <= now) && !remotes.contains(&(id, grant.address));
-                let gone = crate::engine::grant::GrantWrite { address: grant.address, slots: Default::default() };
-                !(over && self.kernel.install(id, &[gone]).is_ok())
-            });
+        for endpoint in self.endpoints.values() {
+            if let Some(served) = &endpoint.served {
+                served.table().set_live(remotes.remove(&endpoint.id).unwrap_or_default());
+            }
         }
+        self.each_table(|table| table.expire(now));
     }
 
     /// Are the programs there, first in the chain, and do they do what they are for?
@@ -218,7 +210,6 @@ impl Node {
     /// How full the kernel's tables are, by what was written to them.
     fn tables(&self, grants: u64) -> Vec<(Table, u64, u64)> {
         let kernel = &self.kernel.tables;
-        let inherited: usize = self.endpoints.values().map(|endpoint| endpoint.inherited.len()).sum();
         let mut seen = HashSet::new();
         let rules: Vec<_> = self
             .endpoints
@@ -234,7 +225,7 @@ impl Node {
             match table {
                 Table::Endpoints => (attached, kernel.endpoints.capacity()),
                 Table::Flows => (self.upkeep.flows, kernel.flows.capacity()),
-                Table::Grants => (grants + inherited as u64, kernel.grants.capacity()),
+                Table::Grants => (grants, kernel.grants.capacity()),
                 Table::Peers => (peers as u64, kernel.peers.capacity()),
                 Table::PeerBits => (sum(|set| set.peers.len()), kernel.peer_bits.capacity()),
                 Table::Services => (sum(|set| set.services.len()), kernel.services.capacity()),

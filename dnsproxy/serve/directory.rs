@@ -1,8 +1,8 @@
 //! Who may ask, where their questions go, and by which settings: replaced as a whole on every change.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{Caps, FqdnTable, Plan, Timing};
 use crate::engine::guard::Guard;
+use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::RuleSet;
 use crate::kernel::{GrantStore, KernelError};
@@ -27,7 +28,8 @@ pub struct Directory {
     /// Whom the operator put in place of the resolvers.
     pub routes: Routes,
     endpoints: HashMap<(u32, IpAddr), Arc<Served>>,
-    resolvers: HashMap<IpAddr, Resolver>,
+    by_id: BTreeMap<EndpointId, Arc<Served>>,
+    resolvers: BTreeMap<IpAddr, Resolver>,
 }
 
 /// An endpoint as the proxy sees it. A clone shares what was learned, the rules and the counters.
@@ -47,6 +49,8 @@ pub struct Served {
     pub rules: Arc<ArcSwap<RuleSet>>,
     /// What it has learned.
     pub names: Arc<Mutex<FqdnTable>>,
+    /// See [`FqdnTable::epoch`].
+    pub(crate) epoch: Arc<AtomicU64>,
     /// The suffixes that its resolver library tries: a denied name under one does not exist.
     pub search: Vec<Name>,
     /// Queries that it may still send in this second.
@@ -67,6 +71,7 @@ impl Served {
         rules: Arc<RuleSet>,
         caps: Caps,
     ) -> Served {
+        let names = FqdnTable::new(caps);
         Served {
             id,
             pod,
@@ -74,7 +79,8 @@ impl Served {
             interface,
             bridge: None,
             rules: Arc::new(ArcSwap::new(rules)),
-            names: Arc::new(Mutex::new(FqdnTable::new(caps))),
+            epoch: names.epoch(),
+            names: Arc::new(Mutex::new(names)),
             search: Vec::new(),
             rate: Arc::default(),
             under_way: Arc::default(),
@@ -146,6 +152,16 @@ pub struct Settings {
     pub reject: RejectCode,
     /// Whether names in replies are compressed: yes. Without, every reply is written anew.
     pub compression: bool,
+    /// How long answers are kept at most.
+    pub ceilings: Ceilings,
+    /// How long an expired answer may still be given when no server answers: not at all.
+    pub serve_stale: Duration,
+    /// Whether names in use are asked for again before their answers expire: yes.
+    pub prefetch: bool,
+    /// Whether every `matchName` is kept resolved and granted without being asked: no.
+    pub poller: bool,
+    /// How many queries a second prefetch and poller may send together: 50.
+    pub background_queries_per_second: u32,
     /// Queries of one endpoint a second: 10 000; 0: no limit. Above that: REFUSED.
     pub queries_per_second: u32,
     /// Queries of one endpoint under way: 512. Above that: SERVFAIL.
@@ -165,6 +181,11 @@ impl Default for Settings {
             upstream_timeout: Duration::from_secs(4),
             reject: RejectCode::Refused,
             compression: true,
+            ceilings: Ceilings::default(),
+            serve_stale: Duration::ZERO,
+            prefetch: true,
+            poller: false,
+            background_queries_per_second: 50,
             queries_per_second: 10_000,
             queries_in_flight: 512,
             tcp_connections: 64,
@@ -182,15 +203,16 @@ impl Directory {
         endpoints: impl IntoIterator<Item = Arc<Served>>,
         resolvers: impl IntoIterator<Item = (IpAddr, Resolver)>,
     ) -> Directory {
-        let mut by_place = HashMap::new();
+        let (mut by_place, mut by_id) = (HashMap::new(), BTreeMap::new());
         for served in endpoints {
+            by_id.insert(served.id, served.clone());
             let interface = served.bridge.unwrap_or(served.interface);
             for address in &served.addresses {
                 by_place.insert((interface, *address), served.clone());
             }
         }
         let resolvers = resolvers.into_iter().collect();
-        Directory { settings, guard, routes: Routes::default(), endpoints: by_place, resolvers }
+        Directory { settings, guard, routes: Routes::default(), endpoints: by_place, by_id, resolvers }
     }
 
     /// Whom to ask for `name`, and whether that one is trusted by the operator's choice.
@@ -207,6 +229,21 @@ impl Directory {
     /// bridge several share the interface, and the address, checked by the kernel on the port, tells them apart.
     pub fn endpoint(&self, interface: u32, source: IpAddr) -> Option<&Arc<Served>> {
         self.endpoints.get(&(interface, source))
+    }
+
+    /// The endpoint of this number.
+    pub fn numbered(&self, id: EndpointId) -> Option<&Arc<Served>> {
+        self.by_id.get(&id)
+    }
+
+    /// Every endpoint, by number.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Served>> {
+        self.by_id.values()
+    }
+
+    /// Every resolver, by the local address that stands for it.
+    pub fn resolvers(&self) -> impl Iterator<Item = (IpAddr, &Resolver)> {
+        self.resolvers.iter().map(|(local, resolver)| (*local, resolver))
     }
 
     /// The resolver that the workload asked, by the local address that its query was steered to.

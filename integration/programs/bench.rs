@@ -59,7 +59,9 @@ impl Bench {
     pub fn new() -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let kernel = Kernel::load(directory.path(), &settings(), 0x6e61_6d65).unwrap();
-        kernel.set_limits(FlowLimits { limit: 5000, share: 1000, pool: 1000 }, 15353).unwrap();
+        kernel
+            .set_limits(FlowLimits { limit: 5000, share: 1000, pool: 1000, idle_grace: Duration::ZERO }, 15353)
+            .unwrap();
         let row = EndpointRow {
             id: ENDPOINT,
             slot: SLOT,

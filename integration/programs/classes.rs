@@ -485,7 +485,10 @@ pub fn a_closed_endpoint_and_an_unknown_interface_pass_nothing() {
 
 pub fn flows_beyond_the_budget_are_refused_until_one_ends() {
     let (bench, to) = (ready(), granted(4));
-    bench.kernel.set_limits(FlowLimits { limit: 9, share: 2, pool: 1 }, 15353).unwrap();
+    bench
+        .kernel
+        .set_limits(FlowLimits { limit: 9, share: 2, pool: 1, idle_grace: std::time::Duration::ZERO }, 15353)
+        .unwrap();
     for port in 0..3 {
         counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000 + port, 443, 1, SYN)), Reason::Granted);
     }

@@ -352,7 +352,10 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     bench.kernel.set_steering(&pairs, 15353).expect("steering is written");
     bench
         .kernel
-        .set_limits(FlowLimits { limit: 5000, share: budget as u32, pool: 0 }, 15353)
+        .set_limits(
+            FlowLimits { limit: 5000, share: budget as u32, pool: 0, idle_grace: std::time::Duration::ZERO },
+            15353,
+        )
         .expect("limits are written");
     bench.flip();
     bench.kernel.delete_rules_except(&[policy_id]).expect("old rows are removed");

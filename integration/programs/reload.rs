@@ -138,7 +138,7 @@ pub fn no_step_of_a_reload_opens_more_than_before_or_after() {
             flip(&mut bench, adding, adding_id);
             steps.push(("new denies", open(&bench)));
         }
-        let regroup = table.regroup(&new, clock::mono());
+        let regroup = table.regroup(&new, &[], clock::mono());
         bench.kernel.install(ENDPOINT, regroup.widened.writes()).expect("widened");
         table.record(regroup.widened);
         steps.push(("bits added", open(&bench)));

@@ -1,32 +1,43 @@
-//! The engine alone as the subject of a scenario: no kernel, no socket, and a clock that is an argument.
+//! The engine alone as the subject of a scenario: no kernel, no socket, and a clock that the story moves.
 //!
-//! The model holds grants as the kernel's map does, and asks [`RuleSet::evaluate`], which makes the same look-ups as the
-//! kernel programs. What only sockets can tell (a forged number, port or address) never reaches it.
+//! What serves is [`Proxy`] itself, with its cache and its background questions; the model holds grants as the kernel's
+//! map does, and asks [`RuleSet::evaluate`], which makes the same look-ups as the kernel programs. What only sockets can
+//! tell (a forged number, port or address) never reaches it.
 
+use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::IpAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query as Wanted, ResponseCode};
 use hickory_proto::rr::{Name as WireName, RData, Record, RecordType};
-use ipnet::IpNet;
 use namegate::cluster::files::File;
 use namegate::cluster::snapshot::{LastGood, OnInvalid, Refusal, assemble};
-use namegate::engine::answer::{self, Answer, Match};
+use namegate::config::{CacheMode, Config, Source};
+use namegate::engine::answer::{self, Match};
 use namegate::engine::bits::Bits;
 use namegate::engine::compile::Compiler;
-use namegate::engine::endpoint::PodRef;
-use namegate::engine::fqdn::{Caps, FqdnTable, Timing};
+use namegate::engine::endpoint::{EndpointId, PodRef};
 use namegate::engine::grant::{GrantWrite, MonoNs, SLOTS, Slot, open_at};
 use namegate::engine::guard::Guard;
-use namegate::engine::name::Name;
 use namegate::engine::query::Query;
-use namegate::engine::reply::rebuild::{Changes, rebuilt};
-use namegate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 use namegate::engine::ruleset::{Direction, Group, PacketVerdict, Protocol, RuleSet};
-use namegate::engine::verdict::Denied;
+use namegate::engine::wire::type_text;
 use namegate::engine::world::{PeerIds, World};
+use namegate::kernel::{GrantStore, KernelError};
+use namegate::observe::{Counted, Observer, QueryRecord};
+use namegate::run::{caps, cluster_dns, guard, routes, search_of, settings};
+use namegate::serve::background::Memory;
+use namegate::serve::cache::Cache;
+use namegate::serve::{Directory, Next, Packet, Proxy, Resolver, Served};
+use namegate::upstream::route::Route;
+use namegate::upstream::{Reply, Resolve, UpstreamError};
 
 use super::daemon::compare;
 use super::language::{Act, Asked, Pod, Scenario, Target};
@@ -36,72 +47,161 @@ use crate::lab::snapshot;
 
 /// When the story begins, nanoseconds: far enough from 0, which marks an unused slot.
 const START: u64 = 1_000_000_000_000;
+/// How often rows are written again that are due, and background questions asked.
+const UPKEEP: Duration = Duration::from_millis(250);
 
-/// How often rows are written again that are due.
-const UPKEEP: Duration = Duration::from_secs(1);
+thread_local! {
+    /// The story's clock. Each trial has a thread of its own.
+    static NOW: Cell<u64> = const { Cell::new(START) };
+}
+
+fn now() -> MonoNs {
+    MonoNs(NOW.get())
+}
 
 /// The engine's parts, put together as the node does.
 pub struct Model {
-    now: u64,
-    settings: Settings,
-    zone: HashMap<(String, String), Script>,
+    config: Config,
+    outside: Outside,
     files: BTreeMap<String, String>,
     alive: bool,
     last_good: LastGood,
     refusals: Vec<Refusal>,
     ids: PeerIds,
-    guard: Guard,
+    kernel: Arc<Rows>,
+    directory: Arc<ArcSwap<Directory>>,
+    proxy: Proxy,
+    memory: Memory,
     pods: BTreeMap<Pod, Endpoint>,
     connections: HashMap<String, (Pod, Target)>,
 }
 
-/// What scenarios set, of what the engine is told.
-struct Settings {
-    timing: Timing,
-    caps: Caps,
-    upstream_timeout: Duration,
-    allow: Vec<IpNet>,
-}
-
-/// A pod, and the kernel's rows for it.
+/// A pod, and what the kernel knows of it.
 struct Endpoint {
-    rules: RuleSet,
+    rules: Arc<RuleSet>,
     history: Vec<Group>,
     closed: bool,
-    names: FqdnTable,
-    rows: BTreeMap<IpAddr, [Slot; SLOTS]>,
+    served: Arc<Served>,
+}
+
+/// The kernel's map of grants.
+#[derive(Default)]
+struct Rows(Mutex<BTreeMap<(EndpointId, IpAddr), [Slot; SLOTS]>>);
+
+impl GrantStore for Rows {
+    fn install(&self, endpoint: EndpointId, writes: &[GrantWrite]) -> Result<(), KernelError> {
+        let mut rows = self.0.lock().expect("the rows");
+        for write in writes {
+            if write.deletes() {
+                rows.remove(&(endpoint, write.address));
+            } else {
+                rows.insert((endpoint, write.address), write.slots);
+            }
+        }
+        Ok(())
+    }
+}
+
+struct Nobody;
+
+impl Observer for Nobody {
+    fn query(&self, _: &Counted, _: &dyn Fn() -> QueryRecord) {}
+
+    fn watches(&self) -> bool {
+        false
+    }
+}
+
+/// The name server, without its sockets: what it says to each name and type.
+#[derive(Clone, Default)]
+struct Outside {
+    zone: Rc<RefCell<HashMap<(String, String), Script>>>,
+    /// Whether the client asks over TCP.
+    tcp: Rc<Cell<bool>>,
+}
+
+impl Resolve for Outside {
+    async fn resolve(&self, _: &Route, query: &Query<'_>, within: Duration) -> Result<Reply, UpstreamError> {
+        let (name, qtype) = (query.name.to_string(), type_text(query.qtype));
+        let key = (fold(&name), qtype.clone());
+        let script = self.zone.borrow().get(&key).cloned();
+        let late = script.as_ref().map_or(Duration::ZERO, |script| Duration::from_millis(script.delay_ms));
+        NOW.set(NOW.get() + late.min(within).as_nanos() as u64);
+        if late > within || script.as_ref().is_some_and(|script| script.silent) {
+            return Err(UpstreamError::Timeout);
+        }
+        let known = self.zone.borrow().keys().any(|(name, _)| *name == key.0);
+        let mut came: Vec<Vec<u8>> = Vec::new();
+        if !self.tcp.get() {
+            let forgeries = script.iter().flat_map(|script| &script.forged);
+            came.extend(forgeries.filter_map(|forgery| forged(*forgery, &name, &qtype)));
+            let cut = script.iter().filter(|script| script.truncate);
+            came.extend(cut.map(|script| answered(&name, &qtype, Some(script), known, true)));
+        }
+        came.push(answered(&name, &qtype, script.as_ref(), known, false));
+        let exact =
+            |octets: &&Vec<u8>| answer::matches(octets, &lower(query)) == Match::Exact && !answer::is_truncated(octets);
+        came.iter().find(exact).map(|octets| Reply::from(&octets[..])).ok_or(UpstreamError::Timeout)
+    }
+}
+
+/// The question as it goes up, but for its letters' case, which only sockets play with.
+fn lower(query: &Query<'_>) -> Vec<u8> {
+    [query.name.as_wire(), &query.qtype.to_be_bytes(), &query.qclass.to_be_bytes()].concat()
+}
+
+/// What needs no socket is ready at once.
+fn at_once<T>(future: impl Future<Output = T>) -> T {
+    let mut context = Context::from_waker(Waker::noop());
+    match pin!(future).poll(&mut context) {
+        Poll::Ready(value) => value,
+        Poll::Pending => unreachable!("nothing here waits"),
+    }
 }
 
 impl Model {
     /// The scenario's snapshot, in force.
     pub fn new(scenario: &Scenario) -> Result<Model, String> {
-        let settings = Settings::read(&scenario.settings)?;
+        NOW.set(START);
+        let mut source = Source::nothing();
+        for word in &scenario.settings {
+            let (key, value) = word.split_once('=').ok_or("a setting is key=value")?;
+            source = source.with_flag(key, "--set", value);
+        }
+        let config = source.load().map_err(|errors| errors.to_string())?;
         let mut files = BTreeMap::new();
         for name in ["cluster.yaml", "kube-dns.yaml"] {
             let text = fs::read_to_string(snapshot::demo().join(name)).map_err(|error| format!("{name}: {error}"))?;
             files.insert(name.to_owned(), text);
         }
         files.extend(scenario.files.iter().cloned());
-        let caps = settings.caps;
-        let endpoint = || Endpoint {
-            rules: RuleSet::unselected(),
-            history: Vec::new(),
-            closed: true,
-            names: FqdnTable::new(caps),
-            rows: BTreeMap::new(),
+        let empty =
+            Directory::new(settings(&config), Guard::new(Vec::new(), config.dns.cluster_domain.clone()), [], []);
+        let directory = Arc::new(ArcSwap::from_pointee(empty));
+        let kernel = Arc::new(Rows::default());
+        let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
+        let endpoint = |(number, pod): (u32, Pod)| {
+            let subject = PodRef { namespace: "payments".into(), name: pod.name().into() };
+            let rules = Arc::new(RuleSet::unselected());
+            let mut served =
+                Served::new(EndpointId(number), subject, vec![pod.address()], number, rules.clone(), caps(&config));
+            served.search = search_of("payments", &config.dns.cluster_domain);
+            (pod, Endpoint { rules, history: Vec::new(), closed: true, served: Arc::new(served) })
         };
         let mut model = Model {
-            now: START,
-            settings,
-            zone: HashMap::new(),
+            outside: Outside::default(),
             files,
             alive: true,
             last_good: LastGood::default(),
             refusals: Vec::new(),
             ids: PeerIds::default(),
-            guard: Guard::new(Vec::new(), name("cluster.local")),
-            pods: [Pod::Pay, Pod::Rep].into_iter().map(|pod| (pod, endpoint())).collect(),
+            proxy: Proxy::at(now, directory.clone(), kernel.clone(), Arc::new(Nobody), cache),
+            kernel,
+            directory,
+            memory: Memory::new(),
+            pods: [(1, Pod::Pay), (2, Pod::Rep)].into_iter().map(endpoint).collect(),
             connections: HashMap::new(),
+            config,
         };
         model.reload();
         Ok(model)
@@ -121,29 +221,52 @@ impl Model {
         let mut world = snapshot.world;
         world.own_node = Some("demo-node".into());
         world.cluster = "default".into();
-        self.guard = guard(&world, &self.settings.allow);
         let compiler = Compiler::new(&world, &mut self.ids);
-        for (pod, endpoint) in &mut self.pods {
-            let subject = PodRef { namespace: "payments".into(), name: pod.name().into() };
-            let addresses = world.pods.get(&subject).map_or(0, |found| found.addresses.len());
-            let Ok(rules) = compiler.compile(&subject, &endpoint.history) else {
+        for endpoint in self.pods.values_mut() {
+            let served = &endpoint.served;
+            let addresses = world.pods.get(&served.pod).map_or(0, |found| found.addresses.len());
+            let Ok(rules) = compiler.compile(&served.pod, &endpoint.history) else {
                 endpoint.closed = true;
                 continue;
             };
             endpoint.closed = addresses == 0;
-            let regroup = endpoint.names.regroup(&rules, MonoNs(self.now));
-            install(&mut endpoint.rows, regroup.widened.writes());
-            endpoint.names.record(regroup.widened);
+            let mut table = served.table();
+            let regroup = table.regroup(&rules, &endpoint.history, now());
+            served.carry_out(&*self.kernel, &mut table, regroup.widened).expect("a model takes all");
             for group in &rules.groups {
                 if !endpoint.history.contains(group) {
                     endpoint.history.retain(|old| old.bit != group.bit);
                     endpoint.history.push(group.clone());
                 }
             }
-            endpoint.rules = rules;
-            install(&mut endpoint.rows, regroup.narrowed.writes());
-            endpoint.names.record(regroup.narrowed);
+            endpoint.rules = Arc::new(rules);
+            served.rules.store(endpoint.rules.clone());
+            served.carry_out(&*self.kernel, &mut table, regroup.narrowed).expect("a model takes all");
         }
+        self.publish(&world);
+    }
+
+    /// Lets the proxy know who is there and whom they ask: each resolver is its own local address.
+    fn publish(&self, world: &World) {
+        let own = world.nodes.get("demo-node").map(|node| node.addresses.clone()).unwrap_or_default();
+        let guard = guard(&self.config, world, own);
+        let cluster: BTreeSet<IpAddr> =
+            cluster_dns(world).into_iter().chain(self.config.dns.resolvers.iter().copied()).collect();
+        let named = self.pods.values().flat_map(|endpoint| endpoint.rules.resolvers()).map(|(address, ..)| address);
+        let all: BTreeSet<IpAddr> = named.chain(cluster.iter().copied()).collect();
+        let resolvers =
+            all.into_iter().map(|address| (address, Resolver::new((address, 53).into(), cluster.contains(&address))));
+        let open = self.pods.values().filter(|endpoint| !endpoint.closed).map(|endpoint| endpoint.served.clone());
+        let mut directory = Directory::new(settings(&self.config), guard, open, resolvers);
+        directory.routes = routes(&self.config);
+        self.directory.store(Arc::new(directory));
+    }
+
+    fn rows(&self, pod: Pod) -> BTreeMap<IpAddr, [Slot; SLOTS]> {
+        let Some(endpoint) = self.pods.get(&pod) else { return BTreeMap::new() };
+        let rows = self.kernel.0.lock().expect("the rows");
+        let mine = rows.iter().filter(|((id, _), _)| *id == endpoint.served.id);
+        mine.map(|((_, address), slots)| (*address, *slots)).collect()
     }
 
     /// What the kernel would make of an attempt; `ever`: counting grants that are over, as for a flow.
@@ -152,11 +275,11 @@ impl Model {
         let inside = [Pod::Pay, Pod::Rep].into_iter().find(|pod| pod.address() == to.at.ip());
         let way = |pod: Pod, direction, address: IpAddr| {
             let endpoint = self.pods.get(&pod).filter(|endpoint| !endpoint.closed)?;
-            let slots = endpoint.rows.get(&address).copied().unwrap_or_default();
+            let slots = self.rows(pod).get(&address).copied().unwrap_or_default();
             let bits = if ever {
                 slots.iter().fold(Bits::NONE, |bits, slot| bits | slot.bits)
             } else {
-                open_at(&slots, MonoNs(self.now))
+                open_at(&slots, now())
             };
             Some(endpoint.rules.evaluate(direction, address, protocol, to.at.port(), bits))
         };
@@ -179,131 +302,65 @@ impl Model {
         }
     }
 
-    /// One query from its octets to the reply's, as `serve` orders the stages.
+    /// One query from its octets to the reply's.
     fn ask(&mut self, pod: Pod, asked: &Asked) -> Result<Option<Answered>, String> {
         if !self.alive {
             return Ok(None);
         }
         let octets = question(asked)?;
-        let query = Query::parse(&octets).map_err(|error| error.to_string())?.into_owned();
-        let reply = self.reply(pod, asked, &query);
+        let client = (pod.address(), 40_000).into();
+        let interface = self.pods.get(&pod).ok_or("not a pod")?.served.interface;
+        let packet = Packet { bytes: &octets, client, local: asked.server.ip(), interface, tcp: asked.tcp };
+        self.outside.tcp.set(asked.tcp);
+        let mut reply = Vec::new();
+        match self.proxy.accept(&packet, (!asked.tcp).then_some(&mut self.memory), &mut reply) {
+            Next::Reply => {}
+            Next::Nothing => return Ok(None),
+            Next::Ask(ask) => reply = at_once(self.proxy.finish(ask, &self.outside)),
+        }
         let message = Message::from_vec(&reply).map_err(|error| error.to_string())?;
         Ok(Some(traffic::describe(&message, 0)))
     }
 
-    fn reply(&mut self, pod: Pod, asked: &Asked, query: &Query<'_>) -> Vec<u8> {
-        let protocol = if asked.tcp { Protocol::Tcp } else { Protocol::Udp };
-        let rules = self.pods[&pod].rules.clone();
-        let refused = |code, text: &str| reply::failed(query, Rcode::Refused, Some(&Ede::new(code, text)));
-        if matches!(query.qtype, 0 | 41 | 128..=255) {
-            return refused(EdeCode::Prohibited, "type");
+    /// What time brings: rows to be written again, background questions.
+    fn upkeep(&mut self) {
+        if !self.alive {
+            return;
         }
-        if rules.steered() {
-            match rules.may_ask(asked.server.ip(), protocol, asked.server.port(), &query.name) {
-                Ok(_) => {}
-                Err(Denied::Name(by)) => {
-                    return refused(
-                        EdeCode::Blocked,
-                        &by.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
-                    );
-                }
-                Err(_) => return refused(EdeCode::Prohibited, "server"),
-            }
+        for endpoint in self.pods.values() {
+            let mut table = endpoint.served.table();
+            let due = table.rewrites_due(now());
+            endpoint.served.carry_out(&*self.kernel, &mut table, due).expect("a model takes all");
         }
-        let Some(octets) = self.upstream(asked, query) else { return reply::failed(query, Rcode::ServFail, None) };
-        let Ok(answer) = Answer::parse(&octets) else { return reply::failed(query, Rcode::ServFail, None) };
-        let limit = if asked.tcp { usize::from(u16::MAX) } else { reply::udp_limit(query) };
-        if self.guard.is_cluster_name(&query.name) || rules.groups_of(&query.name).is_empty() {
-            let message = reply::relayed(query, &answer, Additional::Whole);
-            return if message.len() > limit { reply::truncated(query, &answer) } else { message };
+        self.outside.tcp.set(false);
+        for due in self.proxy.due(&mut self.memory, true) {
+            let done = at_once(self.proxy.ask_unasked(due, &self.outside));
+            self.memory.learn(&done, now());
         }
-        let granted = match self.grant(pod, asked, query, &answer) {
-            Ok(granted) => granted,
-            Err(why) => return reply::failed(query, Rcode::ServFail, Some(&Ede::new(EdeCode::Other, why))),
-        };
-        let keep = |address| granted.contains(&address) || rules.opens_without_name(address);
-        let nothing_left = Ede::new(EdeCode::Filtered, "nothing is left");
-        let changes = Changes { keep: Some(&keep), compress: true, nothing_left: Some(&nothing_left) };
-        match rebuilt(query, &answer, &changes) {
-            Ok(rebuilt) => rebuilt.message,
-            Err(_) => reply::failed(query, Rcode::ServFail, None),
-        }
-    }
-
-    /// What the answer teaches, held by the model's kernel and then by the table.
-    fn grant(
-        &mut self,
-        pod: Pod,
-        asked: &Asked,
-        query: &Query<'_>,
-        answer: &Answer<'_>,
-    ) -> Result<Vec<IpAddr>, String> {
-        let Ok(mut learned) = answer.learn(query) else { return Ok(Vec::new()) };
-        let endpoint = self.pods.get_mut(&pod).ok_or("not a pod")?;
-        let protocol = if asked.tcp { Protocol::Tcp } else { Protocol::Udp };
-        if !endpoint.rules.trusts(asked.server.ip(), protocol, asked.server.port()) {
-            return Ok(Vec::new());
-        }
-        learned.addresses.retain(|address| self.guard.admit(&learned.name, *address).is_ok());
-        if learned.addresses.is_empty() {
-            return Ok(Vec::new());
-        }
-        let plan = endpoint.names.plan(&learned, &endpoint.rules, MonoNs(self.now), &self.settings.timing);
-        let plan = plan.map_err(|full| full.to_string())?;
-        install(&mut endpoint.rows, plan.writes());
-        endpoint.names.record(plan);
-        Ok(learned.addresses)
-    }
-
-    /// What the name server says, of what belongs to the question; `None` when it comes too late.
-    fn upstream(&mut self, asked: &Asked, query: &Query<'_>) -> Option<Vec<u8>> {
-        let key = (asked.name.to_ascii_lowercase(), asked.qtype.clone());
-        let script = self.zone.get(&key).cloned();
-        let late = script.as_ref().map_or(Duration::ZERO, |script| Duration::from_millis(script.delay_ms));
-        let timeout = self.settings.upstream_timeout;
-        self.now += late.min(timeout).as_nanos() as u64;
-        if late > timeout || script.as_ref().is_some_and(|script| script.silent) {
-            return None;
-        }
-        let known = self.zone.keys().any(|(name, _)| *name == key.0);
-        let mut came: Vec<Vec<u8>> = Vec::new();
-        if !asked.tcp {
-            came.extend(script.iter().flat_map(|script| &script.forged).filter_map(|forgery| forged(*forgery, asked)));
-            came.extend(
-                script.iter().filter(|script| script.truncate).map(|script| answered(asked, Some(script), known, true)),
-            );
-        }
-        came.push(answered(asked, script.as_ref(), known, false));
-        came.into_iter()
-            .find(|octets| answer::matches(octets, &query.question) == Match::Exact && !answer::is_truncated(octets))
     }
 }
 
 impl Subject for Model {
     fn wait_until(&mut self, at: Duration) {
-        let end = self.now.max(START + at.as_nanos() as u64);
-        while self.now < end {
-            self.now = end.min(self.now + UPKEEP.as_nanos() as u64);
-            for endpoint in self.pods.values_mut() {
-                let due = endpoint.names.rewrites_due(MonoNs(self.now));
-                install(&mut endpoint.rows, due.writes());
-                endpoint.names.record(due);
-            }
+        let end = NOW.get().max(START + at.as_nanos() as u64);
+        while NOW.get() < end {
+            NOW.set(end.min(NOW.get() + UPKEEP.as_nanos() as u64));
+            self.upkeep();
         }
     }
 
     fn now(&self) -> u64 {
-        self.now
+        NOW.get()
     }
 
     fn act(&mut self, act: &Act) -> Result<(), String> {
         match act {
             Act::Says { name, qtype, script } => {
-                self.zone.insert((name.to_ascii_lowercase(), qtype.clone()), script.clone());
+                self.outside.says(name, qtype, script);
             }
             Act::Asks { pod, question, script, reply } => {
                 if let Some(script) = script {
-                    self.zone.insert((question.name.to_ascii_lowercase(), question.qtype.clone()), script.clone());
+                    self.outside.says(&question.name, &question.qtype, script);
                 }
                 let seen = self.ask(*pod, question)?.unwrap_or_default();
                 return compare(&seen, reply.as_ref());
@@ -341,8 +398,13 @@ impl Subject for Model {
             }
             Act::Kill | Act::Terminate => {
                 self.alive = false;
+                // The kernel's rows stay, the names go.
                 for endpoint in self.pods.values_mut() {
-                    endpoint.names = FqdnTable::new(self.settings.caps);
+                    endpoint.served.table().clear();
+                }
+                self.memory = Memory::new();
+                if let Some(cache) = self.proxy.cache() {
+                    cache.clear();
                 }
             }
             Act::Start | Act::Hangup => {
@@ -358,10 +420,8 @@ impl Subject for Model {
     fn grants(&mut self) -> Result<Vec<(Pod, IpAddr, u64)>, String> {
         let last =
             |slots: &[Slot; SLOTS]| slots.iter().filter(|slot| !slot.bits.is_empty()).map(|slot| slot.until.0).max();
-        let rows = self.pods.iter().flat_map(|(pod, endpoint)| {
-            endpoint.rows.iter().filter_map(move |(address, slots)| Some((*pod, *address, last(slots)?)))
-        });
-        Ok(rows.collect())
+        let rows = self.pods.keys().flat_map(|pod| self.rows(*pod).into_iter().map(|row| (*pod, row)));
+        Ok(rows.filter_map(|(pod, (address, slots))| Some((pod, address, last(&slots)?))).collect())
     }
 
     fn refusals(&mut self) -> Option<Vec<String>> {
@@ -378,50 +438,14 @@ impl Subject for Model {
     }
 }
 
-impl Settings {
-    fn read(words: &[String]) -> Result<Settings, String> {
-        let mut settings = Settings {
-            timing: Timing::default(),
-            caps: Caps::default(),
-            upstream_timeout: Duration::from_secs(4),
-            allow: Vec::new(),
-        };
-        for word in words {
-            let (key, value) = word.split_once('=').ok_or("a setting is key=value")?;
-            let seconds = || value.trim_end_matches('s').parse().map(Duration::from_secs).map_err(|_| word.clone());
-            match key {
-                "dns.min_ttl" => settings.timing.min_ttl = seconds()?,
-                "dns.grace" => settings.timing.grace = seconds()?,
-                "dns.upstream_timeout" => settings.upstream_timeout = seconds()?,
-                "dns.guard.allow" => settings.allow.push(value.parse().map_err(|_| word.clone())?),
-                "enforcement.grants_per_endpoint" => settings.caps.grants = value.parse().map_err(|_| word.clone())?,
-                _ => return Err(format!("{key} means nothing to the engine alone")),
-            }
-        }
-        Ok(settings)
+impl Outside {
+    fn says(&self, name: &str, qtype: &str, script: &Script) {
+        self.zone.borrow_mut().insert((fold(name), qtype.to_owned()), script.clone());
     }
 }
 
-/// The kernel's map takes rows as they are.
-fn install(rows: &mut BTreeMap<IpAddr, [Slot; SLOTS]>, writes: &[GrantWrite]) {
-    for write in writes {
-        if write.deletes() {
-            rows.remove(&write.address);
-        } else {
-            rows.insert(write.address, write.slots);
-        }
-    }
-}
-
-/// As the node makes it from the world.
-fn guard(world: &World, allow: &[IpNet]) -> Guard {
-    let own = world.nodes.get("demo-node").map(|node| node.addresses.clone()).unwrap_or_default();
-    let pods = world.pods.values().flat_map(|pod| &pod.addresses);
-    let services = world.services.values().flat_map(|service| &service.addresses);
-    let cluster = pods.chain(services).map(|address| IpNet::from(*address)).collect();
-    let mut guard = Guard::new(own, name("cluster.local")).with_cluster(cluster);
-    allow.iter().for_each(|network| guard.allow(*network));
-    guard
+fn fold(name: &str) -> String {
+    name.trim_end_matches('.').to_ascii_lowercase()
 }
 
 fn question(asked: &Asked) -> Result<Vec<u8>, String> {
@@ -438,8 +462,8 @@ fn question(asked: &Asked) -> Result<Vec<u8>, String> {
 }
 
 /// The lab's name server, without its sockets.
-fn answered(asked: &Asked, script: Option<&Script>, known: bool, cut: bool) -> Vec<u8> {
-    let mut message = response(&asked.name, &asked.qtype);
+fn answered(name: &str, qtype: &str, script: Option<&Script>, known: bool, cut: bool) -> Vec<u8> {
+    let mut message = response(name, qtype);
     message.metadata.truncation = cut;
     message.metadata.response_code = match script {
         Some(script) => names::rcode(&script.rcode),
@@ -447,20 +471,20 @@ fn answered(asked: &Asked, script: Option<&Script>, known: bool, cut: bool) -> V
         None => ResponseCode::NXDomain,
     };
     if let (Some(script), false) = (script, cut) {
-        message.add_answers(names::records(script, &wire_name(&asked.name)));
+        message.add_answers(names::records(script, &wire_name(name)));
     }
     message.to_vec().expect("an answer can be written")
 }
 
 /// Another question, or the same in other letters; the rest is for sockets to tell.
-fn forged(forgery: Forgery, asked: &Asked) -> Option<Vec<u8>> {
+fn forged(forgery: Forgery, asked: &str, qtype: &str) -> Option<Vec<u8>> {
     let (name, address) = match forgery {
         Forgery::Question(address) => ("other.example".to_owned(), address),
-        Forgery::Case(address) => (asked.name.to_ascii_uppercase(), address),
+        Forgery::Case(address) => (asked.to_ascii_uppercase(), address),
         Forgery::Header => return Some(vec![0, 7, 0x80, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
         Forgery::Number(_) | Forgery::Port(_) | Forgery::Address(_) => return None,
     };
-    let mut message = response(&name, &asked.qtype);
+    let mut message = response(&name, qtype);
     let data = match address {
         IpAddr::V4(address) => RData::A(address.into()),
         IpAddr::V6(address) => RData::AAAA(address.into()),
@@ -480,8 +504,4 @@ fn wire_name(text: &str) -> WireName {
     let mut name = WireName::from_ascii(text).unwrap_or_else(|error| panic!("{text}: {error}"));
     name.set_fqdn(true);
     name
-}
-
-fn name(text: &str) -> Name {
-    Name::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }

@@ -230,6 +230,10 @@ pub fn parse(text: &str) -> Result<Scenario, String> {
     if scenario.steps.is_empty() {
         return Err("no step".into());
     }
+    // Most stories let the name server change its mind under a running TTL.
+    if !scenario.settings.iter().any(|setting| setting.starts_with("dns.cache=")) {
+        scenario.settings.push("dns.cache=off".to_owned());
+    }
     Ok(scenario)
 }
 

@@ -9,6 +9,7 @@ fn a_reply_leaves_after_the_kernel_holds_its_grants() {
     for at in 0..5 {
         let client = world.client("127.0.0.1", "127.0.0.1");
         world.kernel.rows.lock().expect("the rows").clear();
+        world.served.table().clear();
         client.send(&query(&format!("n{at}.test"), 1, None)).expect("sent");
         client.recv(&mut [0; 512]).expect("a reply");
         assert_eq!(world.kernel.open(1), ["192.0.2.1", "192.0.2.2"], "at the moment of the reply");
@@ -75,6 +76,18 @@ fn a_denied_name_never_leaves_and_the_reply_names_the_policy() {
     assert_eq!((record.outcome, record.reason, record.rcode), (Outcome::Denied, "name", Some(5)));
     assert_eq!((record.qname.as_str(), record.qtype.as_str()), ("api.test.", "A"));
     world.resolves("www.test", &["192.0.2.1"]);
+}
+
+#[test]
+fn a_near_miss_says_what_would_have_matched_in_reply_and_record() {
+    let setup = Setup { rules: rules(&["*.test"], &["*.test"]), ..Setup::default() };
+    let world = World::new(setup, always(&["@ 60 A 192.0.2.1"]));
+    let hint = "\"*.test\" spans one label; \"**.test\" spans several";
+    world.fails("a.b.test", 5, 15, &format!("{hint} (payments/wall: the name is not allowed)"));
+    assert_eq!(world.seen.last().hint.as_deref(), Some(hint));
+    world.fails("a b.test", 5, 15, "no pattern matches the label \"a b\"");
+    world.fails("a.example", 5, 15, "payments/wall: the name is not allowed");
+    assert_eq!(world.seen.last().hint, None);
 }
 
 #[test]
