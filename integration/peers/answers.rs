@@ -54,8 +54,6 @@ const WAYS: [Way; 8] = [
 /// Longer than a whole run: so much may a kept answer's TTL have aged.
 const AGED: u32 = 120;
 
-const DNAME: u16 = 39;
-
 /// What is shown of the differences of one kind.
 const SHOWN: usize = 5;
 
@@ -85,8 +83,9 @@ pub fn trials() -> Vec<Trial> {
             let mut servers = Servers::new(&world);
             servers.nsd(&world);
             servers.unbound(&world);
-            // unbound 1.17 now answers and now fails when asked for a DNAME below a DNAME.
-            let questions = zone::questions().into_iter().filter(|question| question.qtype != DNAME);
+            // unbound 1.17 makes up what is below a DNAME, and not always the same.
+            let made_up = |question: &Question| question.name.to_ascii_lowercase().contains(".dn");
+            let questions = zone::questions().into_iter().filter(|question| !made_up(question));
             same_answers(&world, servers::UNBOUND, &questions.collect::<Vec<_>>(), 4);
         }),
     ]
