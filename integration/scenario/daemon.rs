@@ -17,6 +17,8 @@ use crate::lab::{Daemon, Topology, World, frame, grants, snapshot};
 
 /// How long a reload or a flow record may take to show.
 const SOON: Duration = Duration::from_secs(5);
+/// Name servers beside kube-dns, where `dns.upstreams` names any.
+const OTHERS: [[u8; 4]; 2] = [[203, 0, 113, 55], [203, 0, 113, 56]];
 /// How long a frame is waited for that must not arrive.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -163,6 +165,9 @@ impl Subject for Node {
         let seen = self.flows_seen();
         match act {
             Act::Says { name, qtype, script } => self.stage.world.outside.say(name, qtype, script.clone()),
+            Act::Fails { server, script } => {
+                self.stage.world.outside.done(Request::Fail { at: *server, script: script.clone() });
+            }
             Act::Asks { pod, question, script, reply } => {
                 if let Some(script) = script {
                     self.stage.world.outside.say(&question.name, &question.qtype, script.clone());
@@ -253,6 +258,10 @@ impl Stage {
     fn new(scenario: &Scenario) -> Result<Stage, String> {
         let world = World::new(Options { topology: Topology::Routed });
         let stage = Stage { world, connections: HashMap::new() };
+        if scenario.settings.iter().any(|setting| setting.contains("dns.upstreams=")) {
+            let at = OTHERS.map(|server| SocketAddr::new(server.into(), 53)).to_vec();
+            stage.world.outside.done(Request::ServeNames { at });
+        }
         let mut served = BTreeSet::new();
         let mut settled = false;
         for step in &scenario.steps {

@@ -9,7 +9,7 @@ pub mod names;
 mod packets;
 pub mod rogue;
 mod rush;
-mod servers;
+pub mod servers;
 pub mod traffic;
 
 use std::io::{BufRead, Write};
@@ -55,6 +55,8 @@ pub enum Request {
     ServeRogue { at: Vec<SocketAddr> },
     /// What the name server says from now on.
     Say { name: String, qtype: String, script: Script },
+    /// What the name server at an address does to every question from now on; none: it answers.
+    Fail { at: IpAddr, script: Option<Script> },
     /// What it has been asked, and forgets.
     Asked,
     /// Asks fresh names and connects to each address at once, `at_once` at a time.
@@ -144,6 +146,8 @@ pub struct Script {
     pub silent: bool,
     /// TC=1 over UDP.
     pub truncate: bool,
+    /// Only the server at this address says so.
+    pub by: Option<IpAddr>,
     /// What else is sent over UDP before the answer, to try the proxy's checks.
     pub forged: Vec<Forgery>,
 }
@@ -272,6 +276,7 @@ fn answer(request: Request) -> Reply {
         Request::ServeNames { at } => names::serve(&at),
         Request::ServeRogue { at } => rogue::serve(&at),
         Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
+        Request::Fail { at, script } => names::fail(at, script),
         Request::Asked => names::asked(),
         Request::Rush(rush) => rush::run(&rush),
         Request::AskMany(many) => many::run(&many),
