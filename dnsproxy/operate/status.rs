@@ -24,6 +24,10 @@ pub struct Status {
     pub endpoints: Vec<EndpointStatus>,
     /// The kernel's tables.
     pub maps: Vec<MapStatus>,
+    /// The DNS servers that were asked.
+    pub upstreams: Vec<UpstreamStatus>,
+    /// The answer cache; none while it is off.
+    pub cache: Option<CacheStatus>,
     /// Events that the kernel could not hand over.
     pub events_lost: u64,
 }
@@ -143,4 +147,62 @@ pub struct MapStatus {
     pub rows: u64,
     /// Rows it has room for.
     pub max: u64,
+}
+
+/// How a DNS server fares. Counts are since it was first asked.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UpstreamStatus {
+    /// As in the configuration: `203.0.113.1:53`, `tls://203.0.113.1:853#dns.example`.
+    pub server: String,
+    /// `plain`, `tls` or `https`.
+    pub transport: String,
+    /// The smoothed round-trip time, microseconds; none before the first answer.
+    pub srtt_us: Option<u64>,
+    /// Queries sent, copies included.
+    pub queries: u64,
+    /// Answers that matched their query.
+    pub answers: u64,
+    /// Copies that had no answer in time, or could not be sent.
+    pub timeouts: u64,
+    /// Timeouts since the last answer.
+    pub unanswered: u32,
+    /// Milliseconds until the next probe while it is held down; none while it is in use.
+    pub held_ms: Option<u64>,
+}
+
+/// How full the answer cache is, and how often it was of use.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheStatus {
+    /// Answers.
+    pub entries: u64,
+    /// Octets that they take, bookkeeping included.
+    pub bytes: u64,
+    /// Octets that they may take.
+    pub max_bytes: u64,
+    /// Answers given from the shared cache.
+    pub hits: u64,
+    /// Replies that a worker had ready.
+    pub hot_hits: u64,
+    /// Answers that had to be asked for.
+    pub misses: u64,
+    /// Answers given beyond their TTL.
+    pub stale: u64,
+}
+
+impl CacheStatus {
+    /// How many of a hundred answers were there already; none before the first.
+    pub fn hit_percent(&self) -> Option<f64> {
+        let kept = self.hits + self.hot_hits + self.stale;
+        let all = kept + self.misses;
+        (all > 0).then(|| 100.0 * kept as f64 / all as f64)
+    }
+}
+
+impl From<crate::serve::cache::CacheFigures> for CacheStatus {
+    fn from(figures: crate::serve::cache::CacheFigures) -> CacheStatus {
+        let crate::serve::cache::CacheFigures { entries, bytes, max_bytes, hits, hot, misses, stale } = figures;
+        CacheStatus { entries, bytes, max_bytes, hits, hot_hits: hot, misses, stale }
+    }
 }

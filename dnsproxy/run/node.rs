@@ -13,7 +13,7 @@ use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{packets, reload, steering, upkeep};
+use super::{names, packets, reload, steering, upkeep};
 use crate::clock;
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
@@ -28,7 +28,7 @@ use crate::kernel::load::{Kernel, LoadSettings};
 use crate::kernel::sweep::Budgets;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
-use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
+use crate::operate::{self, Operator, Readiness, Server, Status, UpstreamStatus, metrics::Metrics};
 use crate::serve::cache::Cache;
 use crate::serve::{Directory, Proxy, Served};
 
@@ -58,6 +58,8 @@ pub(super) struct Node {
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
     pub status: Arc<Mutex<Status>>,
+    /// How the DNS servers fare.
+    pub upstreams: Box<dyn Fn() -> Vec<UpstreamStatus>>,
     pub checkpoint: Checkpoint,
     pub loaded: reload::Loaded,
     pub upkeep: upkeep::Upkeep,
@@ -107,7 +109,8 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
     // The admin socket is also the lock: a second process finds the first here, before it touches anything.
-    let server = serve_pages(&config, &metrics, &readiness, &status)?;
+    let people = packets::People::default();
+    let server = serve_pages(&config, &metrics, &readiness, &status, people.clone())?;
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
     );
@@ -119,7 +122,6 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let state = read_state(&config, &kernel)?;
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
-    let people = packets::People::default();
     let teller = packets::teller(watchers.clone(), people.clone());
 
     let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
@@ -140,6 +142,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         metrics,
         readiness: readiness.clone(),
         status,
+        upstreams: Box::new(Vec::new),
         checkpoint: Checkpoint::start(&config.state_dir).context("starting the thread that writes names down")?,
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
@@ -206,6 +209,7 @@ fn serve_pages(
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
     status: &Arc<Mutex<Status>>,
+    people: packets::People,
 ) -> anyhow::Result<Server> {
     let held = status.clone();
     let ready = readiness.clone();
@@ -216,6 +220,7 @@ fn serve_pages(
             let status = held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
             Status { ready: ready.is_ready(), reasons: ready.reasons(), ..status }
         }),
+        names: Box::new(move |asked| names::page(&people, asked)),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
     };
     Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))
