@@ -1,6 +1,6 @@
 //! This program inside a namespace of the world: a client that asks and connects, and the server that it reaches.
 
-use std::io::{BufRead, Write};
+use std::io::{BufRead, Read, Write};
 use std::mem::{size_of, zeroed};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::AsRawFd;
@@ -19,13 +19,21 @@ const CONNECT: Duration = Duration::from_secs(3);
 /// For connections that must not come about: an allowed one takes a few milliseconds.
 const REFUSED: Duration = Duration::from_millis(500);
 
-/// Serves if the command line asks for it: `client KIND FIRST COUNT THREADS`, `accept PORT`.
+/// Serves if the command line asks for it: `client KIND FIRST COUNT THREADS`, `tcp SERVER SECONDS THREADS`, `accept PORT`.
 pub fn serve_if_asked(arguments: &[String]) -> bool {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let number = |text: &str| text.parse::<u32>().expect("a number");
     match words[..] {
         ["client", kind, first, count, threads] => {
             println!("{}", client(kind == "ask", number(first), number(count), number(threads)));
+            true
+        }
+        ["tcp", server, seconds, threads] => {
+            let server = SocketAddr::new(server.parse().expect("an address"), 53);
+            println!(
+                "{}",
+                one_query_a_connection(server, Duration::from_secs(number(seconds).into()), number(threads))
+            );
             true
         }
         ["accept", port] => {
@@ -120,6 +128,46 @@ fn attempt(ask: bool, i: u32) -> Outcome {
         Err(error) => outcome.refused = error.kind() == std::io::ErrorKind::ConnectionRefused,
     }
     outcome
+}
+
+/// Connects, asks one name, takes its answer and resets, over and over for a while.
+fn one_query_a_connection(server: SocketAddr, time: Duration, threads: u32) -> Value {
+    let next = AtomicU32::new(0);
+    let start = now();
+    let exchange = |i: u32| -> std::io::Result<bool> {
+        let mut stream = TcpStream::connect_timeout(&server, REPLY)?;
+        stream.set_read_timeout(Some(REPLY))?;
+        reset_on_close(&stream);
+        let query = query(&format!("q{}", i % world::QUERY_NAMES), i as u16);
+        stream.write_all(&[&(query.len() as u16).to_be_bytes()[..], &query].concat())?;
+        let mut length = [0; 2];
+        stream.read_exact(&mut length)?;
+        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+        stream.read_exact(&mut reply)?;
+        Ok(answer(&reply, i as u16).is_some())
+    };
+    let outcomes: Vec<(bool, f64)> = std::thread::scope(|scope| {
+        let work = || {
+            let mut outcomes = Vec::new();
+            while start.elapsed() < time {
+                let began = now();
+                let answered = exchange(next.fetch_add(1, Ordering::Relaxed)).unwrap_or(false);
+                outcomes.push((answered, began.elapsed().as_secs_f64() * 1e6));
+            }
+            outcomes
+        };
+        let threads: Vec<_> = (0..threads).map(|_| scope.spawn(work)).collect();
+        threads.into_iter().flat_map(|thread| thread.join().expect("a client thread ends")).collect()
+    });
+    let mut times: Vec<f64> = outcomes.iter().filter(|(answered, _)| *answered).map(|(_, us)| *us).collect();
+    times.sort_by(f64::total_cmp);
+    let spread = [0.5, 0.99, 1.0].map(|share| round(percentile(&times, share), 0));
+    json!({
+        "answered": times.len(),
+        "failed": outcomes.len() - times.len(),
+        "qps": round(times.len() as f64 / start.elapsed().as_secs_f64(), 0),
+        "us_p50_p99_max": spread,
+    })
 }
 
 /// A query for the A record of `label`.bench.example.

@@ -19,7 +19,7 @@ const RSS_KIB: u64 = 64 * 1024;
 pub fn measure() {
     let mut world = World::new();
     let mut server = Acceptor::start(&world);
-    let namegate = world.start_namegate();
+    let namegate = world.start_namegate(&["dns.queries_per_second=0"]);
     let memory_at_start = (proc::rss_kib(namegate), proc::map_memory(namegate));
 
     let control = both(&world, "knock", 0, NAMES, CONCURRENT_CONTROL);

@@ -1,12 +1,14 @@
 //! `make bench`: the figures of namegate as users run it, one JSON line each: what was measured, against what, on how busy a
-//! machine. Needs root. `cargo bench --bench figures -- kernel queries` measures only those.
+//! machine. Needs root. `cargo bench --bench figures -- kernel cached` measures only those.
 //!
 //! | figure | module |
 //! |---|---|
 //! | nanoseconds a packet | [`kernel`] |
 //! | connections that succeed right after the reply, memory | [`connect`] |
 //! | throughput of a workload's TCP stream | [`stream`] |
-//! | queries a second, latency, CPU a query, beside dnsdist | [`queries`] |
+//! | CPU a query and latency: cached, forwarded, first-time, beside dnsdist and unbound; system calls | [`queries`] |
+//! | the same over TCP | [`tcp`] |
+//! | memory under ever-new names, a neighbour's peace | [`long`], only when named |
 //!
 //! There is no build flag and no mode for this: the daemon runs with its defaults, in network namespaces of a [`world`] that
 //! is removed at the end, on Ctrl-C too. Shares of one machine carry over to another, absolute figures don't.
@@ -16,10 +18,13 @@ mod lab;
 
 mod client;
 mod connect;
+mod dnsperf;
 mod kernel;
+mod long;
 mod proc;
 mod queries;
 mod stream;
+mod tcp;
 mod world;
 
 use std::process::ExitCode;
@@ -30,12 +35,18 @@ use lab::clock::now;
 use lab::process::guard;
 
 /// A figure's name, and what measures it. Each makes the world that it needs and prints its lines.
-const FIGURES: [(&str, fn()); 4] = [
+const FIGURES: [(&str, fn()); 8] = [
     ("kernel", kernel::measure),
     ("connect", connect::measure),
     ("stream", stream::measure),
-    ("queries", queries::measure),
+    ("cached", queries::cached),
+    ("forwarded", queries::forwarded),
+    ("first", queries::first),
+    ("tcp", tcp::measure),
+    (LONG, long::measure),
 ];
+/// Takes minutes, and is measured only when it is named.
+const LONG: &str = "long";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();
@@ -55,7 +66,7 @@ fn main() -> ExitCode {
     guard::install();
     let mut failed = 0;
     for (name, measure) in FIGURES {
-        if arguments.is_empty() || arguments.iter().any(|wanted| wanted == name) {
+        if arguments.iter().any(|wanted| wanted == name) || arguments.is_empty() && name != LONG {
             let start = now();
             let ended = std::panic::catch_unwind(measure);
             failed += usize::from(ended.is_err());

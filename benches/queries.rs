@@ -1,164 +1,149 @@
-//! Queries through steering, verdict and grants, beside dnsdist without a cache: the same nsd behind both, the same kind of veth
-//! before both, in turns.
+//! Queries through steering, verdict and grants, beside dnsdist and unbound: the same nsd behind all of them, the same kind
+//! of veth before them, in turns. Cached, forwarded, asked for the first time.
 
-use std::fmt::Write;
 use std::fs;
 
 use serde_json::{Value, json};
 
-use super::proc::{self, ProgramStatistics};
-use super::world::{NODE, QUERY_NAMES, RESOLVER, World};
-use super::{median, percentile, print, round};
+use super::dnsperf::{Subject, Turns, in_turns};
+use super::world::{CACHED_NAMES, QUERY_NAMES, World, new_name};
+use super::{median, print, round};
 
 const ROUNDS: usize = 3;
 /// Seconds of a round.
-const SECONDS: u32 = 6;
-/// Queries under way, and the sockets that they are spread over.
-const OUTSTANDING: [&str; 4] = ["-q", "100", "-c", "8"];
+const SECONDS: &str = "6";
 /// Queries a second at which latency is compared: well under what either can do.
 const PACE: &str = "5000";
+/// Queries a second at which the latency that namegate adds is measured.
+const NEW_PACE: &str = "2000";
+/// Names of a round of first-time names.
+const NEW_NAMES: u32 = 40_000;
+/// Of a round of paced ones: five seconds.
+const NEW_NAMES_PACED: u32 = 10_000;
+/// One workload asks as fast as it can, which is what the limit would prevent.
+pub const UNLIMITED: &str = "dns.queries_per_second=0";
+const SETUP: &str = "dnsperf in a workload's namespace, 100 queries under way, 3 rounds of 6 s in turns; beside it the same kind of \
+                     veth, same node, same nsd; CPU from /proc/PID/stat, plus BPF run time (the kernel's own statistics)";
 
-/// A server under test.
-struct Subject {
-    name: &'static str,
-    /// Where dnsperf runs, and whom it asks.
-    pod: &'static str,
-    server: &'static str,
-    pid: u32,
-}
-
-/// What one run of dnsperf saw, and what it cost the server.
-struct Run {
-    qps: f64,
-    lost: f64,
-    noerror: f64,
-    mean_ms: f64,
-    cpu_us: f64,
-    programs_us: f64,
-    packets: f64,
-    /// Only when each query was listed.
-    p50_p99_max_ms: [f64; 3],
-}
-
-pub fn measure() {
+/// Answers from the cache, beside dnsdist's.
+pub fn cached() {
     let mut world = World::new();
-    let (namegate, dnsdist) = (world.start_namegate(), world.start_dnsdist());
-    let subjects = [
-        Subject { name: "namegate", pod: "a", server: RESOLVER, pid: namegate },
-        Subject { name: "dnsdist", pod: "plain", server: NODE, pid: dnsdist },
-    ];
-    let names = world.directory.join("names");
-    let list = (0..QUERY_NAMES).fold(String::new(), |mut list, i| {
-        let _ = writeln!(list, "q{i}.bench.example A");
-        list
-    });
-    fs::write(&names, list).expect("a file can be written");
-    let names = names.to_str().expect("a path in UTF-8").to_owned();
-
-    let statistics = ProgramStatistics::on();
-    let mut fast: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
-    let mut paced: [Vec<Run>; 2] = [Vec::new(), Vec::new()];
-    for turn in 0..ROUNDS {
-        for place in if turn % 2 == 0 { [0, 1] } else { [1, 0] } {
-            let seconds = SECONDS.to_string();
-            fast[place].push(subjects[place].run(&world, &names, &["-l", &seconds]));
-            paced[place].push(subjects[place].run(&world, &names, &["-l", "3", "-Q", PACE, "-v"]));
-        }
-    }
-    drop(statistics);
-
-    let ratios = |runs: &[Vec<Run>; 2]| -> Vec<f64> {
-        let mut ratios: Vec<f64> =
-            runs[0].iter().zip(&runs[1]).map(|(a, b)| round(a.whole_us() / b.whole_us(), 2)).collect();
-        ratios.sort_by(f64::total_cmp);
-        ratios
-    };
-    let (fast_ratios, paced_ratios) = (ratios(&fast), ratios(&paced));
-    let fast_ratio = percentile(&fast_ratios, 0.5);
-    let values = |runs: &[Vec<Run>; 2]| -> Value {
-        subjects
-            .iter()
-            .zip(runs)
-            .map(|(subject, runs)| (subject.name.to_owned(), summary(runs)))
-            .collect::<serde_json::Map<_, _>>()
-            .into()
-    };
+    let namegate = world.start_namegate(&[UNLIMITED]);
+    let dnsdist = world.start_dnsdist(Some(2 * CACHED_NAMES));
+    let subjects = [Subject::namegate(namegate), Subject::dnsdist(dnsdist)];
+    let names = world.names("names", (0..QUERY_NAMES).map(|i| format!("q{i}")));
+    let turns = compare(&world, &subjects, &names, &["-l", SECONDS]);
+    report("queries_cached", "8192 names on 4096 addresses, all cached; dnsdist with a packet cache", &turns, 1.0);
+    let turns = compare(&world, &subjects, &names, &["-l", "3", "-Q", PACE, "-v"]);
     print(
-        "queries",
-        "dnsperf in a workload's namespace, 8192 names on 4096 addresses, nsd as resolver, 100 queries under way, 3 rounds of 6 s in \
-         turns; dnsdist without cache, two listeners, in the same node behind the same kind of veth; CPU from /proc/PID/stat, plus BPF \
-         run time (the kernel's own statistics)",
-        Some((json!({"cpu_ratio": 1.5}), fast_ratio <= 1.5)),
-        json!({"cpu_ratio": fast_ratio, "cpu_ratios": fast_ratios, "servers": values(&fast)}),
-    );
-    print(
-        "query_latency",
+        "queries_cached_paced",
         "the same at 5000 queries a second for 3 s a round, each query's time listed by dnsperf",
         None,
-        json!({"cpu_ratio": percentile(&paced_ratios, 0.5), "cpu_ratios": paced_ratios, "servers": values(&paced)}),
+        turns.values(),
+    );
+    system_calls(&world, &subjects[0], &names);
+
+    let names = world.names("many-names", (0..CACHED_NAMES).map(|i| format!("c{i}")));
+    let turns = compare(&world, &subjects, &names, &["-l", SECONDS]);
+    let about = "100000 names on 4096 addresses, all asked for once before; dnsdist with a packet cache for 200000";
+    report("queries_cached_100000_names", about, &turns, 1.0);
+}
+
+/// Every query goes up, beside dnsdist without a cache.
+pub fn forwarded() {
+    let mut world = World::new();
+    let (namegate, dnsdist) = (world.start_namegate(&[UNLIMITED, "dns.cache=off"]), world.start_dnsdist(None));
+    let subjects = [Subject::namegate(namegate), Subject::dnsdist(dnsdist)];
+    let names = world.names("names", (0..QUERY_NAMES).map(|i| format!("q{i}")));
+    let turns = compare(&world, &subjects, &names, &["-l", SECONDS]);
+    report("queries_forwarded", "8192 names on 4096 addresses, dns.cache = off; dnsdist without cache", &turns, 1.2);
+    let turns = compare(&world, &subjects, &names, &["-l", "3", "-Q", PACE, "-v"]);
+    print(
+        "queries_forwarded_paced",
+        "the same at 5000 queries a second for 3 s a round, each query's time listed by dnsperf",
+        None,
+        turns.values(),
     );
 }
 
-impl Run {
-    /// Processor time a query, the process and its programs, µs.
-    fn whole_us(&self) -> f64 {
-        self.cpu_us + self.programs_us
-    }
-}
-
-impl Subject {
-    fn run(&self, world: &World, names: &str, more: &[&str]) -> Run {
-        let before = (proc::cpu_us(self.pid), proc::programs(self.pid));
-        let line = [&["dnsperf", "-s", self.server, "-d", names, "-T", "1"][..], &OUTSTANDING, more].concat();
-        let text = world.output(self.pod, &line);
-        let after = (proc::cpu_us(self.pid), proc::programs(self.pid));
-        let completed = number(&text, "Queries completed:");
-        let run_ns = (after.1.run_ns - before.1.run_ns) as f64;
-        let mut listed: Vec<f64> = text
-            .lines()
-            .filter_map(|line| line.strip_prefix("> ")?.rsplit(' ').next()?.parse::<f64>().ok())
-            .map(|seconds| seconds * 1e3)
-            .collect();
-        listed.sort_by(f64::total_cmp);
-        let run = Run {
-            qps: number(&text, "Queries per second:"),
-            lost: number(&text, "Queries lost:"),
-            noerror: number(&text, "Response codes:       NOERROR") / completed,
-            mean_ms: number(&text, "Average Latency (s):") * 1e3,
-            cpu_us: (after.0 - before.0) / completed,
-            programs_us: run_ns / 1e3 / completed,
-            packets: (after.1.runs - before.1.runs) as f64 / completed,
-            p50_p99_max_ms: [0.5, 0.99, 1.0].map(|share| percentile(&listed, share)),
-        };
-        assert!(run.noerror > 0.99, "{} answers: {text}\n{}", self.name, world.log());
-        run
-    }
-}
-
-/// The medians of the rounds.
-fn summary(runs: &[Run]) -> Value {
-    let of = |value: fn(&Run) -> f64, digits| round(median(&mut runs.iter().map(value).collect::<Vec<_>>()), digits);
-    let mut values = json!({
-        "qps": of(|run| run.qps, 0),
-        "lost": runs.iter().map(|run| run.lost).sum::<f64>(),
-        "mean_ms": of(|run| run.mean_ms, 3),
-        "cpu_us_per_query": of(|run| run.cpu_us, 2),
-        "bpf_us_per_query": of(|run| run.programs_us, 3),
-        "bpf_runs_per_query": of(|run| run.packets, 2),
+/// Names that nobody asked for before: looked up, learned, granted; beside unbound as a forwarder. And what that adds to
+/// asking nsd itself.
+pub fn first() {
+    let mut world = World::new();
+    let (namegate, unbound) = (world.start_namegate(&[UNLIMITED]), world.start_unbound());
+    let subjects = [Subject::namegate(namegate), Subject::unbound(unbound)];
+    let turns = in_turns(&subjects, ROUNDS, |subject, turn| {
+        let names = new_names(&world, subject, "f", turn, NEW_NAMES);
+        subject.run(&world, &names, &["-n", "1"])
     });
-    if runs.iter().any(|run| run.p50_p99_max_ms[1] > 0.0) {
-        values["p50_ms"] = of(|run| run.p50_p99_max_ms[0], 3).into();
-        values["p99_ms"] = of(|run| run.p50_p99_max_ms[1], 3).into();
-        // A datagram that is lost on the way shows here, and nowhere else.
-        values["max_ms"] = round(runs.iter().map(|run| run.p50_p99_max_ms[2]).fold(0.0, f64::max), 3).into();
-    }
-    values
+    let about =
+        "40000 names a round that nobody has asked for, on 4096 addresses; unbound as a forwarder, no validation";
+    report("queries_first_time", about, &turns, 1.0);
+
+    let subjects = [Subject::namegate(namegate), Subject::direct()];
+    let turns = in_turns(&subjects, ROUNDS, |subject, turn| {
+        let names = new_names(&world, subject, "l", turn, NEW_NAMES_PACED);
+        subject.run(&world, &names, &["-n", "1", "-Q", NEW_PACE, "-v"])
+    });
+    let added = |which: usize| {
+        let of = |runs: &[super::dnsperf::Run]| {
+            median(&mut runs.iter().map(|run| run.p50_p99_max_ms[which]).collect::<Vec<_>>())
+        };
+        round((of(&turns.runs[0]) - of(&turns.runs[1])) * 1e3, 0)
+    };
+    print(
+        "latency_added",
+        "2000 queries a second for names that nobody has asked for, 3 rounds of 5 s in turns, through namegate (learned and \
+         granted) and to nsd directly, over the same kind of veth; medians of the rounds, namegate's less nsd's",
+        None,
+        json!({"p50_us": added(0), "p99_us": added(1), "servers": turns.values()["servers"]}),
+    );
 }
 
-/// The number after `label` in dnsperf's report.
-fn number(text: &str, label: &str) -> f64 {
-    let line = text.lines().find_map(|line| line.trim_start().strip_prefix(label));
-    let word = line.and_then(|rest| rest.split_whitespace().next());
-    word.and_then(|word| word.trim_end_matches(',').parse().ok())
-        .unwrap_or_else(|| panic!("dnsperf does not say {label}\n{text}"))
+/// Runs both once to warm up, and then in turns.
+fn compare(world: &World, subjects: &[Subject; 2], names: &str, more: &[&str]) -> Turns {
+    for subject in subjects {
+        subject.run(world, names, &["-n", "1"]);
+    }
+    in_turns(subjects, ROUNDS, |subject, _| subject.run(world, names, more))
+}
+
+fn report(figure: &str, about: &str, turns: &Turns, aim: f64) {
+    print(
+        figure,
+        &format!("{about}; {SETUP}"),
+        Some((json!({"cpu_ratio": aim}), turns.ratio() <= aim)),
+        turns.values(),
+    );
+}
+
+/// A file of names that are new in this turn to this subject.
+fn new_names(world: &World, subject: &Subject, kind: &str, turn: usize, count: u32) -> String {
+    let round = format!("{kind}{turn}-{}", subject.name);
+    world.names("new-names", (0..count).map(|i| new_name(&round, i)))
+}
+
+/// System calls of the server, counted by the kernel while dnsperf asks as fast as it can.
+fn system_calls(world: &World, subject: &Subject, names: &str) {
+    const ALL: &str = "raw_syscalls:sys_enter";
+    const CALLS: [&str; 6] = ["recvmmsg", "sendmmsg", "epoll_wait", "futex", "bpf", "write"];
+    let events = CALLS.iter().fold(ALL.to_owned(), |events, call| format!("{events},syscalls:sys_enter_{call}"));
+    let (report, pid) = (world.directory.join("perf"), subject.pid.to_string());
+    let report = report.to_str().expect("a path in UTF-8");
+    let perf = ["perf", "stat", "-x", ";", "-o", report, "-e", &events, "-p", &pid, "--"];
+    let run = subject.watch(world, &[&perf[..], &subject.line(names, &["-l", "4"])].concat());
+    let text = fs::read_to_string(report).expect("perf writes its report");
+    let count = |event: &str| {
+        let line = text.lines().find(|line| line.split(';').nth(2) == Some(event));
+        let count = line.and_then(|line| line.split(';').next()?.parse::<f64>().ok());
+        round(count.unwrap_or_else(|| panic!("perf does not count {event}\n{text}")) / run.completed, 4)
+    };
+    let calls: serde_json::Map<String, Value> =
+        CALLS.iter().map(|call| ((*call).to_owned(), count(&format!("syscalls:sys_enter_{call}")).into())).collect();
+    print(
+        "system_calls",
+        "all threads of namegate, perf stat over 4 s of dnsperf with 100 queries under way, 8192 names, cached",
+        None,
+        json!({"per_query": count(ALL), "of_them": calls, "qps": round(run.qps, 0)}),
+    );
 }

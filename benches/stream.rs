@@ -10,7 +10,7 @@ const SECONDS: &str = "2";
 
 pub fn measure() {
     let mut world = World::new();
-    world.start_namegate();
+    world.start_namegate(&["dns.queries_per_second=0"]);
     world.start("out", &["iperf3", "-s", "-B", STREAM]);
     // One short run each to warm up, and to find the server listening.
     super::lab::clock::wait_until(std::time::Duration::from_secs(5), || {

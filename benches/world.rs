@@ -2,11 +2,19 @@
 //!
 //! ```text
 //!   a, b ── veth-a, veth-b ── node ── wan0 ══ outside: nsd on 203.0.113.53:53, 198.18.0.0/15 is all local
-//!   plain ───── veth-plain ───┘ namegate or dnsdist
+//!   plain ───── veth-plain ───┘ namegate, dnsdist, unbound
 //! ```
 //!
 //! All three veths are alike but for namegate on two of them. No netfilter: pods ask nsd's own address, so that namegate
-//! and dnsdist have the same way up.
+//! and the others have the same way up.
+//!
+//! | names under bench.example | addresses |
+//! |---|---|
+//! | n0 to n19999 | one each |
+//! | q0 to q8191 | 4096, two names each |
+//! | c0 to c99999 | the same 4096 |
+//! | d0 to d99999 | one each |
+//! | whatever.w0.new to whatever.w4095.new | the same 4096, TTL 5 |
 
 use std::fmt::Write;
 use std::fs;
@@ -32,7 +40,14 @@ pub const STREAM: &str = "203.0.113.80";
 pub const NAMES: u32 = 20_000;
 /// Names `q0.bench.example` and so on, two for each of 4096 addresses of their own.
 pub const QUERY_NAMES: u32 = 8192;
-const QUERY_ADDRESSES: u32 = 4096;
+/// Addresses that names without one of their own share.
+pub const QUERY_ADDRESSES: u32 = 4096;
+/// Names `c0.bench.example` and so on, on the addresses of the `q` names.
+pub const CACHED_NAMES: u32 = 100_000;
+/// Names `d0.bench.example` and so on, each with an address of its own.
+pub const DISTINCT_NAMES: u32 = 100_000;
+/// Where unbound listens, on the node's address.
+pub const UNBOUND_PORT: &str = "5301";
 /// Connections that may wait to be accepted outside.
 pub const BACKLOG: u32 = NAMES;
 
@@ -67,8 +82,9 @@ impl World {
         format!("{}-{part}", self.prefix)
     }
 
-    /// Starts namegate for `a` and `b` with its defaults, waits until it is ready; its process.
-    pub fn start_namegate(&mut self) -> u32 {
+    /// Starts namegate for `a` and `b` with its defaults but for `settings` (KEY=VALUE), waits until it is ready; its
+    /// process.
+    pub fn start_namegate(&mut self, settings: &[&str]) -> u32 {
         fs::write(self.directory.join("snapshot/cluster.yaml"), snapshot()).expect("a file can be written");
         let path = |name: &str| self.directory.join(name).to_str().expect("a path in UTF-8").to_owned();
         let mut command = inside(&self.namespace("node"), program().to_str().expect("a path in UTF-8"));
@@ -77,6 +93,7 @@ impl World {
             .args(["--endpoint", "veth-a=bench/client-a", "--endpoint", "veth-b=bench/client-b"])
             .args(["--snapshot", &path("snapshot"), "--state-dir", &path("state"), "--run-dir", &path("run")])
             .args(["--pin-dir", &path("bpf/namegate")])
+            .args(settings.iter().flat_map(|setting| ["--set", setting]))
             .stdout(Stdio::null())
             .stderr(fs::File::create(self.directory.join("namegate.log")).expect("a file can be made"));
         let pid = self.keep(spawn(command).expect("namegate starts"));
@@ -85,15 +102,20 @@ impl World {
         pid
     }
 
-    /// Starts dnsdist without cache on the node's address, two listeners and two sockets to nsd; its process.
-    pub fn start_dnsdist(&mut self) -> u32 {
+    /// Starts dnsdist on the node's address, two listeners and two sockets to nsd, with a cache for so many answers or
+    /// without one; its process.
+    pub fn start_dnsdist(&mut self, cached: Option<u32>) -> u32 {
         let config = self.directory.join("dnsdist.conf");
+        let cache = cached.map_or(String::new(), |answers| {
+            format!("getPool(''):setCache(newPacketCache({answers}, {{maxTTL=86400}}))\n")
+        });
         let text = format!(
             "setLocal('{NODE}:53', {{reusePort=true}})\n\
              addLocal('{NODE}:53', {{reusePort=true}})\n\
              setACL('0.0.0.0/0')\n\
              newServer({{address='{RESOLVER}:53', healthCheckMode='up', sockets=2}})\n\
-             setSecurityPollSuffix('')\n"
+             setSecurityPollSuffix('')\n\
+             {cache}"
         );
         fs::write(&config, text).expect("a file can be written");
         let mut command = inside(&self.namespace("node"), "dnsdist");
@@ -108,6 +130,26 @@ impl World {
         command.stdin(Stdio::null()).stdout(log()).stderr(log());
         let pid = self.keep(spawn(command).expect("dnsdist starts"));
         self.wait_for_dns("plain", NODE);
+        pid
+    }
+
+    /// Starts unbound on the node's address, port [`UNBOUND_PORT`], as a forwarder to nsd that validates nothing; its
+    /// process.
+    pub fn start_unbound(&mut self) -> u32 {
+        let config = self.directory.join("unbound.conf");
+        let text = format!(
+            "server:\n  interface: {NODE}@{UNBOUND_PORT}\n  num-threads: 2\n  so-reuseport: yes\n  username: \"\"\n  chroot: \"\"\n  \
+             pidfile: \"\"\n  use-syslog: no\n  logfile: {}\n  access-control: 0.0.0.0/0 allow\n  module-config: \"iterator\"\n  \
+             minimal-responses: yes\n\
+             remote-control:\n  control-enable: no\n\
+             forward-zone:\n  name: \".\"\n  forward-addr: {RESOLVER}\n",
+            self.directory.join("unbound.log").display()
+        );
+        fs::write(&config, text).expect("a file can be written");
+        let mut command = inside(&self.namespace("node"), "unbound");
+        command.args(["-d", "-c"]).arg(&config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let pid = self.keep(spawn(command).expect("unbound starts"));
+        self.wait_for_dns("plain", &format!("{NODE}#{UNBOUND_PORT}"));
         pid
     }
 
@@ -167,10 +209,23 @@ impl World {
         text.lines().rev().take(20).collect::<Vec<_>>().join("\n")
     }
 
-    /// Waits until a name is answered from a namespace.
+    /// A file that dnsperf reads: these names under bench.example, type A, in this order.
+    pub fn names(&self, file: &str, names: impl Iterator<Item = String>) -> String {
+        let path = self.directory.join(file);
+        let text = names.fold(String::new(), |mut text, name| {
+            let _ = writeln!(text, "{name}.bench.example A");
+            text
+        });
+        fs::write(&path, text).expect("a file can be written");
+        path.to_str().expect("a path in UTF-8").to_owned()
+    }
+
+    /// Waits until a name is answered from a namespace; `server` as an address, or address#port.
     fn wait_for_dns(&self, part: &str, server: &str) {
-        let answered = wait_until(Duration::from_secs(10), || {
-            let line = ["dig", "+short", "+tries=1", "+time=1", &format!("@{server}"), "ready.bench.example"];
+        let (address, port) = server.split_once('#').unwrap_or((server, "53"));
+        let answered = wait_until(Duration::from_secs(20), || {
+            let line =
+                ["dig", "+short", "+tries=1", "+time=1", "-p", port, &format!("@{address}"), "ready.bench.example"];
             let mut command = inside(&self.namespace(part), line[0]);
             command.args(&line[1..]);
             output(command).is_ok_and(|output| output.stdout.starts_with(b"203.0.113.53"))
@@ -251,7 +306,16 @@ impl World {
             let _ = writeln!(zone, "n{i} IN A {}", address(i));
         }
         for i in 0..QUERY_NAMES {
-            let _ = writeln!(zone, "q{i} IN A {}", address(NAMES + i % QUERY_ADDRESSES));
+            let _ = writeln!(zone, "q{i} IN A {}", shared_address(i));
+        }
+        for i in 0..CACHED_NAMES {
+            let _ = writeln!(zone, "c{i} IN A {}", shared_address(i));
+        }
+        for i in 0..DISTINCT_NAMES {
+            let _ = writeln!(zone, "d{i} IN A {}", address(NAMES + QUERY_ADDRESSES + i));
+        }
+        for i in 0..QUERY_ADDRESSES {
+            let _ = writeln!(zone, "*.w{i}.new 5 IN A {}", shared_address(i));
         }
         fs::write(directory.join("zone"), zone).expect("a file can be written");
         let config = directory.join("nsd.conf");
@@ -278,6 +342,16 @@ impl Drop for World {
 /// The address of name `i`; distinct for each.
 pub fn address(i: u32) -> std::net::Ipv4Addr {
     std::net::Ipv4Addr::from_bits(std::net::Ipv4Addr::new(198, 18, 1, 0).to_bits() + i)
+}
+
+/// One of the addresses that names without one of their own share.
+fn shared_address(i: u32) -> std::net::Ipv4Addr {
+    address(NAMES + i % QUERY_ADDRESSES)
+}
+
+/// The name `i` of those that nobody has asked for: `round` makes them new.
+pub fn new_name(round: &str, i: u32) -> String {
+    format!("{round}-{i}.w{}.new", i % QUERY_ADDRESSES)
 }
 
 /// One node, two workloads, the cluster's DNS, and a policy: ask anything, reach what is under bench.example on 443.
@@ -312,7 +386,7 @@ fn snapshot() -> String {
                toPorts:\n    \
                - ports: [{{port: \"53\", protocol: UDP}}, {{port: \"53\", protocol: TCP}}]\n      \
                  rules: {{dns: [{{matchPattern: \"*\"}}]}}\n  \
-             - toFQDNs: [{{matchPattern: \"*.bench.example\"}}]\n    \
+             - toFQDNs: [{{matchPattern: \"*.bench.example\"}}, {{matchPattern: \"**.new.bench.example\"}}]\n    \
                toPorts: [{{ports: [{{port: \"443\", protocol: TCP}}]}}]\n  \
              - toCIDR: [{STREAM}/32]\n    \
                toPorts: [{{ports: [{{port: \"5201\", protocol: TCP}}]}}]\n"

@@ -20,7 +20,7 @@ use crate::engine::reply::rebuild::{Changes, Rebuilt, rebuilt};
 use crate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 use crate::engine::ruleset::{Protocol, RuleSet};
 use crate::engine::verdict::{Denied, RuleRef};
-use crate::engine::wire::CLASS_IN;
+use crate::engine::wire::{CLASS_IN, rtype};
 use crate::kernel::GrantStore;
 use crate::observe::{CacheUse, Observer, Outcome};
 use crate::upstream::{Resolve, UpstreamError};
@@ -176,7 +176,7 @@ impl Proxy {
             Ok(rule) => record.rule(rule),
             Err(denied) => {
                 let reply = denied_reply(&query, &denied, served, &directory.settings);
-                record.rule(first_rule(&denied));
+                record.denied(&denied, &query);
                 return self.done(record, Ending::new(Outcome::Denied, denied.reason(), reply), out);
             }
         }
@@ -349,7 +349,7 @@ impl Proxy {
             match verdict(&rules, &ask.resolver, ask.tcp, &ask.query) {
                 Ok(rule) => ask.record.rule(rule),
                 Err(denied) => {
-                    ask.record.rule(first_rule(&denied));
+                    ask.record.denied(&denied, &ask.query);
                     let reply = denied_reply(&ask.query, &denied, &ask.served, &directory.settings);
                     return Ending::new(Outcome::Denied, denied.reason(), reply);
                 }
@@ -365,21 +365,26 @@ impl Proxy {
             // What is not handed on teaches nothing (I6); over TCP it will.
             return Ending::new(Outcome::Forwarded, "truncated", reply::truncated(&ask.query, answer));
         }
-        let (learned, withheld) = learn(ask, answer, &rules, directory);
+        let (mut learned, mut withheld) = learn(ask, answer, &rules, directory);
         let mut promise = Promise::Nothing;
-        if let Some(learned) = &learned {
-            let plan = match table.plan(learned, &rules, (self.now)(), &directory.settings.timing) {
-                Ok(plan) => plan,
+        if let Some(found) = &learned {
+            match table.plan(found, &rules, (self.now)(), &directory.settings.timing) {
+                Ok(plan) => {
+                    if let Err(ending) = self.install(ask, &mut table, plan) {
+                        return ending;
+                    }
+                    let epoch = served.epoch.load(Ordering::Acquire);
+                    promise = match table.held_until(found) {
+                        Some(until) => Promise::Held { until, epoch, ttl: found.ttl },
+                        None => Promise::Once,
+                    };
+                }
+                // A hint is a help that a client can do without: it asks for the addresses next.
+                Err(full) if matches!(ask.query.qtype, rtype::SVCB | rtype::HTTPS) => {
+                    (learned, withheld, promise) = (None, Some(Withheld::Room(full)), Promise::Once);
+                }
                 Err(full) => return no_room(&ask.query, full),
-            };
-            if let Err(ending) = self.install(ask, &mut table, plan) {
-                return ending;
             }
-            let epoch = served.epoch.load(Ordering::Acquire);
-            promise = match table.held_until(learned) {
-                Some(until) => Promise::Held { until, epoch, ttl: learned.ttl },
-                None => Promise::Once,
-            };
         }
         drop(table);
         let granted = learned.map(|learned| learned.addresses).unwrap_or_default();
@@ -408,9 +413,9 @@ impl Proxy {
     /// The answer to a name that no toFQDNs selects: as it came.
     fn relay(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, limit: usize, settings: &Settings) -> Ending {
         let message = if settings.compression {
-            reply::relayed(&ask.query, answer, Additional::Whole)
+            reply::relayed_within(&ask.query, answer, Additional::Whole, limit)
         } else {
-            let changes = Changes { keep: &|_| true, hints: true, compress: false, nothing_left: None };
+            let changes = Changes { keep: None, compress: false, nothing_left: None };
             match rebuilt(&ask.query, answer, &changes) {
                 Ok(rebuilt) => rebuilt.message,
                 Err(malformed) => return unreadable_answer(&ask.query, &malformed),
@@ -429,24 +434,25 @@ impl Proxy {
             });
         if clean && settings.compression {
             // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
-            let message = reply::relayed(&ask.query, answer, Additional::OptOnly);
+            let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
             return self.fit(ask, answer, message, None, *limit, "allowed");
         }
         let why = match withheld {
             Some(Withheld::Guard(guarded)) => format!("the address is guarded: {}", guarded.reason()),
             Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
+            Some(Withheld::Room(full)) => full.to_string(),
             None => "the addresses do not belong to the name asked for".to_owned(),
         };
         let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
         let nothing_left = Ede::new(EdeCode::Filtered, why);
-        let changes =
-            Changes { keep: &keep, hints: false, compress: settings.compression, nothing_left: Some(&nothing_left) };
+        let changes = Changes { keep: Some(&keep), compress: settings.compression, nothing_left: Some(&nothing_left) };
         match rebuilt(&ask.query, answer, &changes) {
             Ok(Rebuilt { message, kept, taken }) => {
                 let reason = match withheld {
                     _ if taken == 0 => "allowed",
                     Some(Withheld::Guard(_)) => "guard",
                     Some(Withheld::Resolver) => "untrusted_resolver",
+                    Some(Withheld::Room(_)) => "grants_full",
                     None => "off_chain",
                 };
                 self.fit(ask, answer, message, Some(kept), *limit, reason)
@@ -558,6 +564,7 @@ struct Findings<'a> {
 enum Withheld {
     Guard(Guarded),
     Resolver,
+    Room(Full),
 }
 
 /// What of the answer may be learned, and why not the rest: nothing from a resolver that nobody vouches for, and
@@ -607,26 +614,19 @@ fn protocol(tcp: bool) -> Protocol {
     if tcp { Protocol::Tcp } else { Protocol::Udp }
 }
 
-fn first_rule(denied: &Denied) -> Option<RuleRef> {
-    match denied {
-        Denied::Server(rules) | Denied::Name(rules) => rules.first().cloned(),
-        Denied::Label | Denied::Type | Denied::Class => None,
-    }
-}
-
 fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, settings: &Settings) -> Vec<u8> {
-    let policies = |rules: &[RuleRef]| {
-        let mut names: Vec<String> = rules.iter().map(ToString::to_string).collect();
-        names.dedup();
-        names.join(", ")
-    };
+    let mut policies: Vec<String> = denied.rules().iter().map(ToString::to_string).collect();
+    policies.dedup();
+    let policies = policies.join(", ");
     let (code, text) = match denied {
-        Denied::Server(rules) => (EdeCode::Prohibited, format!("{}: this server may not be asked", policies(rules))),
-        Denied::Name(rules) => (EdeCode::Blocked, format!("{}: the name is not allowed", policies(rules))),
-        Denied::Label => (EdeCode::Blocked, "no pattern matches a label of this name".to_owned()),
+        Denied::Server(_) => (EdeCode::Prohibited, format!("{policies}: this server may not be asked")),
+        Denied::Name(_) => (EdeCode::Blocked, format!("{policies}: the name is not allowed")),
+        Denied::Label => (EdeCode::Blocked, "the name is not allowed".to_owned()),
         Denied::Type => (EdeCode::Prohibited, "this type may not be asked for".to_owned()),
         Denied::Class => (EdeCode::Prohibited, "only class IN may be asked for".to_owned()),
     };
+    // The hint first: the text is cut, and a list of policies may be long.
+    let text = denied.hint(&query.name).map_or(text.clone(), |hint| format!("{hint} ({text})"));
     // After REFUSED glibc and musl give up the search list, and never come to the name that is meant.
     let searched = matches!(denied, Denied::Name(_) | Denied::Label)
         && served.search.iter().any(|suffix| query.name != *suffix && query.name.ends_with(suffix));
@@ -648,7 +648,11 @@ fn unreadable_answer(query: &Query<'_>, error: &dyn std::error::Error) -> Ending
 fn ede_of(error: UpstreamError) -> EdeCode {
     match error {
         UpstreamError::Timeout => EdeCode::NoReachableAuthority,
-        UpstreamError::Network(_) => EdeCode::NetworkError,
+        UpstreamError::Network(_) | UpstreamError::Tls => EdeCode::NetworkError,
+        UpstreamError::Truncated => EdeCode::InvalidData,
         UpstreamError::Busy => EdeCode::Other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -10,7 +10,8 @@ use super::node::CommonArgs;
 use super::table::Table;
 use super::{FAILED, Output, complain, print, usage};
 use crate::observe::text::clean;
-use crate::operate::{Status, UpstreamStatus, client};
+use crate::operate::{Status, client};
+use crate::upstream::health::ServerHealth;
 
 /// What `namegate status` takes.
 #[derive(Args, Debug)]
@@ -132,7 +133,7 @@ pub(super) fn text(status: &Status) -> String {
     text
 }
 
-fn upstreams(servers: &[UpstreamStatus]) -> Table {
+fn upstreams(servers: &[ServerHealth]) -> Table {
     let mut table = Table::new(&["SERVER", "ROUND TRIP", "QUERIES", "ANSWERS", "TIMEOUTS", "STATE"]);
     for server in servers {
         table.row([

@@ -5,8 +5,9 @@ use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
     AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness,
-    RefusalStatus, Server, Status, UpstreamStatus,
+    RefusalStatus, Server, Status,
 };
+use crate::upstream::health::ServerHealth;
 
 fn words(line: &str) -> impl Iterator<Item = OsString> {
     std::iter::once("namegate").chain(line.split_whitespace()).map(OsString::from).collect::<Vec<_>>().into_iter()
@@ -103,7 +104,7 @@ fn status() -> Status {
         }],
         maps: vec![MapStatus { name: "grants".to_owned(), rows: 5, max: 262_144 }],
         upstreams: vec![
-            UpstreamStatus {
+            ServerHealth {
                 server: "198.51.100.53:53".to_owned(),
                 transport: "plain".to_owned(),
                 srtt_us: Some(1_250),
@@ -113,14 +114,14 @@ fn status() -> Status {
                 unanswered: 0,
                 held_ms: None,
             },
-            UpstreamStatus {
+            ServerHealth {
                 server: "tls://198.51.100.54:853#dns.example".to_owned(),
                 transport: "tls".to_owned(),
                 queries: 3,
                 timeouts: 3,
                 unanswered: 3,
                 held_ms: Some(1_500),
-                ..UpstreamStatus::default()
+                ..ServerHealth::default()
             },
         ],
         cache: Some(CacheStatus {

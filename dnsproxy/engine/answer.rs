@@ -1,13 +1,15 @@
 //! The stage "answer": what a reply of a resolver teaches (I5).
 //!
-//! The records are walked where they lie. Only A and AAAA records at the end of the CNAME chain from the name asked for
-//! teach anything; everything else in the message is cargo.
+//! The records are walked where they lie. Only records of the type asked for (A, AAAA, and the hints of SVCB and HTTPS)
+//! at the end of the CNAME chain from the name asked for teach anything; everything else in the message is cargo.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::name::Name;
 use super::query::Query;
 use super::wire::{self, CLASS_IN, HEADER, NameBuf, QR, TC, rtype, skip_name, skip_plain_name, u16_at, u32_at};
+
+pub mod binding;
 
 /// The longest CNAME chain that teaches anything. Resolvers themselves give up after 8 to 16.
 pub const CHAIN: usize = 16;
@@ -77,7 +79,7 @@ pub struct Learned {
 /// Why an answer teaches nothing.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Nothing {
-    /// The type asked for is no address.
+    /// The type asked for holds no addresses.
     Type,
     /// RCODE is not NOERROR.
     Rcode,
@@ -185,7 +187,7 @@ impl<'a> Answer<'a> {
     /// # Errors
     /// Why it teaches nothing.
     pub fn learn(&self, query: &Query<'_>) -> Result<Learned, Nothing> {
-        if !matches!(query.qtype, rtype::A | rtype::AAAA) || query.qclass != CLASS_IN {
+        if !matches!(query.qtype, rtype::A | rtype::AAAA | rtype::SVCB | rtype::HTTPS) || query.qclass != CLASS_IN {
             return Err(Nothing::Type);
         }
         if self.rcode() != 0 {
@@ -214,10 +216,13 @@ impl<'a> Answer<'a> {
             if record.rtype != query.qtype || record.class != CLASS_IN || !self.owned_by(&record, &owner) {
                 continue;
             }
-            // An address record of the wrong length teaches nothing; it is cargo, and is taken out of selected names.
-            let Some(address) = record.address() else { continue };
-            ttl = ttl.min(record.ttl);
-            addresses.push(address);
+            // A malformed record teaches nothing; it is cargo, and is taken out of selected names.
+            let known = addresses.len();
+            addresses.extend(record.address());
+            addresses.extend(record.binding().filter(|it| it.describes()).iter().flat_map(|binding| binding.hints()));
+            if addresses.len() > known {
+                ttl = ttl.min(record.ttl);
+            }
         }
         addresses.sort_unstable();
         addresses.dedup();
@@ -284,6 +289,16 @@ impl<'a> Record<'a> {
     /// Whether a client may take an address from it: A, AAAA, or a service binding with its hints.
     pub fn leads_somewhere(&self) -> bool {
         matches!(self.rtype, rtype::A | rtype::AAAA | rtype::SVCB | rtype::HTTPS)
+    }
+
+    /// Whether `may` holds for every address that a client may take from it. Not so for a malformed one: who knows what
+    /// a client makes of that.
+    pub fn leads_only_where(&self, may: impl Fn(IpAddr) -> bool) -> bool {
+        match self.rtype {
+            rtype::A | rtype::AAAA => self.address().is_some_and(may),
+            rtype::SVCB | rtype::HTTPS => self.binding().is_some_and(|binding| binding.hints().all(may)),
+            _ => true,
+        }
     }
 }
 

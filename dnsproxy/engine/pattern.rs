@@ -130,16 +130,6 @@ impl Pattern {
         self.shape == Shape::Bare
     }
 
-    /// Whether it spans one label where `**.` would span several: what people expect `*.` to do.
-    pub fn would_match_with_two_stars(&self, name: &Name) -> bool {
-        let Some(rest) = self.text.strip_prefix("*.") else {
-            return false;
-        };
-        let mut trie = PatternTrie::new(Bare::Valid);
-        trie.insert(Pattern::of(&format!("**.{rest}")), (), None);
-        trie.matches(name).next().is_some()
-    }
-
     /// The name, when the pattern means exactly one.
     pub fn exact(&self) -> Option<Name> {
         match &self.shape {
@@ -182,6 +172,11 @@ impl LabelShape {
 }
 
 impl Glob {
+    /// Whether any label matches.
+    fn is_star(&self) -> bool {
+        self.first.is_empty() && self.between.is_empty() && self.last.is_empty()
+    }
+
     fn matches(&self, label: &[u8]) -> bool {
         let Some(rest) = label.strip_prefix(&*self.first) else {
             return false;
@@ -249,6 +244,17 @@ struct Node {
     below: Vec<u32>,
 }
 
+/// How a pattern just misses a name.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Miss {
+    /// It means one name, and this one is below it.
+    Below,
+    /// It means what is below a name, and this is that name itself.
+    Apex,
+    /// Its star spans one label, and here are several.
+    Deep,
+}
+
 /// A pattern that matched.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Found<'a, V> {
@@ -291,6 +297,42 @@ impl<V> PatternTrie<V> {
             Bare::Every => !name.is_refused_always(),
         };
         self.walk(name.labels(), if stars { &self.stars } else { &[] })
+    }
+
+    /// The pattern that comes nearest to a name that none matches, and how it misses; for people who wonder.
+    ///
+    /// One walk down the trie, like a match: however many patterns there are, a refusal costs no more.
+    pub fn nearest(&self, name: &Name) -> Option<(Miss, Found<'_, V>)> {
+        // A top-level domain alone says nothing about what was meant.
+        const LEAST_LABELS: usize = 2;
+        let all = name.labels().len();
+        let mut best: Option<(usize, Miss, u32)> = None;
+        let mut places = vec![(0, name.labels())];
+        while let Some((at, mut labels)) = places.pop() {
+            let node = &self.nodes[at as usize];
+            let star = node.globs.iter().find(|(glob, _)| glob.is_star());
+            let below_star = star.and_then(|(_, child)| self.nodes[*child as usize].here.first());
+            let one_name = |entry: &&u32| !self.entries[**entry as usize].pattern.as_str().contains('*');
+            let missed = match (labels.len(), below_star) {
+                (0, _) => below_star.or(node.below.first()).map(|entry| (Miss::Apex, *entry)),
+                (2.., Some(entry)) => Some((Miss::Deep, *entry)),
+                _ => node.here.iter().find(one_name).map(|entry| (Miss::Below, *entry)),
+            };
+            let depth = all - labels.len();
+            if let Some((miss, entry)) = missed
+                && (depth >= LEAST_LABELS || miss == Miss::Deep && depth > 0)
+                && best.is_none_or(|(deepest, known, _)| (deepest, known) < (depth, miss))
+            {
+                best = Some((depth, miss, entry));
+            }
+            let Some(label) = labels.next_back() else { continue };
+            let children = node.globs.iter().filter(|(glob, _)| glob.matches(label)).map(|(_, child)| child);
+            places.extend(children.chain(node.texts.get(label)).map(|child| (*child, labels.clone())));
+        }
+        best.map(|(_, miss, entry)| {
+            let Entry { pattern, value, rule } = &self.entries[entry as usize];
+            (miss, Found { value, rule: rule.as_ref(), pattern })
+        })
     }
 
     /// Whether there is no pattern.
@@ -417,205 +459,4 @@ fn check(field: &'static str, text: &str, allowed: impl Fn(char) -> bool) -> Res
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    /// Whether `pattern` selects `name`, asked of a trie that holds other patterns too.
-    #[track_caller]
-    fn selects(bare: Bare, pattern: &str, name: &Name) -> bool {
-        let mut trie = PatternTrie::new(bare);
-        for other in ["other.example", "*.cilium.example", "**.ubuntu.example"] {
-            trie.insert(Pattern::of(other), 0, None);
-        }
-        trie.insert(Pattern::of(pattern), 1, None);
-        trie.matches(name).any(|found| *found.value == 1)
-    }
-
-    #[track_caller]
-    fn refused(pattern: Result<Pattern, PatternError>, why: &str) {
-        assert_eq!(pattern.unwrap_err().to_string(), why);
-    }
-
-    #[test]
-    fn every_row_of_the_conformance_table_holds() {
-        let table = include_str!("../../integration/conformance/match.tsv");
-        let mut rows = 0;
-        for line in table.lines().filter(|line| !line.starts_with('#')) {
-            let [pattern, name, matches, source] = line.split('\t').collect::<Vec<_>>()[..] else {
-                panic!("a row has four columns: {line:?}");
-            };
-            rows += 1;
-            // The schema refuses the pattern `.` alone; its rows hold for the grammar.
-            assert_eq!(Pattern::pattern(pattern).is_err(), pattern == ".", "{pattern}");
-            let Ok(parsed) = Name::parse(name) else {
-                // A name with an empty label can't arrive on the wire: rows that say `yes` are moot, all others hold.
-                assert!(name.starts_with('.') || name.contains(".."), "{name}");
-                let labels: Vec<&[u8]> = name.trim_end_matches('.').split('.').map(str::as_bytes).collect();
-                assert_eq!(naive(Bare::Valid, pattern, &labels), matches == "yes", "{line}");
-                continue;
-            };
-            assert_eq!(selects(Bare::Valid, pattern, &parsed), matches == "yes", "toFQDNs {pattern} {name} ({source})");
-            let bare = Pattern::of(pattern).is_bare();
-            assert_eq!(selects(Bare::Every, pattern, &parsed), matches == "yes" || bare, "rules.dns {pattern} {name}");
-            let labels: Vec<&[u8]> = parsed.labels().collect();
-            assert_eq!(naive(Bare::Valid, pattern, &labels), matches == "yes", "the naive matcher: {line}");
-        }
-        assert!(rows >= 140, "{rows} rows");
-    }
-
-    #[test]
-    fn a_bare_star_of_rules_dns_lets_through_octets_that_no_selector_selects() {
-        let space = Name::parse("a b.example").unwrap();
-        for pattern in ["*", "**", "*.", "***."] {
-            assert!(selects(Bare::Every, pattern, &space));
-            assert!(!selects(Bare::Valid, pattern, &space));
-        }
-        for pattern in ["*.example", "**.example", "a*b.example"] {
-            assert!(!selects(Bare::Every, pattern, &space), "{pattern}");
-        }
-    }
-
-    #[test]
-    fn nothing_matches_a_label_with_a_dot_or_a_nul() {
-        for wire in [b"\x03a.b\x07example\0".as_slice(), b"\x02a\0\x07example\0"] {
-            let name = Name::from_wire(wire).unwrap();
-            for pattern in ["*", "*.example", "**.example", "a.b.example", "*.b.example"] {
-                assert!(!selects(Bare::Every, pattern, &name), "{pattern}");
-                assert!(!selects(Bare::Valid, pattern, &name), "{pattern}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_near_miss_of_one_star_is_seen() {
-        let deep = Name::parse("a.b.cilium.io").unwrap();
-        assert!(Pattern::pattern("*.cilium.io").unwrap().would_match_with_two_stars(&deep));
-        assert!(!Pattern::pattern("*.cilium.org").unwrap().would_match_with_two_stars(&deep));
-        assert!(!Pattern::pattern("*cilium.io").unwrap().would_match_with_two_stars(&deep));
-    }
-
-    #[test]
-    fn an_exact_pattern_knows_its_name() {
-        assert_eq!(Pattern::pattern("A.example.").unwrap().exact(), Name::parse("a.example").ok());
-        assert_eq!(Pattern::pattern("*.example").unwrap().exact(), None);
-        assert_eq!(Pattern::pattern("**.example").unwrap().exact(), None);
-        assert_eq!(Pattern::every().exact(), None);
-    }
-
-    #[test]
-    fn what_the_schema_refuses_is_refused_with_its_place() {
-        refused(Pattern::name(""), "empty matchName; a name as \"example.com\" is allowed");
-        refused(
-            Pattern::pattern(""),
-            "empty matchPattern; a name as \"example.com\" or a pattern as \"*.example.com\" is allowed",
-        );
-        refused(
-            Pattern::name("*.cilium.io"),
-            "character '*' at 1 of matchName \"*.cilium.io\"; only a-z A-Z 0-9 - _ . are allowed",
-        );
-        refused(
-            Pattern::pattern("[a-z]*.cilium.io."),
-            "character '[' at 1 of matchPattern \"[a-z]*.cilium.io.\"; only a-z A-Z 0-9 - _ . * are allowed",
-        );
-        refused(
-            Pattern::name("foo..com"),
-            "empty label at 5 of matchName \"foo..com\"; a dot stands between labels or at the end",
-        );
-        refused(Pattern::pattern(&"*".repeat(256)), "matchPattern of 256 characters; the limit is 255");
-        refused(Pattern::name(&"x".repeat(255)), "matchName of 255 characters; the limit is 253");
-        let bad = "a{1,2}.cilium.io.|cilium io|foo.com |\tfoo.com|cilium.io/|http://cilium.io|foo:53|cilium,io|\
-                   *.ci+lium.io|m\u{fc}nchen.de|foo@bar.com|(a\\|b).com|^foo.com$|foo?.com|a\\.com|%41.com|1.2.3.4/32|\
-                   ::1|-invalid-pattern(|foo..com|.foo.com|.|..|*..com";
-        for text in bad.split('|') {
-            assert!(Pattern::pattern(text).is_err() && Pattern::name(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn what_the_schema_accepts_is_accepted() {
-        for name in "cilium.io. get-cilium.io. foo.cilium.io. cilium.io _cilium.io -foo.com foo-.com _ \
-                     xn--bcher-kva.de 1.2.3.4"
-            .split_whitespace()
-        {
-            assert!(Pattern::name(name).is_ok() && Pattern::pattern(name).is_ok(), "{name}");
-        }
-        for pattern in ["*.cilium.io", "*._cilium.io", "*cilium.io", "*.", "**", &"*".repeat(255)] {
-            assert!(Pattern::pattern(pattern).is_ok(), "{pattern}");
-        }
-    }
-
-    #[test]
-    fn tries_are_equal_when_their_entries_are() {
-        let trie = |texts: &[&str]| {
-            let mut trie = PatternTrie::new(Bare::Valid);
-            texts.iter().for_each(|text| trie.insert(Pattern::of(text), (), None));
-            trie
-        };
-        assert_eq!(trie(&["a.example", "*.b"]), trie(&["a.example", "*.b"]));
-        assert_ne!(trie(&["a.example"]), trie(&["*.example"]));
-        assert_eq!(format!("{:?}", trie(&["*.b"])), "{\"*.b\": ()}");
-    }
-
-    /// The grammar once more, as plainly as it can be said: no trie, backtracking.
-    fn naive(bare: Bare, pattern: &str, labels: &[&[u8]]) -> bool {
-        fn glob(pattern: &[u8], label: &[u8]) -> bool {
-            match (pattern.split_first(), label.split_first()) {
-                (None, None) => true,
-                (Some((b'*', rest)), _) => {
-                    glob(rest, label)
-                        || label.split_first().is_some_and(|(o, l)| is_pattern_octet(*o) && glob(pattern, l))
-                }
-                (Some((p, rest)), Some((o, l))) => p == o && glob(rest, l),
-                _ => false,
-            }
-        }
-        let valid = |label: &&[u8]| !label.is_empty() && label.iter().all(|octet| is_pattern_octet(*octet));
-        let text = pattern.to_ascii_lowercase();
-        let body = text.strip_suffix('.').unwrap_or(&text);
-        if !body.is_empty() && body.chars().all(|c| c == '*') {
-            return match bare {
-                Bare::Valid => labels.iter().all(valid),
-                Bare::Every => !labels.iter().any(|label| label.contains(&b'.') || label.contains(&0)),
-            };
-        }
-        let wanted: Vec<&str> = if body.is_empty() { vec![] } else { body.split('.').collect() };
-        if wanted.first().is_some_and(|first| first.len() > 1 && first.chars().all(|c| c == '*')) {
-            let rest = &wanted[1..];
-            let Some(extra) = labels.len().checked_sub(rest.len()).filter(|extra| *extra > 0) else {
-                return false;
-            };
-            return labels[..extra].iter().all(valid)
-                && rest.iter().zip(&labels[extra..]).all(|(p, label)| glob(p.as_bytes(), label));
-        }
-        wanted.len() == labels.len() && wanted.iter().zip(labels).all(|(p, label)| glob(p.as_bytes(), label))
-    }
-
-    fn pattern_text() -> impl Strategy<Value = String> {
-        prop::collection::vec("[ab*]{1,4}", 1..5).prop_map(|labels| labels.join("."))
-    }
-
-    proptest! {
-        #![proptest_config(ProptestConfig::with_cases(2_000))]
-
-        #[test]
-        fn the_trie_agrees_with_a_naive_matcher(
-            patterns in prop::collection::vec(pattern_text(), 1..12),
-            labels in prop::collection::vec("[abAB ]{1,4}", 0..5),
-            every in any::<bool>(),
-        ) {
-            let bare = if every { Bare::Every } else { Bare::Valid };
-            let name = Name::parse(&if labels.is_empty() { ".".to_owned() } else { labels.join(".") }).unwrap();
-            let mut trie = PatternTrie::new(bare);
-            for (index, pattern) in patterns.iter().enumerate() {
-                trie.insert(Pattern::pattern(pattern).unwrap(), index, None);
-            }
-            let mut found: Vec<usize> = trie.matches(&name).map(|found| *found.value).collect();
-            found.sort_unstable();
-            let folded: Vec<&[u8]> = name.labels().collect();
-            let expected: Vec<usize> =
-                (0..patterns.len()).filter(|index| naive(bare, &patterns[*index], &folded)).collect();
-            prop_assert_eq!(found, expected);
-        }
-    }
-}
+mod tests;

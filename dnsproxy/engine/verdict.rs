@@ -4,10 +4,10 @@ use std::fmt;
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::name::Name;
-use super::pattern::PatternTrie;
+use super::name::{Name, is_pattern_octet};
+use super::pattern::{Miss, PatternTrie};
 use super::policy::covers;
-use super::ruleset::{Protocol, RuleSet, Servers};
+use super::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 
 /// The rule behind a verdict, for people: policy, place in its file, what it says.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -42,8 +42,8 @@ impl fmt::Display for RuleRef {
 pub enum Denied {
     /// No rule lets the workload ask this server at all; the policies that make it default deny.
     Server(Vec<RuleRef>),
-    /// The server may be asked, but not for this name; the rules that allow other names there.
-    Name(Vec<RuleRef>),
+    /// The server may be asked, but not for this name.
+    Name(Missed),
     /// A label holds an octet that no pattern matches, or one that is refused always (a dot, a NUL).
     Label,
     /// The type is ANY, AXFR or IXFR.
@@ -52,7 +52,33 @@ pub enum Denied {
     Class,
 }
 
+/// A name that no rule allows.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Missed {
+    /// The rules that allow other names at this server, the one that came nearest first.
+    pub rules: Vec<RuleRef>,
+    /// What whoever wrote the nearest one may have meant instead.
+    pub hint: Option<String>,
+}
+
 impl Denied {
+    /// The rules that speak of it, the nearest first.
+    pub fn rules(&self) -> &[RuleRef] {
+        match self {
+            Denied::Server(rules) | Denied::Name(Missed { rules, .. }) => rules,
+            Denied::Label | Denied::Type | Denied::Class => &[],
+        }
+    }
+
+    /// What helps the one who wonders why `name` was refused: which pattern just misses it, or which label none can match.
+    pub fn hint(&self, name: &Name) -> Option<String> {
+        match self {
+            Denied::Name(missed) => missed.hint.clone(),
+            Denied::Label => odd_label(name),
+            Denied::Server(_) | Denied::Type | Denied::Class => None,
+        }
+    }
+
     /// The word for metrics and flows.
     pub fn reason(&self) -> &'static str {
         match self {
@@ -95,16 +121,33 @@ pub(super) fn may_ask(
     if !name.has_only_pattern_octets() {
         return Err(Denied::Label);
     }
-    // A rule that would have let it through with `**.` comes first: most likely it was meant.
-    there.sort_by_key(|rule| !rule.patterns.iter().any(|found| found.pattern.would_match_with_two_stars(name)));
-    Err(Denied::Name(there.into_iter().map(|rule| rule.rule.clone()).collect()))
+    Err(Denied::Name(missed(&there, name)))
 }
 
-/// What a person may have meant who wrote a pattern that just misses `name`: for `explain` and refusals.
-pub fn near_miss(patterns: &PatternTrie<()>, name: &Name) -> Option<String> {
-    let found = patterns.iter().find(|found| found.pattern.would_match_with_two_stars(name))?;
-    let pattern = found.pattern.as_str();
-    Some(format!("{pattern:?} spans one label; \"*{pattern}\" spans several"))
+/// The rules, the one that most likely was meant first, and what its pattern lacks.
+fn missed(rules: &[&DnsRule], name: &Name) -> Missed {
+    let mut rules: Vec<(Option<(Miss, &str)>, &DnsRule)> =
+        rules.iter().map(|rule| (nearest(&rule.patterns, name), *rule)).collect();
+    rules.sort_by_key(|(miss, _)| std::cmp::Reverse(miss.map(|(miss, _)| miss)));
+    let hint = rules.first().and_then(|(miss, _)| *miss).map(|(miss, pattern)| match miss {
+        Miss::Deep => format!("{pattern:?} spans one label; \"*{pattern}\" spans several"),
+        Miss::Apex => {
+            let apex = pattern.trim_start_matches(['*', '.']);
+            format!("{pattern:?} is what is below {apex:?}, not {apex:?} itself")
+        }
+        Miss::Below => format!("{pattern:?} is that name alone; \"**.{pattern}\" is all below it"),
+    });
+    Missed { rules: rules.into_iter().map(|(_, rule)| rule.rule.clone()).collect(), hint }
+}
+
+fn nearest<'a>(patterns: &'a PatternTrie<()>, name: &Name) -> Option<(Miss, &'a str)> {
+    patterns.nearest(name).map(|(miss, found)| (miss, found.pattern.as_str()))
+}
+
+/// Which label has an octet that no pattern matches.
+fn odd_label(name: &Name) -> Option<String> {
+    let label = name.labels().find(|label| !label.iter().copied().all(is_pattern_octet))?;
+    Some(format!("no pattern matches the label \"{}\"; only a-z 0-9 - _ can be matched", label.escape_ascii()))
 }
 
 #[cfg(test)]
@@ -158,6 +201,10 @@ mod tests {
         assert_eq!(answer.map(|rule| rule.to_string()), verdict.map(str::to_owned));
     }
 
+    fn name(rules: &[&str], hint: Option<&str>) -> Denied {
+        Denied::Name(Missed { rules: rules.iter().map(|policy| rule(policy)).collect(), hint: hint.map(str::to_owned) })
+    }
+
     #[test]
     fn the_rule_that_lets_a_query_through_is_named() {
         asks("198.18.0.10", Protocol::Udp, "API.example", Ok("near"));
@@ -168,13 +215,14 @@ mod tests {
     #[test]
     fn a_refusal_names_the_policy_that_came_nearest() {
         asks("192.0.2.1", Protocol::Tcp, "far.example", Err(Denied::Server(vec![rule("wall")])));
-        asks("198.18.0.10", Protocol::Udp, "a.b.svc.example", Err(Denied::Name(vec![rule("near"), rule("far")])));
-        asks("192.0.2.1", Protocol::Udp, "x.example", Err(Denied::Name(vec![rule("far")])));
+        let hint = "\"*.svc.example\" spans one label; \"**.svc.example\" spans several";
+        asks("198.18.0.10", Protocol::Udp, "a.b.svc.example", Err(name(&["near", "far"], Some(hint))));
+        asks("192.0.2.1", Protocol::Udp, "x.example", Err(name(&["far"], None)));
     }
 
     #[test]
     fn a_network_never_means_a_pod() {
-        asks("203.0.113.53", Protocol::Udp, "x.example", Err(Denied::Name(vec![rule("far")])));
+        asks("203.0.113.53", Protocol::Udp, "x.example", Err(name(&["far"], None)));
     }
 
     #[test]
@@ -199,10 +247,25 @@ mod tests {
         assert_eq!(rules.resolvers(), [(ip("198.18.0.10"), Protocol::Udp, 53)]);
     }
 
+    #[track_caller]
+    fn hints(name: &str, expected: Option<&str>) {
+        let name = Name::parse(name).unwrap();
+        let denied = rules().may_ask(ip("198.18.0.10"), Protocol::Udp, 53, &name).expect_err("denied");
+        assert_eq!(denied.hint(&name).as_deref(), expected);
+    }
+
     #[test]
     fn a_near_miss_says_what_would_have_matched() {
-        let rules = rules();
-        let hint = near_miss(&rules.dns[1].patterns, &Name::parse("a.b.svc.example").unwrap());
-        assert_eq!(hint.as_deref(), Some("\"*.svc.example\" spans one label; \"**.svc.example\" spans several"));
+        hints("a.b.svc.example", Some("\"*.svc.example\" spans one label; \"**.svc.example\" spans several"));
+        hints("svc.example", Some("\"*.svc.example\" is what is below \"svc.example\", not \"svc.example\" itself"));
+        hints("v1.api.example", Some("\"api.example\" is that name alone; \"**.api.example\" is all below it"));
+        hints("other.test", None);
+    }
+
+    #[test]
+    fn an_odd_label_is_named() {
+        hints("a b.svc.example", Some("no pattern matches the label \"a b\"; only a-z 0-9 - _ can be matched"));
+        hints("a\\.b.example", Some("no pattern matches the label \"a.b\"; only a-z 0-9 - _ can be matched"));
+        hints("\\000.svc.example", Some("no pattern matches the label \"\\x00\"; only a-z 0-9 - _ can be matched"));
     }
 }

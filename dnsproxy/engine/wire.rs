@@ -134,14 +134,16 @@ pub struct NameBuf {
 impl NameBuf {
     /// Reads the name at `at`, as it stands.
     ///
-    /// Pointers must lead backwards, each further than the one before, so reading ends.
+    /// Pointers must lead backwards, each further than the one before, so reading ends; and what stands there must end
+    /// before the part that led there, so that no octet is read twice, as label and as pointer.
     pub fn read(message: &[u8], at: usize) -> Option<NameBuf> {
         let mut name = NameBuf { octets: [0; NAME_OCTETS], length: 0 };
         let mut filled = 0;
         let mut at = at;
-        let mut floor = at;
+        // Where the part that is being read starts, and where it must have ended.
+        let (mut floor, mut ceiling) = (at, message.len());
         loop {
-            let length = *message.get(at)?;
+            let length = *message[..ceiling].get(at)?;
             match length {
                 0..=63 => {
                     let label = message.get(at..at + 1 + usize::from(length))?;
@@ -158,6 +160,7 @@ impl NameBuf {
                     if target >= floor {
                         return None;
                     }
+                    ceiling = floor;
                     floor = target;
                     at = target;
                 }
@@ -218,6 +221,14 @@ mod tests {
         reads(b"\x01a\xc0\x00", 0, None);
         reads(b"\xc0\x02\xc0\x00", 2, None);
         reads(b"\x01a\xc0\x06\x01b\xc0\x00", 4, None);
+    }
+
+    #[test]
+    fn a_name_is_not_read_over_the_pointer_that_led_to_it() {
+        // A label of three octets, the first two of which are the pointer to it.
+        let message = b"\x01a\x03\xc0\x02x\0";
+        reads(message, 3, None);
+        reads(message, 2, Some(b"\x03\xc0\x02x\0"));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use crate::clock;
 use crate::serve::Proxy;
 use crate::serve::background::{self, Memory};
 use crate::upstream::Upstream;
+use crate::upstream::health::Registry;
 
 use datagrams::Inbox;
 
@@ -38,11 +39,13 @@ pub struct Options {
     pub port: u16,
     /// Threads; 0: one per core.
     pub workers: usize,
+    /// The DNS servers that workers ask, and how they fare.
+    pub upstreams: Arc<Registry>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { port: 15_353, workers: 0 }
+        Options { port: 15_353, workers: 0, upstreams: Arc::default() }
     }
 }
 
@@ -119,10 +122,10 @@ pub fn start(options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenEr
     for (at, sockets) in sockets.into_iter().enumerate() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
-        let (proxy, stopped) = (proxy.clone(), stopped.clone());
+        let (proxy, upstreams, stopped) = (proxy.clone(), options.upstreams.clone(), stopped.clone());
         let worker = thread::Builder::new()
             .name(format!("dns-{at}"))
-            .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, stopped)))
+            .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, upstreams, stopped)))
             .map_err(ListenError::Worker)?;
         listeners.workers.push(worker);
     }
@@ -202,10 +205,16 @@ fn is_no_family(error: &io::Error) -> bool {
 }
 
 /// The life of a worker.
-async fn work(at: usize, sockets: Sockets, proxy: Arc<Proxy>, mut stopped: watch::Receiver<Stop>) {
+async fn work(
+    at: usize,
+    sockets: Sockets,
+    proxy: Arc<Proxy>,
+    upstreams: Arc<Registry>,
+    mut stopped: watch::Receiver<Stop>,
+) {
     let worker = Rc::new(Worker {
         proxy,
-        upstream: Upstream::start(),
+        upstream: Upstream::start(upstreams),
         memory: RefCell::default(),
         inbox: RefCell::default(),
         under_way: Cell::new(0),

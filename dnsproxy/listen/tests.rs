@@ -183,7 +183,7 @@ impl World {
             [served.clone(), endpoint(2, &["127.0.0.2"])],
             ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
-        let options = Options { port: 0, workers: setup.workers };
+        let options = Options { port: 0, workers: setup.workers, ..Options::default() };
         let cache = setup.cache.then(|| Arc::new(Cache::new(1 << 20)));
         let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), seen.clone(), cache));
         let listeners = start(&options, proxy.clone()).expect("listeners");

@@ -122,7 +122,8 @@ fn dns(query: &QueryRecord) -> Dns {
 fn query_summary(query: &QueryRecord, answered: bool) -> String {
     let (qname, qtype) = (short(&query.qname), short(&query.qtype));
     if !answered {
-        return format!("DNS Query {qname} {qtype}; {}", query.reason);
+        let hint = query.hint.as_ref().map_or_else(String::new, |hint| format!("; {}", cut(hint, NAME_CHARS)));
+        return format!("DNS Query {qname} {qtype}; {}{hint}", query.reason);
     }
     let mut parts = Vec::new();
     match query.rcode {

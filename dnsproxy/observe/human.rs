@@ -78,6 +78,9 @@ fn query_text(query: &QueryRecord) -> String {
     if let Some(rule) = &query.rule {
         let _ = write!(text, " by {}", clean(&rule.to_string()));
     }
+    if let Some(hint) = &query.hint {
+        let _ = write!(text, ": {}", clean(hint));
+    }
     text.push(')');
     text
 }
@@ -155,6 +158,14 @@ mod tests {
                 q.addresses.clear();
             }),
             "04:27:15.120 DENIED    payments/reports                   DNS  api.github.com. A -> REFUSED (name by payments/egress)",
+        );
+        line(
+            query(|q| {
+                (q.outcome, q.reason, q.rcode, q.upstream, q.granted) = (Outcome::Denied, "name", Some(5), None, 0);
+                q.hint = Some("\"*.com\" spans one label".to_owned());
+                q.addresses.clear();
+            }),
+            "04:27:15.120 DENIED    payments/reports                   DNS  api.github.com. A -> REFUSED (name by payments/egress: \"*.com\" spans one label)",
         );
     }
 

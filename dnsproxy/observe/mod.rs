@@ -104,6 +104,8 @@ pub struct QueryRecord {
     pub reason: &'static str,
     /// The rule that decided.
     pub rule: Option<RuleRef>,
+    /// What the author of a rule that just misses the name may have meant; text for people.
+    pub hint: Option<String>,
     /// The RCODE sent; `None` when nothing was.
     pub rcode: Option<u16>,
     /// Addresses in the reply.

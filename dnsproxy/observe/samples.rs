@@ -39,6 +39,7 @@ pub(crate) fn query(change: impl FnOnce(&mut QueryRecord)) -> Record {
         outcome: Outcome::Forwarded,
         reason: "allowed",
         rule: Some(rule("payments", "egress")),
+        hint: None,
         rcode: Some(0),
         addresses: vec!["192.0.2.1".parse().unwrap()],
         cnames: Vec::new(),

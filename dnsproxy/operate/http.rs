@@ -48,10 +48,13 @@ pub struct Operator {
     /// For /status: makes it anew. Called on the server's thread.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
     /// For /names. Called on the server's thread.
-    pub names: Box<dyn Fn(&NamesAsked) -> Result<NamesPage, AskedError> + Send + Sync>,
+    pub names: Box<TellNames>,
     /// Called before /metrics is written: the place to read the kernel's counters.
     pub refresh: Box<dyn Fn(&Metrics) + Send + Sync>,
 }
+
+/// Makes one page of names.
+pub type TellNames = dyn Fn(&NamesAsked) -> Result<NamesPage, AskedError> + Send + Sync;
 
 /// Why the pages can't be served.
 #[derive(Debug, thiserror::Error)]

@@ -12,5 +12,4 @@ pub use http::{Operator, Server};
 pub use ready::Readiness;
 pub use status::{
     AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status,
-    UpstreamStatus,
 };

@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::serve::cache::CacheFigures;
+use crate::upstream::health::ServerHealth;
+
 /// The whole state in figures, as the admin socket's /status has it in JSON.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -25,7 +28,7 @@ pub struct Status {
     /// The kernel's tables.
     pub maps: Vec<MapStatus>,
     /// The DNS servers that were asked.
-    pub upstreams: Vec<UpstreamStatus>,
+    pub upstreams: Vec<ServerHealth>,
     /// The answer cache; none while it is off.
     pub cache: Option<CacheStatus>,
     /// Events that the kernel could not hand over.
@@ -149,28 +152,6 @@ pub struct MapStatus {
     pub max: u64,
 }
 
-/// How a DNS server fares. Counts are since it was first asked.
-#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
-#[serde(default)]
-pub struct UpstreamStatus {
-    /// As in the configuration: `203.0.113.1:53`, `tls://203.0.113.1:853#dns.example`.
-    pub server: String,
-    /// `plain`, `tls` or `https`.
-    pub transport: String,
-    /// The smoothed round-trip time, microseconds; none before the first answer.
-    pub srtt_us: Option<u64>,
-    /// Queries sent, copies included.
-    pub queries: u64,
-    /// Answers that matched their query.
-    pub answers: u64,
-    /// Copies that had no answer in time, or could not be sent.
-    pub timeouts: u64,
-    /// Timeouts since the last answer.
-    pub unanswered: u32,
-    /// Milliseconds until the next probe while it is held down; none while it is in use.
-    pub held_ms: Option<u64>,
-}
-
 /// How full the answer cache is, and how often it was of use.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -200,9 +181,9 @@ impl CacheStatus {
     }
 }
 
-impl From<crate::serve::cache::CacheFigures> for CacheStatus {
-    fn from(figures: crate::serve::cache::CacheFigures) -> CacheStatus {
-        let crate::serve::cache::CacheFigures { entries, bytes, max_bytes, hits, hot, misses, stale } = figures;
+impl From<CacheFigures> for CacheStatus {
+    fn from(figures: CacheFigures) -> CacheStatus {
+        let CacheFigures { entries, bytes, max_bytes, hits, hot, misses, stale } = figures;
         CacheStatus { entries, bytes, max_bytes, hits, hot_hits: hot, misses, stale }
     }
 }

@@ -28,9 +28,10 @@ use crate::kernel::load::{Kernel, LoadSettings};
 use crate::kernel::sweep::Budgets;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
-use crate::operate::{self, Operator, Readiness, Server, Status, UpstreamStatus, metrics::Metrics};
+use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
 use crate::serve::cache::Cache;
 use crate::serve::{Directory, Proxy, Served};
+use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
@@ -58,11 +59,11 @@ pub(super) struct Node {
     pub metrics: Arc<Metrics>,
     pub readiness: Readiness,
     pub status: Arc<Mutex<Status>>,
-    /// How the DNS servers fare.
-    pub upstreams: Box<dyn Fn() -> Vec<UpstreamStatus>>,
     pub checkpoint: Checkpoint,
     pub loaded: reload::Loaded,
     pub upkeep: upkeep::Upkeep,
+    /// How the DNS servers fare, for status and metrics.
+    pub upstreams: Arc<Registry>,
 }
 
 /// A workload that the operator named.
@@ -111,6 +112,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     // The admin socket is also the lock: a second process finds the first here, before it touches anything.
     let people = packets::People::default();
     let server = serve_pages(&config, &metrics, &readiness, &status, people.clone())?;
+    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
     );
@@ -142,10 +144,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         metrics,
         readiness: readiness.clone(),
         status,
-        upstreams: Box::new(Vec::new),
         checkpoint: Checkpoint::start(&config.state_dir).context("starting the thread that writes names down")?,
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
+        upstreams,
         config,
         source,
     };
@@ -153,7 +155,11 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
-    let options = listen::Options { port: node.config.dns.port, workers: node.config.dns.workers as usize };
+    let options = listen::Options {
+        port: node.config.dns.port,
+        workers: node.config.dns.workers as usize,
+        upstreams: node.upstreams.clone(),
+    };
     let listeners = listen::start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.

@@ -202,7 +202,7 @@ impl Node {
                 .into_iter()
                 .map(|(table, rows, max)| MapStatus { name: table.text().to_owned(), rows, max })
                 .collect(),
-            upstreams: (self.upstreams)(),
+            upstreams: self.upstreams.snapshot(),
             cache: self.proxy.cache().map(|cache| cache.figures().into()),
             ..Status::default()
         };

@@ -10,7 +10,7 @@ use std::time::Duration;
 use crate::engine::answer::Answer;
 use crate::engine::name::Name;
 use crate::engine::query::Query;
-use crate::engine::verdict::RuleRef;
+use crate::engine::verdict::{Denied, RuleRef};
 use crate::engine::wire::type_text;
 use crate::observe::{CacheUse, Counted, Observer, Outcome, QueryRecord};
 
@@ -25,6 +25,7 @@ pub(super) struct Record {
     tcp: bool,
     asked: Option<(Name, u16)>,
     rule: Option<RuleRef>,
+    hint: Option<String>,
     addresses: Vec<IpAddr>,
     cnames: Vec<Name>,
     ttl: u32,
@@ -41,6 +42,7 @@ impl Record {
             tcp: packet.tcp,
             asked: None,
             rule: None,
+            hint: None,
             addresses: Vec::new(),
             cnames: Vec::new(),
             ttl: 0,
@@ -70,6 +72,12 @@ impl Record {
 
     pub(super) fn rule(&mut self, rule: Option<RuleRef>) {
         self.rule = rule;
+    }
+
+    /// Which rule refused it, and what its author may have meant.
+    pub(super) fn denied(&mut self, denied: &Denied, query: &Query<'_>) {
+        self.rule = denied.rules().first().cloned();
+        self.hint = denied.hint(&query.name);
     }
 
     pub(super) fn cache(&mut self, used: CacheUse) {
@@ -122,6 +130,7 @@ impl Record {
             verdict = ?record.outcome,
             reason = record.reason,
             rule,
+            hint = record.hint,
             cache = record.cache.text(),
             upstream_ms,
             granted = record.granted,
@@ -146,6 +155,7 @@ impl Record {
             outcome,
             reason,
             rule: self.rule.clone(),
+            hint: self.hint.clone(),
             rcode,
             addresses: self.addresses.clone(),
             cnames: self.cnames.iter().map(ToString::to_string).collect(),

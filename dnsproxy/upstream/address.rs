@@ -58,7 +58,7 @@ impl ServerAddress {
         if let Some(rest) = text.strip_prefix("https://") {
             let (place, certificate) = rest.split_once('#')?;
             let (place, path) = place.find('/').map_or((place, HTTPS_PATH), |at| place.split_at(at));
-            let readable = |octet: u8| octet.is_ascii_graphic() && !matches!(octet, b'?' | b'#' | b'"' | b'\\');
+            let readable = |octet: u8| octet.is_ascii_graphic() && !b"?#\"\\<>^`{|}".contains(&octet);
             if !path.bytes().all(readable) {
                 return None;
             }

@@ -32,7 +32,8 @@ impl Chance {
         }
     }
 
-    fn octets<const N: usize>(&mut self) -> [u8; N] {
+    /// Random octets.
+    pub(super) fn octets<const N: usize>(&mut self) -> [u8; N] {
         if self.used + N > BLOCK {
             self.fill();
         }

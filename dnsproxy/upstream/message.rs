@@ -20,7 +20,7 @@ pub enum Letters<'a> {
 /// With OPT it takes 1232 octets over UDP and says DO if the client did.
 pub fn build(query: &Query<'_>, letters: Letters<'_>, opt: bool) -> Vec<u8> {
     let mut message = Vec::with_capacity(HEADER + query.question.len() + 11);
-    for word in [0, query.asked_flags(), 1, 0, 0, u16::from(opt)] {
+    for word in [0, query.asked_flags(), 1, 0, 0, 0] {
         message.extend_from_slice(&word.to_be_bytes());
     }
     message.extend_from_slice(query.name.as_wire());
@@ -30,10 +30,7 @@ pub fn build(query: &Query<'_>, letters: Letters<'_>, opt: bool) -> Vec<u8> {
     message.extend_from_slice(&query.qtype.to_be_bytes());
     message.extend_from_slice(&query.qclass.to_be_bytes());
     if opt {
-        message.push(0);
-        message.extend_from_slice(&rtype::OPT.to_be_bytes());
-        message.extend_from_slice(&(UDP_OCTETS as u16).to_be_bytes());
-        message.extend_from_slice(&[0, 0, u8::from(query.dnssec_ok()) << 7, 0, 0, 0]);
+        put_opt(&mut message, 0, query.dnssec_ok(), &[]);
     }
     message
 }
@@ -41,6 +38,29 @@ pub fn build(query: &Query<'_>, letters: Letters<'_>, opt: bool) -> Vec<u8> {
 /// Writes the ID of a built query.
 pub fn set_id(message: &mut [u8], id: u16) {
     message[..2].copy_from_slice(&id.to_be_bytes());
+}
+
+/// Adds the OPT record to the query that was built without and starts at `start` of `out`; `options` are its options.
+pub(super) fn put_opt(out: &mut Vec<u8>, start: usize, dnssec_ok: bool, options: &[u8]) {
+    out[start + 11] = 1;
+    out.push(0);
+    out.extend_from_slice(&rtype::OPT.to_be_bytes());
+    out.extend_from_slice(&(UDP_OCTETS as u16).to_be_bytes());
+    out.extend_from_slice(&[0, 0, u8::from(dnssec_ok) << 7, 0]);
+    out.extend_from_slice(&(options.len() as u16).to_be_bytes());
+    out.extend_from_slice(options);
+}
+
+/// The same query for a connection: letters in lower case, for no one can forge there, and no options.
+pub(super) fn for_stream(built: &[u8], opt: bool, dnssec_ok: bool) -> Vec<u8> {
+    let mut message = Vec::with_capacity(built.len() + 11);
+    message.extend_from_slice(built);
+    let name_end = built.len() - 4;
+    message[HEADER..name_end].make_ascii_lowercase();
+    if opt {
+        put_opt(&mut message, 0, dnssec_ok, &[]);
+    }
+    message
 }
 
 #[cfg(test)]
@@ -68,5 +88,13 @@ mod tests {
         let query = Query::parse(ASKED).expect("a query");
         let built = build(&query, Letters::Lower, false);
         assert_eq!(built, b"\0\0\x01\x30\0\x01\0\0\0\0\0\0\x03www\x07example\x03com\0\0\x1c\0\x01");
+    }
+
+    #[test]
+    fn over_a_connection_the_letters_are_small_and_nothing_else_differs() {
+        let query = Query::parse(ASKED).expect("a query");
+        let built = build(&query, Letters::Mixed(&mut Chance::new()), false);
+        assert_eq!(for_stream(&built, true, true), build(&query, Letters::Lower, true));
+        assert_eq!(for_stream(&built, false, true), build(&query, Letters::Lower, false));
     }
 }

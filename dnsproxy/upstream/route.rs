@@ -22,6 +22,11 @@ impl Route {
         (!servers.is_empty()).then(|| Route(servers.into()))
     }
 
+    /// Whether they are one and the same, not only equal.
+    pub(super) fn is(&self, other: &Route) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
     /// The servers.
     pub fn servers(&self) -> &[ServerAddress] {
         &self.0

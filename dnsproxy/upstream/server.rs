@@ -1,209 +1,206 @@
-//! One DNS server and the sockets on which it is asked.
+//! One DNS server as one worker asks it, and the servers of a route.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
+use std::net::SocketAddr;
 use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Instant;
 
-use tokio::io::unix::AsyncFd;
-use tokio::sync::Semaphore;
-use tokio::task::{AbortHandle, spawn_local};
-
-use crate::clock;
-
-use super::chance::Chance;
-use super::{Pending, Shared};
+use super::address::{ServerAddress, Transport};
+use super::cookie::Cookies;
+use super::health::{Health, Registry};
+use super::https::Https;
+use super::route::Route;
+use super::socket::Socket;
+use super::stream::Streams;
+use super::{Shared, UpstreamError};
 
 /// Sockets in use at a time: an attacker must guess which port, of four that change.
 const SOCKETS: usize = 4;
 /// Queries that one socket sends before another port takes over.
 pub(super) const QUERIES: u32 = 1_000;
-/// Queries that may wait on one socket: an unused number is found at once as long as most of 65 536 are.
-const WAITING: usize = 8_192;
-/// A socket on which a copy was lost is left, unless an answer came in on it in this time.
-const TRUST: Duration = Duration::from_secs(1);
-/// Connections over TCP at a time.
-const CONNECTIONS: usize = 64;
+/// Paths and servers that are known at a time before those that nobody asks any more are forgotten.
+const KNOWN: usize = 256;
 
 /// A DNS server.
 pub(super) struct Server {
+    pub address: ServerAddress,
+    pub health: Arc<Health>,
+    pub way: Way,
+    /// Not yet told to `health`.
+    queries: Cell<u64>,
+    answers: Cell<u64>,
+}
+
+/// How it is asked.
+pub(super) enum Way {
+    /// UDP; TCP for what is too long, and when its datagrams can't be trusted.
+    Plain(Plain),
+    Tls(Streams),
+    Https(Https),
+}
+
+/// The sockets and what is known of a server that is asked over UDP and TCP.
+pub(super) struct Plain {
     address: SocketAddr,
     sockets: RefCell<Vec<Rc<Socket>>>,
     turn: Cell<usize>,
+    /// The socket for all that is asked in this turn of the worker.
+    current: RefCell<Option<Rc<Socket>>>,
     only_tcp_until: Cell<Option<Instant>>,
-    pub(super) connections: Semaphore,
+    pub cookies: Cookies,
+    pub tcp: Streams,
 }
 
-/// A socket connected to one server, on a port of its own.
-pub(super) struct Socket {
-    inner: AsyncFd<UdpSocket>,
-    waiting: RefCell<HashMap<u16, Rc<Pending>>>,
-    sent: Cell<u32>,
-    retired: Cell<bool>,
-    heard_at: Cell<Option<Instant>>,
-    reader: RefCell<Option<AbortHandle>>,
+/// The servers of a route, with a number of their own.
+pub(super) struct Path {
+    pub id: u32,
+    pub servers: Box<[Rc<Server>]>,
+}
+
+/// Every path that this worker knows.
+pub(super) struct Paths {
+    registry: Arc<Registry>,
+    /// Most queries go the way of the one before.
+    recent: Option<(Route, Rc<Path>)>,
+    by_route: HashMap<Route, Rc<Path>>,
+    servers: Vec<Rc<Server>>,
+    last_id: u32,
 }
 
 impl Server {
-    pub(super) fn new(address: SocketAddr) -> Server {
-        Server {
-            address,
-            sockets: RefCell::default(),
-            turn: Cell::new(0),
-            only_tcp_until: Cell::new(None),
-            connections: Semaphore::new(CONNECTIONS),
+    fn new(address: &ServerAddress, registry: &Registry) -> Server {
+        let health = registry.health(address);
+        let socket = address.socket;
+        let way = match &address.transport {
+            Transport::Plain => Way::Plain(Plain {
+                address: socket,
+                sockets: RefCell::default(),
+                turn: Cell::new(0),
+                current: RefCell::default(),
+                only_tcp_until: Cell::new(None),
+                cookies: Cookies::default(),
+                tcp: Streams::tcp(socket),
+            }),
+            Transport::Tls { certificate } => {
+                Way::Tls(Streams::tls(socket, certificate, registry.trust(), health.clone()))
+            }
+            Transport::Https { certificate, path } => {
+                Way::Https(Https::new(socket, certificate, path, registry.trust(), health.clone()))
+            }
+        };
+        Server { address: address.clone(), health, way, queries: Cell::new(0), answers: Cell::new(0) }
+    }
+
+    /// What matters when it is asked over UDP.
+    pub fn plain(&self) -> Option<&Plain> {
+        match &self.way {
+            Way::Plain(plain) => Some(plain),
+            Way::Tls(_) | Way::Https(_) => None,
         }
     }
 
-    pub(super) fn address(&self) -> SocketAddr {
-        self.address
+    /// Asks on a connection. The caller sets the time.
+    pub async fn ask(&self, shared: &Shared, message: Vec<u8>) -> Result<Vec<u8>, UpstreamError> {
+        match &self.way {
+            Way::Plain(plain) => plain.tcp.ask(&shared.chance, message).await,
+            Way::Tls(streams) => streams.ask(&shared.chance, message).await,
+            Way::Https(https) => https.ask(message).await,
+        }
     }
 
-    pub(super) fn only_tcp(&self, now: Instant) -> bool {
+    /// Counts; whether these are the first since [`Server::settle`].
+    pub fn count(&self, queries: u64, answers: u64) -> bool {
+        let first = self.queries.get() + self.answers.get() == 0;
+        self.queries.set(self.queries.get() + queries);
+        self.answers.set(self.answers.get() + answers);
+        first
+    }
+
+    /// Tells the counts to all.
+    pub fn settle(&self) {
+        self.health.count(self.queries.take(), self.answers.take());
+    }
+}
+
+impl Plain {
+    pub fn only_tcp(&self, now: Instant) -> bool {
         self.only_tcp_until.get().is_some_and(|until| now < until)
     }
 
-    pub(super) fn ask_only_tcp_until(&self, until: Instant) {
+    pub fn ask_only_tcp_until(&self, until: Instant) {
         self.only_tcp_until.set(Some(until));
     }
 
-    /// The next socket in turn; opened when there are too few or it has done its share.
-    pub(super) fn socket(shared: &Rc<Shared>, server: &Rc<Server>) -> io::Result<Rc<Socket>> {
-        let mut sockets = server.sockets.borrow_mut();
-        sockets.retain(|socket| !socket.retired.get());
+    /// The socket of this turn, or the next one in turn; opened when there are too few or it has done its share.
+    pub fn socket(&self, shared: &Rc<Shared>) -> io::Result<Rc<Socket>> {
+        if let Some(current) = self.current.borrow().as_ref().filter(|socket| !socket.is_retired()) {
+            return Ok(current.clone());
+        }
+        let mut sockets = self.sockets.borrow_mut();
+        sockets.retain(|socket| !socket.is_retired());
         if sockets.len() < SOCKETS {
-            sockets.push(Socket::open(shared, server.address)?);
+            sockets.push(Socket::open(shared, self.address)?);
         }
-        let turn = (server.turn.get() + 1) % sockets.len();
-        server.turn.set(turn);
-        let socket = sockets[turn].clone();
-        socket.sent.set(socket.sent.get() + 1);
-        if socket.sent.get() >= QUERIES {
-            // Not closed yet: this last query is about to wait on it.
-            socket.retired.set(true);
-        }
-        Ok(socket)
+        let turn = (self.turn.get() + 1) % sockets.len();
+        self.turn.set(turn);
+        self.current.replace(Some(sockets[turn].clone()));
+        Ok(sockets[turn].clone())
     }
 
-    /// Leaves a socket on which nothing came back.
-    pub(super) fn suspect(&self, socket: &Socket, now: Instant) {
-        if socket.heard_at.get().is_none_or(|heard| now.saturating_duration_since(heard) > TRUST) {
+    /// The turn is over. A socket that has done its share closes when its last answer has come.
+    pub fn end_turn(&self) {
+        if let Some(socket) = self.current.take().filter(|socket| socket.sent() >= QUERIES) {
             socket.retire();
         }
     }
 }
 
-impl Socket {
-    fn open(shared: &Rc<Shared>, server: SocketAddr) -> io::Result<Rc<Socket>> {
-        // The kernel chooses the port at random in its range.
-        let any: SocketAddr = match server {
-            SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
-            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
-        };
-        let socket = UdpSocket::bind(any)?;
-        socket.connect(server)?;
-        socket.set_nonblocking(true)?;
-        // SAFETY: a UdpSocket owns its descriptor, which stays the same and open until it is dropped.
-        let inner = unsafe { AsyncFd::register(socket)? };
-        let socket = Rc::new(Socket {
-            inner,
-            waiting: RefCell::default(),
-            sent: Cell::new(0),
-            retired: Cell::new(false),
-            heard_at: Cell::new(None),
-            reader: RefCell::default(),
-        });
-        let reader = spawn_local(read(shared.clone(), socket.clone()));
-        socket.reader.replace(Some(reader.abort_handle()));
-        Ok(socket)
-    }
-
-    /// Takes an unused number for `pending`; `None` when too many are in use.
-    pub(super) fn register(&self, chance: &mut Chance, pending: &Rc<Pending>) -> Option<u16> {
-        let mut waiting = self.waiting.borrow_mut();
-        if waiting.len() >= WAITING {
-            return None;
-        }
-        loop {
-            let id = chance.number();
-            if let std::collections::hash_map::Entry::Vacant(free) = waiting.entry(id) {
-                free.insert(pending.clone());
-                return Some(id);
-            }
-        }
-    }
-
-    pub(super) fn waiting(&self, id: u16) -> Option<Rc<Pending>> {
-        self.waiting.borrow().get(&id).cloned()
-    }
-
-    pub(super) fn forget(&self, id: u16) {
-        self.waiting.borrow_mut().remove(&id);
-        self.close_if_done();
-    }
-
-    /// An answer came in.
-    pub(super) fn heard(&self) {
-        self.heard_at.set(Some(clock::now()));
-    }
-
-    pub(super) fn send(&self, message: &[u8]) -> io::Result<()> {
-        let send = || self.inner.get_ref().send(message).map(drop);
-        match send() {
-            // The server's word on an earlier datagram (ICMP), given now; this one has not been sent.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => send(),
-            result => result,
-        }
-    }
-
-    /// No query goes out on it any more; it closes when the last answer has come in or is given up.
-    fn retire(&self) {
-        self.retired.set(true);
-        self.close_if_done();
-    }
-
-    fn close_if_done(&self) {
-        if self.retired.get()
-            && self.waiting.borrow().is_empty()
-            && let Some(reader) = self.reader.take()
-        {
-            reader.abort();
-        }
+impl Drop for Plain {
+    fn drop(&mut self) {
+        self.sockets.take().iter().for_each(|socket| socket.retire());
     }
 }
 
-/// Reads what comes in until the socket is done.
-async fn read(shared: Rc<Shared>, socket: Rc<Socket>) {
-    loop {
-        let Ok(mut ready) = socket.inner.readable().await else { return };
-        let mut inbox = shared.inbox.borrow_mut();
-        let received = ready.try_io(|inner| inbox.receive(inner.as_raw_fd()));
-        drop(inbox);
-        match received {
-            Ok(Ok(batch)) => {
-                if batch.drained {
-                    ready.clear_ready();
-                }
-                for at in 0..batch.count {
-                    // Whatever is done with it, no one else receives before the loop ends: there is no await in it.
-                    let inbox = shared.inbox.borrow();
-                    let datagram = inbox.get(at);
-                    if !datagram.cut {
-                        shared.received(&socket, datagram.bytes);
-                    }
-                }
-            }
-            // ICMP says the port is closed. It may be forged, and the next copy may fare better.
-            Ok(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {}
-            Ok(Err(error)) => {
-                tracing::debug!(%error, "a socket to a DNS server is given up");
-                socket.retire();
-                return;
-            }
-            Err(_would_block) => {}
+impl Paths {
+    pub fn new(registry: Arc<Registry>) -> Paths {
+        Paths { registry, recent: None, by_route: HashMap::new(), servers: Vec::new(), last_id: 0 }
+    }
+
+    /// The path of a route; the same for routes to the same servers.
+    pub fn of(&mut self, route: &Route) -> Rc<Path> {
+        if let Some((_, path)) = self.recent.as_ref().filter(|(recent, _)| recent.is(route)) {
+            return path.clone();
         }
+        let path = match self.by_route.get(route) {
+            Some(path) => path.clone(),
+            None => self.add(route),
+        };
+        self.recent = Some((route.clone(), path.clone()));
+        path
+    }
+
+    fn add(&mut self, route: &Route) -> Rc<Path> {
+        self.recent = None;
+        if self.by_route.len() >= KNOWN {
+            self.by_route.retain(|_, path| Rc::strong_count(path) > 1);
+            self.servers.retain(|server| Rc::strong_count(server) > 1);
+        }
+        self.last_id = self.last_id.wrapping_add(1);
+        let servers = route.servers().iter().map(|address| self.server(address)).collect();
+        let path = Rc::new(Path { id: self.last_id, servers });
+        self.by_route.insert(route.clone(), path.clone());
+        path
+    }
+
+    fn server(&mut self, address: &ServerAddress) -> Rc<Server> {
+        if let Some(server) = self.servers.iter().find(|server| server.address == *address) {
+            return server.clone();
+        }
+        let server = Rc::new(Server::new(address, &self.registry));
+        self.servers.push(server.clone());
+        server
     }
 }

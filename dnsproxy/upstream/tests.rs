@@ -4,7 +4,7 @@ use tokio::task::LocalSet;
 
 use super::scripted::{Asked, Say, Scripted, answer, with};
 use super::*;
-use crate::engine::answer::Answer;
+use crate::engine::name::Name;
 
 const WITHIN: Duration = Duration::from_millis(800);
 
@@ -22,7 +22,7 @@ fn query(name: &str, dnssec_ok: bool) -> Query<'static> {
 
 fn run<T>(test: impl AsyncFnOnce(Upstream) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    LocalSet::new().block_on(&runtime, async { test(Upstream::start()).await })
+    LocalSet::new().block_on(&runtime, async { test(Upstream::start(Arc::default())).await })
 }
 
 fn addresses(result: Result<Reply, UpstreamError>) -> Result<Vec<String>, UpstreamError> {

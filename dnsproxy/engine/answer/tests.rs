@@ -8,15 +8,15 @@ fn name(text: &str) -> HickoryName {
     HickoryName::from_ascii(text).expect("a name")
 }
 
-/// `owner ttl A|AAAA|CNAME data`, as in a zone file.
+/// `owner ttl type data`, as in a zone file.
 fn record(line: &str) -> HickoryRecord {
-    let words: Vec<&str> = line.split_whitespace().collect();
+    let words: Vec<&str> = line.splitn(4, ' ').collect();
     let [owner, ttl, kind, data] = words[..] else { panic!("four words, not {line}") };
     let rdata = match kind {
         "A" => RData::A(data.parse().expect("an address")),
         "AAAA" => RData::AAAA(data.parse().expect("an address")),
         "CNAME" => RData::CNAME(hickory_proto::rr::rdata::CNAME(name(data))),
-        other => panic!("no {other}"),
+        other => RData::try_from_str(other.parse().expect("a type"), data).expect("data"),
     };
     HickoryRecord::from_rdata(name(owner), ttl.parse().expect("seconds"), rdata)
 }
@@ -104,7 +104,37 @@ fn only_the_asked_type_is_learned() {
     teaches(RecordType::A, &lines, &["192.0.2.1"], 9);
     teaches(RecordType::AAAA, &lines, &["2001:db8::1"], 9);
     teaches_nothing(RecordType::MX, &lines, Nothing::Type);
-    teaches_nothing(RecordType::HTTPS, &lines, Nothing::Type);
+    teaches_nothing(RecordType::HTTPS, &lines, Nothing::Empty);
+    let hints = ["www.example.com. 9 HTTPS 1 . ipv4hint=192.0.2.1"];
+    teaches_nothing(RecordType::A, &hints, Nothing::Empty);
+    teaches_nothing(RecordType::SVCB, &hints, Nothing::Empty);
+}
+
+#[test]
+fn hints_of_both_families_are_learned_from_every_binding_at_the_end_of_the_chain() {
+    let lines = [
+        "www.example.com. 300 CNAME b.test.",
+        "b.test. 60 HTTPS 1 . alpn=h2 ipv4hint=192.0.2.1,192.0.2.2 ipv6hint=2001:db8::1",
+        "b.test. 30 HTTPS 2 other.test. ipv4hint=192.0.2.3",
+        "b.test. 5 HTTPS 3 . alpn=h3",
+    ];
+    teaches(RecordType::HTTPS, &lines, &["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1"], 30);
+    teaches(RecordType::SVCB, &["www.example.com. 7 SVCB 1 . ipv4hint=192.0.2.1"], &["192.0.2.1"], 7);
+}
+
+#[test]
+fn hints_off_the_chain_and_of_an_alias_teach_nothing() {
+    let stray = ["www.example.com. 9 CNAME b.test.", "evil.test. 9 HTTPS 1 . ipv4hint=192.0.2.66"];
+    teaches_nothing(RecordType::HTTPS, &stray, Nothing::Empty);
+    let beside = ["www.example.com. 9 CNAME b.test.", "www.example.com. 9 HTTPS 1 . ipv4hint=192.0.2.66"];
+    teaches_nothing(RecordType::HTTPS, &beside, Nothing::Empty);
+    teaches_nothing(RecordType::HTTPS, &["www.example.com. 9 HTTPS 0 svc.test."], Nothing::Empty);
+    // An alias with a hint, which no zone file can say.
+    let octets = b"\0\x07\x80\0\0\x01\0\x01\0\0\0\0\x01w\0\0\x41\0\x01\
+        \xc0\x0c\0\x41\0\x01\0\0\0\x3c\0\x0b\0\0\0\0\x04\0\x04\xc0\0\x02\x42";
+    let asked = query("w.", RecordType::HTTPS);
+    let query = Query::parse(&asked).expect("a query");
+    assert_eq!(Answer::parse(octets).expect("an answer").learn(&query), Err(Nothing::Empty));
 }
 
 #[test]

@@ -6,16 +6,16 @@
 use std::net::IpAddr;
 
 use super::{Ede, finish, put_opt};
+use crate::engine::answer::binding::{Binding, IPV4HINT, IPV6HINT, MANDATORY, hints_in};
 use crate::engine::answer::{Answer, Record};
 use crate::engine::query::Query;
-use crate::engine::wire::{HEADER, NameBuf, rtype, skip_name, skip_plain_name, u16_at};
+use crate::engine::wire::{AD, HEADER, NameBuf, rtype, skip_name};
 
 /// What is to be changed.
 pub struct Changes<'a> {
-    /// Which addresses stay; hints of service bindings go unless `hints` is set.
-    pub keep: &'a dyn Fn(IpAddr) -> bool,
-    /// Whether hints of service bindings (RFC 9460 section 7.3) stay.
-    pub hints: bool,
+    /// Which addresses stay, hints of service bindings (RFC 9460 section 7.3) among them. `None`: everything stays as it
+    /// came, also what is malformed.
+    pub keep: Option<&'a dyn Fn(IpAddr) -> bool>,
     /// Whether names are compressed.
     pub compress: bool,
     /// What to say when addresses were taken out and none is left.
@@ -27,9 +27,9 @@ pub struct Changes<'a> {
 pub struct Rebuilt {
     /// Its octets.
     pub message: Vec<u8>,
-    /// The addresses that stayed in the answer section.
+    /// The addresses that stayed in the answer section, hints not among them.
     pub kept: Vec<IpAddr>,
-    /// How many address records went.
+    /// How many addresses went, with their record or out of it, and malformed records; glue is not counted.
     pub taken: usize,
 }
 
@@ -41,43 +41,81 @@ pub struct Malformed {
     pub rtype: u16,
 }
 
-/// Writes `answer` anew for the one who asked `query`.
+/// Writes `answer` anew for the one who asked `query`. What lost addresses is no longer authentic, and says so (AD).
 ///
 /// # Errors
-/// A record that holds names, or a service binding, is malformed.
+/// A record that holds names is malformed.
 pub fn rebuilt(query: &Query<'_>, answer: &Answer<'_>, changes: &Changes<'_>) -> Result<Rebuilt, Malformed> {
     let mut source = answer.message.to_vec();
     // In the asker's case before anything is compared with it: ours was random.
     source[HEADER..answer.ends[0]].copy_from_slice(&query.question);
     let mut writer = Writer::new(&source, answer.ends[0], changes.compress);
     let mut counts = [0u16; 3];
-    let (mut kept, mut taken) = (Vec::new(), 0);
+    let (mut kept, mut left, mut taken) = (Vec::new(), 0, 0);
     for (section, count) in counts.iter_mut().enumerate() {
-        for record in answer.records(section) {
-            match record.rtype {
-                rtype::OPT => continue,
-                rtype::A | rtype::AAAA => match record.address().filter(|address| (changes.keep)(*address)) {
-                    Some(address) if section == 0 => kept.push(address),
-                    Some(_) => {}
-                    None => {
-                        taken += 1;
-                        continue;
-                    }
-                },
-                _ => {}
+        for record in answer.records(section).filter(|record| record.rtype != rtype::OPT) {
+            let fate = changes.keep.map_or(Fate::Whole, |keep| fate(&record, keep));
+            if section == 0 {
+                kept.extend(record.address().filter(|_| matches!(fate, Fate::Whole)));
+                left += fate.left(&record);
             }
-            writer.record(&record, changes.hints)?;
-            *count += 1;
+            if section < 2 {
+                taken += fate.taken(); // glue is optional, and no part of what AD speaks of (RFC 6840 section 5.8)
+            }
+            if !matches!(fate, Fate::Gone) {
+                writer.record(&record, &fate)?;
+                *count += 1;
+            }
         }
     }
     let mut message = writer.out;
     if query.edns.is_some() {
-        let ede = changes.nothing_left.filter(|_| taken > 0 && kept.is_empty());
+        let ede = changes.nothing_left.filter(|_| taken > 0 && left == 0);
         put_opt(&mut message, answer, query, ede);
         counts[2] += 1;
     }
     finish(&mut message, query, answer, counts);
+    if taken > 0 {
+        message[3] &= !(AD as u8);
+    }
     Ok(Rebuilt { message, kept, taken })
+}
+
+/// What becomes of a record.
+enum Fate<'a> {
+    /// It stays.
+    Whole,
+    /// It stays, with a part of its hints.
+    Hints { binding: Binding<'a>, keep: &'a dyn Fn(IpAddr) -> bool },
+    /// It goes.
+    Gone,
+}
+
+fn fate<'a>(record: &Record<'a>, keep: &'a dyn Fn(IpAddr) -> bool) -> Fate<'a> {
+    if record.leads_only_where(keep) {
+        return Fate::Whole;
+    }
+    record.binding().map_or(Fate::Gone, |binding| Fate::Hints { binding, keep })
+}
+
+impl Fate<'_> {
+    /// How many addresses `record` gives still.
+    fn left(&self, record: &Record<'_>) -> usize {
+        match self {
+            Fate::Whole => record.address().iter().count() + record.binding().map_or(0, |it| it.hints().count()),
+            Fate::Hints { binding, keep } => binding.hints().filter(|hint| keep(*hint)).count(),
+            Fate::Gone => 0,
+        }
+    }
+
+    /// How many addresses went, or records that nobody can read.
+    fn taken(&self) -> usize {
+        match self {
+            Fate::Whole => 0,
+            Fate::Hints { binding, keep } => binding.hints().filter(|hint| !keep(*hint)).count(),
+            Fate::Gone => 1,
+        }
+    }
 }
 
 /// Writes records, and remembers where names stand.
@@ -109,7 +147,7 @@ impl<'a> Writer<'a> {
         Writer { source, out, labels, compress, comparisons: 0 }
     }
 
-    fn record(&mut self, record: &Record<'_>, hints: bool) -> Result<(), Malformed> {
+    fn record(&mut self, record: &Record<'_>, fate: &Fate<'_>) -> Result<(), Malformed> {
         let malformed = Malformed { rtype: record.rtype };
         let owner = NameBuf::read(self.source, record.start).ok_or(malformed)?;
         self.name(owner.as_wire(), true);
@@ -117,13 +155,16 @@ impl<'a> Writer<'a> {
         self.out.extend_from_slice(&self.source[record.data - 10..record.data - 2]);
         let length_at = self.out.len();
         self.out.extend_from_slice(&[0, 0]);
-        self.data(record, hints).ok_or(malformed)?;
+        match fate {
+            Fate::Hints { binding, keep } => self.binding(binding, keep),
+            Fate::Whole | Fate::Gone => self.data(record).ok_or(malformed)?,
+        }
         let length = u16::try_from(self.out.len() - length_at - 2).map_err(|_| malformed)?;
         self.out[length_at..length_at + 2].copy_from_slice(&length.to_be_bytes());
         Ok(())
     }
 
-    fn data(&mut self, record: &Record<'_>, hints: bool) -> Option<()> {
+    fn data(&mut self, record: &Record<'_>) -> Option<()> {
         // Octets before the names, how many names, and whether they may be compressed again (RFC 3597 section 4).
         let (before, names, compress) = match record.rtype {
             2..=5 | 7..=9 | 12 => (0, 1, true), // NS, MD, MF, CNAME, MB, MG, MR, PTR
@@ -136,7 +177,6 @@ impl<'a> Writer<'a> {
             26 => (2, 2, false),                // PX
             33 => (6, 1, false),                // SRV
             35 => (naptr_fixed(record.rdata())?, 1, false),
-            rtype::SVCB | rtype::HTTPS if !hints => return self.binding(record.rdata()),
             _ => (0, 0, false),
         };
         let mut at = record.data + before;
@@ -150,39 +190,31 @@ impl<'a> Writer<'a> {
         Some(())
     }
 
-    /// A service binding without `ipv4hint` and `ipv6hint`; `mandatory` no longer names them.
-    fn binding(&mut self, rdata: &[u8]) -> Option<()> {
-        const MANDATORY: u16 = 0;
-        const IS_HINT: fn(u16) -> bool = |key| matches!(key, 4 | 6);
-        let mut at = skip_plain_name(rdata, 2)?;
-        self.out.extend_from_slice(&rdata[..at]);
-        while at < rdata.len() {
-            let key = u16_at(rdata, at)?;
-            let value = rdata.get(at + 4..at + 4 + usize::from(u16_at(rdata, at + 2)?))?;
-            at += 4 + value.len();
-            if IS_HINT(key) {
+    /// A service binding with the hints that stay. A parameter that is left without a value goes, and `mandatory` no
+    /// longer names it.
+    fn binding(&mut self, binding: &Binding<'_>, keep: &dyn Fn(IpAddr) -> bool) {
+        let gone = |key: u16, value: &[u8]| matches!(key, IPV4HINT | IPV6HINT) && !hints_in(key, value).any(keep);
+        let without: Vec<u16> = binding.params().filter(|(key, value)| gone(*key, value)).map(|(key, _)| key).collect();
+        self.out.extend_from_slice(binding.head());
+        for (key, value) in binding.params().filter(|(key, _)| !without.contains(key)) {
+            let stays = |part: &&[u8]| match key {
+                MANDATORY => !without.contains(&u16::from_be_bytes([part[0], part[1]])),
+                _ => hints_in(key, part).all(keep),
+            };
+            let unit = match key {
+                MANDATORY => 2,
+                IPV4HINT => 4,
+                IPV6HINT => 16,
+                _ => value.len().max(1),
+            };
+            let value = value.chunks(unit).filter(stays).collect::<Vec<_>>().concat();
+            if key == MANDATORY && value.is_empty() {
                 continue;
-            }
-            let mut value = value.to_vec();
-            if key == MANDATORY {
-                if value.len() % 2 != 0 {
-                    return None;
-                }
-                value = value
-                    .chunks(2)
-                    .filter(|key| !IS_HINT(u16::from_be_bytes([key[0], key[1]])))
-                    .flatten()
-                    .copied()
-                    .collect();
-                if value.is_empty() {
-                    continue;
-                }
             }
             self.out.extend_from_slice(&key.to_be_bytes());
             self.out.extend_from_slice(&(value.len() as u16).to_be_bytes());
             self.out.extend_from_slice(&value);
         }
-        Some(())
     }
 
     /// Writes an uncompressed name, with a pointer for the longest end of it that stands in the message already, in the

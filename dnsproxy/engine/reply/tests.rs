@@ -5,7 +5,7 @@ use hickory_proto::rr::rdata::{A, CNAME, MX, NS, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use proptest::prelude::*;
 
-use super::rebuild::{Changes, Rebuilt, rebuilt};
+use super::rebuild::{Changes, rebuilt};
 use super::*;
 
 fn name(text: &str) -> Name {
@@ -61,7 +61,7 @@ fn replied(answer: &Message, edns: Option<u16>, make: impl Fn(&Query<'_>, &Answe
 fn rebuild_with(keep: fn(IpAddr) -> bool, compress: bool) -> impl Fn(&Query<'_>, &Answer<'_>) -> Vec<u8> {
     move |query, answer| {
         let ede = Ede::new(EdeCode::Filtered, "guard: metadata");
-        let changes = Changes { keep: &keep, hints: false, compress, nothing_left: Some(&ede) };
+        let changes = Changes { keep: Some(&keep), compress, nothing_left: Some(&ede) };
         rebuilt(query, answer, &changes).expect("rebuilt").message
     }
 }
@@ -89,6 +89,54 @@ fn glue_is_left_out_where_addresses_count() {
     for edns in [None, Some(4096)] {
         let reply = replied(&full_answer(), edns, |query, answer| relayed(query, answer, Additional::OptOnly));
         assert_eq!((reply.answers.len(), reply.authorities.len(), reply.additionals.len()), (4, 1, 0));
+    }
+}
+
+/// The records by section when `octets` are all that the asker takes.
+#[track_caller]
+fn sections_within(octets: usize) -> (usize, usize, usize) {
+    let reply = replied(&full_answer(), Some(1232), |query, answer| {
+        let message = relayed_within(query, answer, Additional::Whole, octets);
+        assert!(message.len() <= octets, "{} octets", message.len());
+        message
+    });
+    assert!(!reply.truncation);
+    (reply.answers.len(), reply.authorities.len(), reply.additionals.len())
+}
+
+#[test]
+fn what_is_optional_stays_behind_before_a_reply_is_cut() {
+    let sent = full_answer();
+    let octets = sent.to_vec().expect("octets").len();
+    assert_eq!(sections_within(octets), (4, 1, 1));
+    assert_eq!(sections_within(octets - 1), (4, 1, 0));
+    assert_eq!(sections_within(octets - 17), (4, 0, 0)); // the glue alone is 16 octets
+}
+
+#[test]
+fn proofs_and_what_says_that_there_is_none_are_not_optional() {
+    let mut none = full_answer();
+    none.answers.clear();
+    let mut asked = query_of(ASKED, RecordType::A, Some(1232));
+    let octets = none.to_vec().expect("octets");
+    let answer = Answer::parse(&octets).expect("an answer");
+    let left = relayed_within(&Query::parse(&asked).expect("a query"), &answer, Additional::OptOnly, 12);
+    assert_eq!(Answer::parse(&left).expect("a reply").counts[1], 1);
+    let octets = full_answer().to_vec().expect("octets");
+    let answer = Answer::parse(&octets).expect("an answer");
+    let flags = asked.len() - 4;
+    asked[flags] |= 0x80; // DO
+    let left = relayed_within(&Query::parse(&asked).expect("a query"), &answer, Additional::OptOnly, 12);
+    assert_eq!(Answer::parse(&left).expect("a reply").counts[1], 1);
+}
+
+#[test]
+fn cd_is_what_the_server_said() {
+    for said in [false, true] {
+        let mut sent = full_answer();
+        sent.metadata.checking_disabled = said;
+        let reply = replied(&sent, None, |query, answer| relayed(query, answer, Additional::Whole));
+        assert_eq!(reply.checking_disabled, said);
     }
 }
 
@@ -161,28 +209,63 @@ fn an_uncompressed_reply_holds_no_pointer() {
     }
 }
 
-#[test]
-fn hints_are_taken_out_of_service_bindings_and_the_rest_stays() {
-    // 1 . mandatory=ipv4hint,alpn alpn=h2 ipv4hint=192.0.2.1 ipv6hint=2001:db8::1 ech=xx
-    let mut rdata = b"\0\x01\0".to_vec();
-    rdata.extend(b"\0\0\0\x04\0\x01\0\x04\0\x01\0\x03\x02h2\0\x04\0\x04\xc0\0\x02\x01\0\x05\0\x02xx\0\x06\0\x10");
+/// `1 . mandatory=alpn,ipv4hint alpn=h2 ipv4hint=192.0.2.1,192.0.2.2 ech=xx ipv6hint=2001:db8::1`
+fn some_binding() -> Vec<u8> {
+    let mut rdata = b"\0\x01\0\0\0\0\x04\0\x01\0\x04\0\x01\0\x03\x02h2".to_vec();
+    rdata.extend(b"\0\x04\0\x08\xc0\0\x02\x01\xc0\0\x02\x02\0\x05\0\x02xx\0\x06\0\x10");
     rdata.extend("2001:db8::1".parse::<std::net::Ipv6Addr>().expect("an address").octets());
-    assert_eq!(strip(&rdata), Some(b"\0\x01\0\0\0\0\x02\0\x01\0\x01\0\x03\x02h2\0\x05\0\x02xx".to_vec()));
-    assert_eq!(strip(b"\0\x01\x03svc\0\0\0\0\x02\0\x04\0\x04\0\x04\xc0\0\x02\x01"), Some(b"\0\x01\x03svc\0".to_vec()));
-    assert_eq!(strip(b"\0\x01\0\0\x04\0\x09\xc0"), None, "malformed");
+    rdata
 }
 
-fn strip(rdata: &[u8]) -> Option<Vec<u8>> {
+#[test]
+fn hints_that_may_not_stay_are_taken_out_of_service_bindings_and_the_rest_stays() {
+    let rdata = some_binding();
+    let kept = |keep: &[&str]| held(&rdata, Some(&|address: IpAddr| keep.contains(&address.to_string().as_str())));
+    let v6 = &rdata[rdata.len() - 20..];
+    assert_eq!(kept(&[]), (Some(b"\0\x01\0\0\0\0\x02\0\x01\0\x01\0\x03\x02h2\0\x05\0\x02xx".to_vec()), 3));
+    let one = b"\0\x01\0\0\0\0\x04\0\x01\0\x04\0\x01\0\x03\x02h2\0\x04\0\x04\xc0\0\x02\x02\0\x05\0\x02xx";
+    assert_eq!(kept(&["192.0.2.2"]), (Some(one.to_vec()), 2));
+    assert_eq!(kept(&["192.0.2.2", "2001:db8::1"]), (Some([&one[..], v6].concat()), 1));
+    assert_eq!(kept(&["192.0.2.1", "192.0.2.2", "2001:db8::1"]), (Some(rdata.clone()), 0));
+}
+
+#[test]
+fn a_list_of_mandatory_parameters_that_is_left_empty_goes_too() {
+    let nothing: &dyn Fn(IpAddr) -> bool = &|_| false;
+    let only = b"\0\x01\x03svc\0\0\0\0\x02\0\x04\0\x04\0\x04\xc0\0\x02\x01";
+    assert_eq!(held(only, Some(nothing)), (Some(b"\0\x01\x03svc\0".to_vec()), 1));
+}
+
+#[test]
+fn a_malformed_service_binding_goes_from_a_selected_name_and_stays_otherwise() {
+    let malformed = b"\0\x01\0\0\x04\0\x09\xc0";
+    assert_eq!(held(malformed, Some(&|_| true)), (None, 1));
+    assert_eq!(held(malformed, None), (Some(malformed.to_vec()), 0));
+    assert_eq!(held(&some_binding(), None), (Some(some_binding()), 0));
+}
+
+#[test]
+fn what_lost_an_address_is_not_called_authentic_any_more() {
+    let mut signed = full_answer();
+    signed.metadata.authentic_data = true;
+    for (keep, authentic) in [(true, true), (false, false)] {
+        let keep: fn(IpAddr) -> bool = if keep { |_| true } else { |_| false };
+        assert_eq!(replied(&signed, Some(1232), rebuild_with(keep, true)).authentic_data, authentic);
+    }
+}
+
+/// What is left of an HTTPS record, and how much was taken out.
+fn held(rdata: &[u8], keep: Option<&dyn Fn(IpAddr) -> bool>) -> (Option<Vec<u8>>, usize) {
     let mut octets = b"\0\x07\x80\0\0\x01\0\x01\0\0\0\0\x03www\x07example\x03com\0\0\x41\0\x01".to_vec();
     octets.extend(b"\xc0\x0c\0\x41\0\x01\0\0\0\x3c");
     octets.extend((rdata.len() as u16).to_be_bytes());
     octets.extend(rdata);
     let asked = query_of(ASKED, RecordType::HTTPS, None);
     let answer = Answer::parse(&octets).expect("an answer");
-    let changes = Changes { keep: &|_| false, hints: false, compress: true, nothing_left: None };
-    let Rebuilt { message, .. } = rebuilt(&Query::parse(&asked).expect("a query"), &answer, &changes).ok()?;
-    let reply = Answer::parse(&message).expect("a reply");
-    reply.records(0).next().map(|record| record.rdata().to_vec())
+    let changes = Changes { keep, compress: true, nothing_left: None };
+    let rebuilt = rebuilt(&Query::parse(&asked).expect("a query"), &answer, &changes).expect("rebuilt");
+    let reply = Answer::parse(&rebuilt.message).expect("a reply");
+    (reply.records(0).next().map(|record| record.rdata().to_vec()), rebuilt.taken)
 }
 
 #[test]
@@ -235,7 +318,7 @@ fn names_are_written_out_after_so_many_comparisons_and_stay_the_same() {
     }
     let (octets, asked) = (message.to_vec().expect("octets"), query_of(ASKED, RecordType::A, None));
     let (query, answer) = (Query::parse(&asked).expect("a query"), Answer::parse(&octets).expect("an answer"));
-    let changes = Changes { keep: &|_| true, hints: false, compress: true, nothing_left: None };
+    let changes = Changes { keep: Some(&|_| true), compress: true, nothing_left: None };
     let result = rebuilt(&query, &answer, &changes).expect("rebuilt");
     assert_eq!(Message::from_vec(&result.message).expect("a reply").answers, message.answers);
 }
@@ -261,7 +344,7 @@ proptest! {
         }
         let (octets, asked) = (message.to_vec().unwrap(), query_of(ASKED, RecordType::A, edns));
         let (query, answer) = (Query::parse(&asked).unwrap(), Answer::parse(&octets).unwrap());
-        let changes = Changes { keep: &|_| keep, hints: false, compress, nothing_left: None };
+        let changes = Changes { keep: Some(&|_| keep), compress, nothing_left: None };
         let result = rebuilt(&query, &answer, &changes).unwrap();
         let reply = Message::from_vec(&result.message).unwrap();
         let stays = |records: &[Record]| -> Vec<String> {
@@ -287,7 +370,7 @@ proptest! {
             relayed(&query, &answer, Additional::Whole);
             relayed(&query, &answer, Additional::OptOnly);
             truncated(&query, &answer);
-            let changes = Changes { keep: &|_| false, hints: false, compress: true, nothing_left: None };
+            let changes = Changes { keep: Some(&|_| false), compress: true, nothing_left: None };
             let _ = rebuilt(&query, &answer, &changes);
         }
     }

@@ -6,7 +6,8 @@ use crate::upstream::chance::Chance;
 /// 100 000 datagrams: random ones, and queries with random damage. The proxy goes on serving.
 #[test]
 fn a_hundred_thousand_random_datagrams_do_no_harm() {
-    let world = World::new(Setup { workers: 2, ..Setup::default() }, always(&["@ 60 A 192.0.2.1"]));
+    let settings = Settings { queries_per_second: 0, ..Settings::default() };
+    let world = World::new(Setup { workers: 2, settings, ..Setup::default() }, always(&["@ 60 A 192.0.2.1"]));
     let client = world.client("127.0.0.1", "127.0.0.1");
     client.set_nonblocking(true).expect("the option");
     let mut chance = Chance::new();

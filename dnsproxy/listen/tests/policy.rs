@@ -79,6 +79,18 @@ fn a_denied_name_never_leaves_and_the_reply_names_the_policy() {
 }
 
 #[test]
+fn a_near_miss_says_what_would_have_matched_in_reply_and_record() {
+    let setup = Setup { rules: rules(&["*.test"], &["*.test"]), ..Setup::default() };
+    let world = World::new(setup, always(&["@ 60 A 192.0.2.1"]));
+    let hint = "\"*.test\" spans one label; \"**.test\" spans several";
+    world.fails("a.b.test", 5, 15, &format!("{hint} (payments/wall: the name is not allowed)"));
+    assert_eq!(world.seen.last().hint.as_deref(), Some(hint));
+    world.fails("a b.test", 5, 15, "no pattern matches the label \"a b\"");
+    world.fails("a.example", 5, 15, "payments/wall: the name is not allowed");
+    assert_eq!(world.seen.last().hint, None);
+}
+
+#[test]
 fn a_denied_name_can_be_said_not_to_exist() {
     let settings = Settings { reject: RejectCode::NameError, ..Settings::default() };
     let setup = Setup { settings, rules: rules(&["www.test"], &["www.test"]), ..Setup::default() };
@@ -185,15 +197,62 @@ fn an_answer_of_another_type_teaches_nothing() {
     assert!(world.kernel.open(1).is_empty());
 }
 
+/// `1 . ipv4hint=192.0.2.1`, for `www`; with 10.0.0.1 beside it for `mixed`, alone for `guarded`.
+fn hinting(asked: &Asked) -> Vec<Say> {
+    let record = match name_in(&asked.octets).split('.').next().expect("a label") {
+        "mixed" => "@ 60 HEX65 00010000040008c00002010a000001",
+        "guarded" => "@ 60 HEX65 000100000400040a000001",
+        "broken" => "@ 60 HEX65 00010000040003c00002",
+        _ => "@ 60 HEX65 00010000040004c0000201",
+    };
+    vec![Say::Reply(answer(&asked.octets, &[record]))]
+}
+
+/// Asks for HTTPS; which of the two addresses the reply holds, and the extended error's code.
+#[track_caller]
+fn hinted(world: &World, name: &str) -> (bool, bool, Option<u16>) {
+    let reply = world.exchange(&query(name, 65, Some(1232)));
+    let (rcode, _, error) = understood(&reply);
+    assert_eq!(rcode, 0);
+    let holds = |hint: [u8; 4]| reply.windows(4).any(|part| part == hint);
+    (holds([192, 0, 2, 1]), holds([10, 0, 0, 1]), error.map(|error| error.0))
+}
+
 #[test]
-fn hints_of_service_bindings_are_taken_out_for_selected_names_only() {
-    // 1 . ipv4hint=192.0.2.1
-    let world = World::new(Setup::default(), always(&["@ 60 HEX65 00010000040004c0000201"]));
-    let hint = [0xc0, 0, 2, 1];
-    let has_hint = |name| world.exchange(&query(name, 65, None)).windows(4).any(|part| part == hint);
-    assert!(!has_hint("www.test"));
-    assert!(has_hint("www.example"));
+fn hints_are_granted_before_the_reply_leaves_and_taken_out_where_they_are_guarded() {
+    let world = World::new(Setup::default(), hinting);
+    assert_eq!(hinted(&world, "guarded.test"), (false, false, Some(17)));
+    assert_eq!(world.seen.last().reason, "guard");
     assert!(world.kernel.open(1).is_empty());
+    assert_eq!(hinted(&world, "mixed.test"), (true, false, None));
+    assert_eq!(world.kernel.open(1), ["192.0.2.1"]);
+    assert_eq!(hinted(&world, "www.test"), (true, false, None));
+    assert_eq!((world.seen.last().reason, world.kernel.open(1).len()), ("allowed", 1));
+}
+
+#[test]
+fn hints_of_a_name_that_only_dns_rules_allow_go_back_and_grant_nothing() {
+    let world = World::new(Setup::default(), hinting);
+    assert_eq!(hinted(&world, "mixed.example"), (true, true, None));
+    assert!(world.kernel.open(1).is_empty());
+}
+
+#[test]
+fn hints_from_an_untrusted_resolver_or_without_room_are_taken_out_and_the_rest_goes_back() {
+    let world = World::new(Setup { trusted: false, ..Setup::default() }, hinting);
+    assert_eq!(hinted(&world, "www.test"), (false, false, Some(17)));
+    assert_eq!(world.seen.last().reason, "untrusted_resolver");
+    let caps = Caps { grants: 0, ..Caps::default() };
+    let world = World::new(Setup { caps, ..Setup::default() }, hinting);
+    assert_eq!(hinted(&world, "www.test"), (false, false, Some(17)));
+    assert_eq!((world.seen.last().reason, world.kernel.open(1).len()), ("grants_full", 0));
+}
+
+#[test]
+fn a_malformed_service_binding_is_taken_out_of_selected_names_only() {
+    let world = World::new(Setup::default(), hinting);
+    let records = |name| Answer::parse(&world.exchange(&query(name, 65, None))).expect("a reply").counts[0];
+    assert_eq!((records("broken.test"), records("broken.example"), records("www.test")), (0, 1, 1));
 }
 
 #[test]

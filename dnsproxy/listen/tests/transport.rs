@@ -197,6 +197,27 @@ fn queries_of_one_workload_under_way_are_limited() {
 }
 
 #[test]
+fn a_workload_that_asks_too_often_is_refused_and_its_neighbour_is_not() {
+    let settings = Settings { queries_per_second: 5, ..Settings::default() };
+    let world = World::new(Setup { settings, ..Setup::default() }, always(&["@ 60 A 192.0.2.1"]));
+    for _ in 0..5 {
+        world.resolves("www.test", &["192.0.2.1"]);
+    }
+    world.fails("www.test", 5, 0, "too many queries of this workload in this second");
+    // What can't be read counts too, and is not worth a reply then.
+    world.is_ignored(&with(query("www.test", 1, None), |octets| octets[5] = 2), "127.0.0.1", "127.0.0.1");
+    let record = world.seen.last();
+    assert_eq!((record.outcome, record.reason, world.seen.count("rate")), (Outcome::Malformed, "rate", 2));
+    let neighbour = world.client("127.0.0.2", "127.0.0.1");
+    neighbour.send(&query("www.test", 1, None)).expect("sent");
+    let mut buffer = [0; 512];
+    let length = neighbour.recv(&mut buffer).expect("a reply");
+    assert_eq!(understood(&buffer[..length]).1, ["192.0.2.1"]);
+    thread::sleep(Duration::from_millis(450));
+    world.resolves("www.test", &["192.0.2.1"]);
+}
+
+#[test]
 fn settings_and_endpoints_are_replaced_while_serving() {
     let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
     world.resolves("www.test", &["192.0.2.1"]);
@@ -224,7 +245,7 @@ fn a_stop_answers_what_is_under_way() {
 #[test]
 fn a_second_namegate_does_not_share_the_port() {
     let world = World::new(Setup::default(), always(&[]));
-    let options = Options { port: world.listeners.port(), workers: 1 };
+    let options = Options { port: world.listeners.port(), workers: 1, ..Options::default() };
     let error = start(&options, world.proxy.clone()).err().expect("in use");
     assert!(matches!(error, ListenError::InUse { .. }), "{error}");
 }

@@ -72,6 +72,16 @@ fn a_refused_query_is_cilium_s_denied_request() {
 }
 
 #[test]
+fn a_near_miss_stands_in_the_summary() {
+    let flow = &parsed(&query(|q| {
+        (q.outcome, q.reason, q.rcode, q.upstream) = (Outcome::Denied, "name", Some(5), None);
+        q.hint = Some("\"*.com\" spans one label".to_owned());
+        q.addresses.clear();
+    }))["flow"];
+    assert_eq!(flow["Summary"], "DNS Query api.github.com. A; name; \"*.com\" spans one label");
+}
+
+#[test]
 fn a_refused_packet_is_a_drop() {
     let expected = json!({
         "time": "2026-11-21T04:27:15.120000000Z",

@@ -1,0 +1,46 @@
+//! Runs what the fuzz targets check over their corpus: what a fuzzer once found stays found, without one.
+
+use std::fs;
+use std::path::Path;
+
+#[path = "fuzz/checks/mod.rs"]
+mod checks;
+
+#[track_caller]
+fn holds(target: &str, check: fn(&[u8])) {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/fuzz/corpus").join(target);
+    let mut inputs = 0;
+    for entry in fs::read_dir(&directory).expect("a corpus") {
+        let path = entry.expect("a directory entry").path();
+        let octets = fs::read(&path).expect("a file");
+        let held = std::panic::catch_unwind(|| check(&octets));
+        assert!(held.is_ok(), "{}", path.display());
+        inputs += 1;
+    }
+    assert!(inputs >= 10, "{inputs} inputs for {target}");
+}
+
+#[test]
+fn queries_are_read_as_hickory_reads_them() {
+    holds("query", checks::query::check);
+}
+
+#[test]
+fn answers_teach_what_the_model_says_and_go_out_whole() {
+    holds("answer", checks::answer::check);
+}
+
+#[test]
+fn replies_match_their_question_as_hickory_reads_both() {
+    holds("upstream", checks::upstream::check);
+}
+
+#[test]
+fn patterns_match_as_the_grammar_says() {
+    holds("pattern", checks::pattern::check);
+}
+
+#[test]
+fn datagrams_go_there_and_back() {
+    holds("datagrams", checks::datagrams::check);
+}

@@ -1,0 +1,92 @@
+//! Instructions a reply, by callgrind, compared with benches/instructions.json.
+
+use std::fs;
+use std::path::PathBuf;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use super::asker;
+use super::server::{Kind, ROUND};
+
+/// More than the file says by this share fails.
+const WORSE: f64 = 0.05;
+/// Rounds of the short and of the long run.
+const ROUNDS: [usize; 2] = [10, 60];
+
+/// Why the figures of this build can't be compared with the file's.
+pub fn not_comparable() -> Option<String> {
+    let (here, file) = (compiler(), file());
+    if cfg!(debug_assertions) {
+        return Some("this is no release build (cargo test --release --test counts)".to_owned());
+    }
+    (file["compiler"] != *here).then(|| {
+        format!("the file is of {}, this is {here}; cargo test --release --test counts -- refresh", file["compiler"])
+    })
+}
+
+/// Whether a reply costs at most what the file says, and a little.
+pub fn compare(kind: Kind) -> Result<(), String> {
+    let allowed = file()[kind.name()].as_f64().ok_or("benches/instructions.json does not say")?;
+    let counted = count(kind);
+    println!("{{\"figure\":\"instructions_{}\",\"counted\":{counted:.0},\"file\":{allowed}}}", kind.name());
+    if counted > allowed * (1.0 + WORSE) {
+        return Err(format!(
+            "{counted:.0} instructions; benches/instructions.json says {allowed}, and 5 % more are allowed. If that is as it \
+             must be: cargo test --release --test counts -- refresh"
+        ));
+    }
+    Ok(())
+}
+
+/// Writes the file; whether it could: only a release build counts.
+pub fn refresh() -> bool {
+    if cfg!(debug_assertions) {
+        eprintln!("error: this is no release build; cargo test --release --test counts -- refresh");
+        return false;
+    }
+    let mut figures = json!({"compiler": compiler()});
+    for kind in Kind::ALL {
+        figures[kind.name()] = count(kind).round().into();
+    }
+    let text = serde_json::to_string_pretty(&figures).expect("JSON") + "\n";
+    fs::write(path(), &text).expect("the file can be written");
+    println!("{text}");
+    true
+}
+
+/// Instructions a reply.
+fn count(kind: Kind) -> f64 {
+    let [short, long] = ROUNDS.map(|rounds| run(kind, rounds));
+    (long - short) as f64 / ((ROUNDS[1] - ROUNDS[0]) * ROUND) as f64
+}
+
+/// Instructions of a server in its life of so many rounds.
+fn run(kind: Kind, rounds: usize) -> u64 {
+    let directory = tempfile::tempdir().expect("a directory");
+    let out = directory.path().join("callgrind");
+    let mut command = Command::new("valgrind");
+    command
+        .args(["--tool=callgrind", "--quiet", "--log-file=/dev/null"])
+        .arg(format!("--callgrind-out-file={}", out.display()))
+        .arg(std::env::current_exe().expect("the path of this program"));
+    asker::play(command, kind, rounds);
+    let text = fs::read_to_string(&out).expect("callgrind writes its file");
+    let total = text.lines().rev().find_map(|line| line.strip_prefix("totals: ")).expect("callgrind writes totals");
+    total.trim().parse().expect("a number")
+}
+
+fn path() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("benches/instructions.json")
+}
+
+fn file() -> Value {
+    let text = fs::read_to_string(path()).unwrap_or_default();
+    serde_json::from_str(&text).unwrap_or_default()
+}
+
+/// The compiler that builds here.
+fn compiler() -> String {
+    let version = Command::new("rustc").arg("--version").current_dir(env!("CARGO_MANIFEST_DIR")).output();
+    String::from_utf8_lossy(&version.expect("rustc is there").stdout).trim().to_owned()
+}

@@ -1,0 +1,17 @@
+//! What must hold for any octets. Each module is the body of a fuzz target, and has one function: `check`, which panics
+//! when something does not hold. `make test` runs each over its corpus (integration/corpus.rs).
+//!
+//! | target | octets | held against |
+//! |---|---|---|
+//! | [`query`] | a client's message | hickory-proto on the same octets |
+//! | [`answer`] | a control octet, a server's message | a model of the CNAME chain on hickory-proto's records |
+//! | [`upstream`] | a question, and changes to its reply | hickory-proto's reading of both |
+//! | [`pattern`] | a name and patterns, a line each | the grammar, said plainly, with backtracking |
+//! | [`datagrams`] | datagrams, each behind its length | what was sent over loopback |
+
+pub mod answer;
+pub mod datagrams;
+mod naive;
+pub mod pattern;
+pub mod query;
+pub mod upstream;

@@ -1,0 +1,193 @@
+//! A message by the letter of RFC 1035, without a thought of speed: where records stand, and what a name says.
+//!
+//! hickory-proto refuses a message for what stands in any record; namegate reads only what it needs. [`neutral`] bridges
+//! that: it makes the records that nobody needs opaque, octet for octet in place, after which both must agree.
+
+use hickory_proto::op::Message;
+use hickory_proto::rr::Name;
+
+pub const HEADER: usize = 12;
+pub const A: u16 = 1;
+pub const CNAME: u16 = 5;
+pub const AAAA: u16 = 28;
+pub const OPT: u16 = 41;
+/// A type for private use (RFC 6895 section 3.1): its data is opaque to everyone.
+const OPAQUE: u16 = 65_400;
+/// An EDNS option for local use (RFC 6891 section 9).
+const OPAQUE_OPTION: u16 = 65_001;
+
+pub struct Outline {
+    /// Where the question ends.
+    pub question_end: usize,
+    pub records: Vec<Record>,
+    /// Where the last record ends.
+    pub end: usize,
+}
+
+#[derive(Clone)]
+pub struct Record {
+    /// 0 answer, 1 authority, 2 additional.
+    pub section: usize,
+    pub start: usize,
+    /// Where the owner's name ends and the type starts.
+    pub fixed: usize,
+    /// Whether it ends with a pointer.
+    points: bool,
+    pub rtype: u16,
+    pub class: u16,
+    pub ttl: u32,
+    pub data: usize,
+    pub end: usize,
+}
+
+pub fn word(message: &[u8], at: usize) -> Option<u16> {
+    Some(u16::from(*message.get(at)?) << 8 | u16::from(*message.get(at + 1)?))
+}
+
+/// The places of a message with one question, whose name is not compressed; `None` when something is cut off.
+pub fn outline(message: &[u8]) -> Option<Outline> {
+    let (name, name_end) = name(message, HEADER)?;
+    if name.len() != name_end - HEADER || message.len() < name_end + 4 {
+        return None;
+    }
+    let mut at = name_end + 4;
+    let mut records = Vec::new();
+    for section in 0..3 {
+        for _ in 0..word(message, 6 + 2 * section)? {
+            let (fixed, points) = skip(message, at)?;
+            let ttl = u32::from(word(message, fixed + 4)?) << 16 | u32::from(word(message, fixed + 6)?);
+            let data = fixed + 10;
+            let end = data + usize::from(word(message, fixed + 8)?);
+            if end > message.len() {
+                return None;
+            }
+            let (rtype, class) = (word(message, fixed)?, word(message, fixed + 2)?);
+            records.push(Record { section, start: at, fixed, points, rtype, class, ttl, data, end });
+            at = end;
+        }
+    }
+    Some(Outline { question_end: name_end + 4, records, end: at })
+}
+
+/// Where a name ends in the message, and whether with a pointer.
+fn skip(message: &[u8], at: usize) -> Option<(usize, bool)> {
+    let mut end = at;
+    loop {
+        match *message.get(end)? {
+            0 => return Some((end + 1, false)),
+            length @ 1..=63 => end += 1 + usize::from(length),
+            192.. => return message.get(end + 1).map(|_| (end + 2, true)),
+            _ => return None,
+        }
+        // The final zero, or a pointer to at least that, must still fit into 255 octets.
+        if end - at > 254 {
+            return None;
+        }
+    }
+}
+
+/// A name without compression, and where it ends in the message. Each pointer leads to before the part that it stands
+/// in, and what is read there ends before that part.
+pub fn name(message: &[u8], at: usize) -> Option<(Vec<u8>, usize)> {
+    fn part(message: &[u8], start: usize, limit: usize, name: &mut Vec<u8>) -> Option<usize> {
+        let mut at = start;
+        loop {
+            if at >= limit {
+                return None;
+            }
+            match *message.get(at)? {
+                0 => {
+                    name.push(0);
+                    return Some(at + 1);
+                }
+                length @ 1..=63 => {
+                    let end = at + 1 + usize::from(length);
+                    name.extend(message.get(at..end)?);
+                    at = end;
+                }
+                192.. => {
+                    let target = usize::from(word(message, at)? & 0x3fff);
+                    if target >= start {
+                        return None;
+                    }
+                    part(message, target, start, name)?;
+                    return Some(at + 2);
+                }
+                _ => return None,
+            }
+        }
+    }
+    let mut found = Vec::new();
+    let end = part(message, at, message.len(), &mut found)?;
+    (found.len() <= 255).then_some((found, end))
+}
+
+/// The name in lower case.
+pub fn folded(message: &[u8], at: usize) -> Option<Vec<u8>> {
+    Some(name(message, at)?.0.to_ascii_lowercase())
+}
+
+/// Whether an OPT record's options fill its data.
+pub fn options_are_whole(mut options: &[u8]) -> bool {
+    while !options.is_empty() {
+        let Some(length) = word(options, 2) else { return false };
+        let Some(rest) = options.get(4 + usize::from(length)..) else { return false };
+        options = rest;
+    }
+    true
+}
+
+/// The message with every record opaque but OPT and those to `keep`: of a type for private use, its owner the root. In
+/// OPT records, the options that hickory looks into (NSID, client subnet) are opaque too.
+///
+/// A record without data is allowed by hickory only in an UPDATE, so that is what it becomes. Options that don't fill their
+/// OPT record are taken out; nothing but opaque records stands behind it.
+pub fn neutral(message: &[u8], outline: &Outline, keep: impl Fn(&Record) -> bool) -> Vec<u8> {
+    let mut copy = message[..outline.end].to_vec();
+    let root = outline.question_end - 5;
+    for record in &outline.records {
+        if record.rtype == OPT {
+            let mut at = record.data;
+            while let (Some(code), Some(length)) = (word(&copy[..record.end], at), word(&copy[..record.end], at + 2)) {
+                if matches!(code, 3 | 8) {
+                    copy[at..at + 2].copy_from_slice(&OPAQUE_OPTION.to_be_bytes());
+                }
+                at += 4 + usize::from(length);
+            }
+        } else if !keep(record) {
+            if record.points {
+                // Wherever its owner's name points to: now it is the root.
+                let pointer = 0xc000 | root as u16;
+                copy[record.fixed - 2..record.fixed].copy_from_slice(&pointer.to_be_bytes());
+            }
+            copy[record.fixed..record.fixed + 2].copy_from_slice(&OPAQUE.to_be_bytes());
+        }
+    }
+    let broken = |record: &&Record| record.rtype == OPT && !options_are_whole(&message[record.data..record.end]);
+    if let Some(opt) = outline.records.iter().find(broken) {
+        copy.drain(opt.data..opt.end);
+        copy[opt.data - 2..opt.data].fill(0);
+    }
+    const UPDATE: u8 = 5;
+    if outline.records.iter().any(|record| record.data == record.end && record.rtype != OPT) {
+        copy[2] = copy[2] & 0x87 | UPDATE << 3;
+    }
+    copy
+}
+
+/// hickory's reading of a [`neutral`] message, which must succeed.
+#[track_caller]
+pub fn read(message: &[u8], what: &str) -> Message {
+    Message::from_vec(message).unwrap_or_else(|error| panic!("hickory refuses {what}: {error}: {message:02x?}"))
+}
+
+/// A name of hickory's as wire octets in lower case.
+pub fn wire(name: &Name) -> Vec<u8> {
+    let mut wire = Vec::new();
+    for label in name.iter() {
+        wire.push(label.len() as u8);
+        wire.extend(label.to_ascii_lowercase());
+    }
+    wire.push(0);
+    wire
+}
