@@ -218,8 +218,8 @@ impl<'a> Query<'a> {
     }
 }
 
-/// Walks the options of an OPT record; whether a COOKIE is among them.
-fn options(mut rdata: &[u8]) -> Option<bool> {
+/// Walks the options of an OPT record; whether a COOKIE is among them. `None`: they don't fill the record.
+pub(super) fn options(mut rdata: &[u8]) -> Option<bool> {
     const COOKIE: u16 = 10;
     let mut cookie = false;
     while !rdata.is_empty() {

@@ -5,7 +5,7 @@
 //! (RFC 8914), to those who sent an OPT record.
 
 use super::answer::Answer;
-use super::query::{Edns, Query};
+use super::query::{self, Edns, Query};
 use super::wire::{self, HEADER, QR, RA, TC, rtype};
 
 pub mod rebuild;
@@ -218,9 +218,11 @@ fn finish(out: &mut [u8], query: &Query<'_>, answer: &Answer<'_>, counts: [u16; 
     out[HEADER..HEADER + query.question.len()].copy_from_slice(&query.question);
 }
 
-/// Our OPT record in place of the resolver's: its options and its half of the code go along.
+/// Our OPT record in place of the resolver's: its options and its half of the code go along. Options that are cut off stay
+/// behind: an asker could not read them, nor what we add.
 fn put_opt(out: &mut Vec<u8>, answer: &Answer<'_>, query: &Query<'_>, ede: Option<&Ede>) {
-    let options = answer.opt.map_or(&[][..], |(start, end)| &answer.message[start + 11..end]);
+    let theirs = answer.opt.map_or(&[][..], |(start, end)| &answer.message[start + 11..end]);
+    let options = if query::options(theirs).is_some() { theirs } else { &[] };
     put_opt_with(out, answer.rcode(), query.dnssec_ok(), options, ede);
 }
 

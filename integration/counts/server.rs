@@ -89,7 +89,7 @@ pub fn serve(upstream: u16, kind: Kind) -> ! {
     let directory = Directory::new(settings, guard, [Arc::new(served)], [(here, resolver)]);
     let cache = (kind == Kind::Hot).then(|| Arc::new(Cache::new(1 << 20)));
     let proxy = Proxy::new(Arc::new(ArcSwap::from_pointee(directory)), Arc::new(Open), Arc::new(Gate::new()), cache);
-    let options = Options { port: 0, workers: 1 };
+    let options = Options { port: 0, workers: 1, ..Options::default() };
     let listeners = start(&options, Arc::new(proxy)).expect("listeners");
     say(u64::from(listeners.port()));
     loop {

@@ -67,6 +67,20 @@ fn rebuild_with(keep: fn(IpAddr) -> bool, compress: bool) -> impl Fn(&Query<'_>,
 }
 
 #[test]
+fn options_that_are_cut_off_stay_behind() {
+    // An option that says it has 251 octets, and has four.
+    let mut octets = full_answer().to_vec().expect("octets");
+    let length_at = octets.len() - 2;
+    octets[length_at..].copy_from_slice(&[0, 8]);
+    octets.extend(b"\0\x0f\0\xfbtext");
+    let asked = query_of(ASKED, RecordType::A, Some(1232));
+    let (query, answer) = (Query::parse(&asked).expect("a query"), Answer::parse(&octets).expect("an answer"));
+    let reply = Message::from_vec(&relayed(&query, &answer, Additional::Whole)).expect("a reply");
+    assert_eq!(reply.answers.len(), 4);
+    assert!(reply.edns.expect("OPT").options().as_ref().is_empty());
+}
+
+#[test]
 fn an_answer_goes_back_as_it_came_with_the_askers_id_and_case() {
     let reply = replied(&full_answer(), Some(1232), |query, answer| relayed(query, answer, Additional::Whole));
     let sent = full_answer();

@@ -3,17 +3,17 @@
 //!
 //! The first octet is the asker's: OPT or not, letters in another case, what is kept and how names are written.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::{Message, OpCode};
-use hickory_proto::rr::rdata::svcb::SvcParamKey;
 use hickory_proto::rr::{DNSClass, Name, RData, Record, RecordType};
 use namegate::engine::answer::{Answer, AnswerError, CHAIN, Learned, Nothing};
+use namegate::engine::lifetime::{age, ttl_places};
 use namegate::engine::query::Query;
 use namegate::engine::reply::rebuild::{Changes, rebuilt};
 use namegate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 
-use super::naive::{self, A, AAAA, CNAME, HEADER, OPT, Outline, outline, word};
+use super::naive::{self, A, AAAA, CNAME, HEADER, HTTPS, OPT, Outline, SVCB, outline, word};
 
 pub fn check(octets: &[u8]) {
     let Some((&control, message)) = octets.split_first() else { return };
@@ -59,6 +59,7 @@ pub fn check(octets: &[u8]) {
     let after = naive::read(&out, "a failure");
     assert_eq!((after.metadata.id, after.edns.is_some()), (query.id, query.edns.is_some()));
     rewritten(control, &query, &answer, before.as_ref());
+    aged(&answer, before.as_ref());
 }
 
 /// What is no answer for namegate is none for hickory either, but for what is listed here.
@@ -116,15 +117,22 @@ fn model(message: &[u8], places: &Outline, query: &Query<'_>) -> (Result<Learned
         broken.extend(naive::folded(message, record.start).filter(|_| !good(record)));
     }
     let theirs = naive::read(&naive::neutral(message, places, good), "the records that teach");
-    let aliases = places.records.iter().filter(|record| record.section == 0 && record.rtype == CNAME).count();
-    (learned(&theirs, query, &broken, aliases), theirs)
+    (learned(message, places, &theirs, query, &broken), theirs)
 }
 
-fn learned(theirs: &Message, query: &Query<'_>, broken: &[Vec<u8>], aliases: usize) -> Result<Learned, Nothing> {
-    let asked = theirs.queries[0].query_type();
-    if !matches!(asked, RecordType::A | RecordType::AAAA) || theirs.queries[0].query_class() != DNSClass::IN {
+fn learned(
+    message: &[u8],
+    places: &Outline,
+    theirs: &Message,
+    query: &Query<'_>,
+    broken: &[Vec<u8>],
+) -> Result<Learned, Nothing> {
+    let asked = u16::from(theirs.queries[0].query_type());
+    if !matches!(asked, A | AAAA | SVCB | HTTPS) || theirs.queries[0].query_class() != DNSClass::IN {
         return Err(Nothing::Type);
     }
+    let in_answer = || places.records.iter().filter(|record| record.section == 0);
+    let aliases = in_answer().filter(|record| record.rtype == CNAME).count();
     if u16::from(theirs.metadata.response_code) != 0 {
         return Err(Nothing::Rcode);
     }
@@ -158,9 +166,21 @@ fn learned(theirs: &Message, query: &Query<'_>, broken: &[Vec<u8>], aliases: usi
         owner = target;
     }
     let mut addresses = Vec::new();
-    for record in theirs.answers.iter().filter(|record| here(&owner, record) && record.record_type() == asked) {
+    for record in
+        theirs.answers.iter().filter(|record| here(&owner, record) && u16::from(record.record_type()) == asked)
+    {
         addresses.extend(address(record));
         ttl = ttl.min(seconds(record));
+    }
+    // hickory is stricter with bindings than a client has to be, so they are read by the letter.
+    let bindings = in_answer().filter(|record| matches!(record.rtype, SVCB | HTTPS) && record.rtype == asked);
+    for record in bindings.filter(|record| record.class == 1) {
+        let mine = naive::folded(message, record.start).is_some_and(|name| name == naive::wire(&owner));
+        let Some(binding) = naive::binding(message, record).filter(|_| mine) else { continue };
+        if binding.head[..2] != [0, 0] && !binding.hints().is_empty() {
+            addresses.extend(binding.hints());
+            ttl = ttl.min(if record.ttl >> 31 == 1 { 0 } else { record.ttl });
+        }
     }
     addresses.sort();
     addresses.dedup();
@@ -202,66 +222,93 @@ fn behind(before: &Message, after: &Message) -> bool {
     before.additionals.starts_with(&after.additionals)
 }
 
-/// The message written anew, with some addresses taken out.
+/// The message written anew: as it came, or with some addresses taken out.
 fn rewritten(control: u8, query: &Query<'_>, answer: &Answer<'_>, before: Option<&Message>) {
-    let keep = |address: IpAddr| {
-        let last = match address {
-            IpAddr::V4(address) => address.octets()[3],
-            IpAddr::V6(address) => address.octets()[15],
-        };
-        control & 4 != 0 || (last ^ control >> 5) & 1 == 0
+    let last = |address| match address {
+        IpAddr::V4(address) => Ipv4Addr::octets(&address)[3],
+        IpAddr::V6(address) => Ipv6Addr::octets(&address)[15],
     };
+    let keep = |address: IpAddr| control & 4 != 0 || (last(address) ^ control >> 5) & 1 == 0;
+    let everything = control & 8 != 0;
     let nothing_left = Ede::new(EdeCode::Filtered, "taken out");
-    let hints = control & 8 != 0;
-    let compress = control & 0x40 == 0;
-    let changes = Changes { keep: &keep, hints, compress, nothing_left: Some(&nothing_left) };
+    let changes = Changes {
+        keep: (!everything).then_some(&keep),
+        compress: control & 0x40 == 0,
+        nothing_left: Some(&nothing_left),
+    };
     let done = match rebuilt(query, answer, &changes) {
         Ok(done) => done,
         Err(error) => return assert!(before.is_none(), "{error}, but hickory reads it: {:02x?}", answer.message),
     };
     let after = goes_out(&done.message, query, answer, before.is_some());
-    // Also where hickory reads not all: by type and length alone.
-    let places = outline(&done.message).expect("it is whole");
-    let mut kept = Vec::new();
-    for record in &places.records {
-        let data = &done.message[record.data..record.end];
-        let address = match record.rtype {
-            A => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
-            AAAA => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
-            _ => continue,
+    let (was, is) = (outline(answer.message).expect("whole"), outline(&done.message).expect("whole"));
+    let mut left = is.records.iter().filter(|record| record.rtype != OPT);
+    let (mut taken, mut kept) = (0, Vec::new());
+    for old in was.records.iter().filter(|record| record.rtype != OPT) {
+        let address = naive::address(answer.message, old);
+        let binding = naive::binding(answer.message, old).filter(|_| matches!(old.rtype, SVCB | HTTPS));
+        let gone = match old.rtype {
+            A | AAAA => !address.is_some_and(keep),
+            SVCB | HTTPS => binding.is_none(),
+            _ => false,
         };
-        let address = address.expect("an address record that is none does not go out");
-        assert!(keep(address), "{address} was not kept");
-        if record.section == 0 {
-            kept.push(address);
+        if gone && !everything {
+            taken += 1;
+            continue;
+        }
+        let new = left.next().expect("a record that stays");
+        assert_eq!((old.section, old.rtype, old.class, old.ttl), (new.section, new.rtype, new.class, new.ttl));
+        assert_eq!(
+            naive::name(answer.message, old.start).map(|it| it.0),
+            naive::name(&done.message, new.start).map(|it| it.0)
+        );
+        kept.extend(address.filter(|_| old.section == 0));
+        if let Some(binding) = binding.filter(|_| !everything) {
+            let now = naive::binding(&done.message, new).expect("it stays a binding");
+            assert_eq!((&now.head, &now.parameters), (&binding.head, &binding.with_hints(keep)));
+            taken += binding.hints().iter().filter(|hint| !keep(**hint)).count();
+        } else if matches!(old.rtype, A | AAAA | SVCB | HTTPS) {
+            assert_eq!(answer.message[old.data..old.end], done.message[new.data..new.end]);
         }
     }
-    assert_eq!(kept, done.kept);
+    assert!(left.next().is_none(), "nothing is added");
+    assert_eq!((done.taken, &done.kept), (taken, &kept));
+    assert_eq!(after.metadata.authentic_data, answer.flags & 0x20 != 0 && taken == 0);
+    // Data with names in it may be written in another way; hickory sees whether it says the same.
     let Some(before) = before else { return };
-    let stays = |record: &&Record| address(record).is_none_or(keep) && !is_empty_address(record);
+    let same = |was: &Record| {
+        !matches!(was.record_type(), RecordType::A | RecordType::AAAA | RecordType::SVCB | RecordType::HTTPS)
+    };
     for (was, is) in [
         (&before.answers, &after.answers),
         (&before.authorities, &after.authorities),
         (&before.additionals, &after.additionals),
     ] {
-        let was: Vec<&Record> = was.iter().filter(stays).collect();
-        assert_eq!(was.len(), is.len());
-        for (was, is) in was.into_iter().zip(is) {
-            assert_eq!((&was.name, was.ttl, was.dns_class), (&is.name, is.ttl, is.dns_class));
-            match &is.data {
-                RData::SVCB(binding) if !hints => assert!(!has_hints(&binding.svc_params), "{is}"),
-                RData::HTTPS(binding) if !hints => assert!(!has_hints(&binding.0.svc_params), "{is}"),
-                data => assert_eq!(&was.data, data),
-            }
-        }
+        assert!(was.iter().filter(|record| same(record)).eq(is.iter().filter(|record| same(record))));
     }
 }
 
-/// hickory reads an address record without data in no reply; only what it does not read holds one.
-fn is_empty_address(record: &Record) -> bool {
-    matches!(record.data, RData::Update0(RecordType::A | RecordType::AAAA))
-}
-
-fn has_hints<V>(parameters: &[(SvcParamKey, V)]) -> bool {
-    parameters.iter().any(|(key, _)| matches!(key, SvcParamKey::Ipv4Hint | SvcParamKey::Ipv6Hint))
+/// An answer that is kept for a while says the same but for its TTLs, which have run down.
+fn aged(answer: &Answer<'_>, before: Option<&Message>) {
+    const SECONDS: u32 = 100;
+    const MOST: u32 = 3600;
+    let mut later = answer.message.to_vec();
+    age(&mut later, ttl_places(answer), SECONDS, MOST);
+    let places = outline(answer.message).expect("whole");
+    let mut expected = answer.message.to_vec();
+    for record in places.records.iter().filter(|record| record.rtype != OPT) {
+        let ttl = if record.ttl >> 31 == 1 { 0 } else { record.ttl };
+        expected[record.data - 6..record.data - 2]
+            .copy_from_slice(&ttl.min(MOST).saturating_sub(SECONDS).to_be_bytes());
+    }
+    assert_eq!(later, expected);
+    let again = Answer::parse(&later).expect("it stays an answer");
+    assert_eq!((again.counts, again.ends, again.opt), (answer.counts, answer.ends, answer.opt));
+    if let Some(before) = before {
+        let after = naive::read(&later, "an answer that has aged");
+        let data = |message: &Message| -> Vec<(Name, RData)> {
+            message.all_sections().map(|record| (record.name.clone(), record.data.clone())).collect()
+        };
+        assert_eq!(data(before), data(&after));
+    }
 }

@@ -3,6 +3,8 @@
 //! hickory-proto refuses a message for what stands in any record; namegate reads only what it needs. [`neutral`] bridges
 //! that: it makes the records that nobody needs opaque, octet for octet in place, after which both must agree.
 
+use std::net::IpAddr;
+
 use hickory_proto::op::Message;
 use hickory_proto::rr::Name;
 
@@ -11,6 +13,8 @@ pub const A: u16 = 1;
 pub const CNAME: u16 = 5;
 pub const AAAA: u16 = 28;
 pub const OPT: u16 = 41;
+pub const SVCB: u16 = 64;
+pub const HTTPS: u16 = 65;
 /// A type for private use (RFC 6895 section 3.1): its data is opaque to everyone.
 const OPAQUE: u16 = 65_400;
 /// An EDNS option for local use (RFC 6891 section 9).
@@ -125,6 +129,93 @@ pub fn name(message: &[u8], at: usize) -> Option<(Vec<u8>, usize)> {
 /// The name in lower case.
 pub fn folded(message: &[u8], at: usize) -> Option<Vec<u8>> {
     Some(name(message, at)?.0.to_ascii_lowercase())
+}
+
+/// A service binding (RFC 9460 section 2.2): priority with TargetName, and its parameters.
+pub struct Binding {
+    pub head: Vec<u8>,
+    pub parameters: Vec<(u16, Vec<u8>)>,
+}
+
+/// A service binding whose parameters rise, whose hints are addresses, and whose `mandatory` is a list of numbers.
+pub fn binding(message: &[u8], record: &Record) -> Option<Binding> {
+    let data = &message[record.data..record.end];
+    let (target, end) = name(data, 2)?;
+    if target.len() != end - 2 {
+        return None;
+    }
+    let (head, mut rest) = (data[..end].to_vec(), &data[end..]);
+    let mut parameters: Vec<(u16, Vec<u8>)> = Vec::new();
+    while !rest.is_empty() {
+        let (key, length) = (word(rest, 0)?, usize::from(word(rest, 2)?));
+        let value = rest.get(4..4 + length)?;
+        let unit = [(0, 2), (4, 4), (6, 16)].into_iter().find(|(known, _)| *known == key).map_or(1, |(_, unit)| unit);
+        if unit > 1 && value.is_empty()
+            || value.len() % unit != 0
+            || parameters.last().is_some_and(|last| last.0 >= key)
+        {
+            return None;
+        }
+        parameters.push((key, value.to_vec()));
+        rest = &rest[4 + length..];
+    }
+    Some(Binding { head, parameters })
+}
+
+impl Binding {
+    /// The addresses of its hints, as they stand.
+    pub fn hints(&self) -> Vec<IpAddr> {
+        self.parameters.iter().flat_map(|(key, value)| addresses(*key, value)).collect()
+    }
+
+    /// What is left of it with these hints alone: a hint without addresses goes, and `mandatory` names it no longer.
+    pub fn with_hints(&self, keep: impl Fn(IpAddr) -> bool) -> Vec<(u16, Vec<u8>)> {
+        let mut left: Vec<(u16, Vec<u8>)> = Vec::new();
+        for (key, value) in &self.parameters {
+            let value = match key {
+                4 | 6 => addresses(*key, value).into_iter().filter(|hint| keep(*hint)).flat_map(octets).collect(),
+                _ => value.clone(),
+            };
+            if !(matches!(key, 4 | 6) && value.is_empty()) {
+                left.push((*key, value));
+            }
+        }
+        let there: Vec<u16> = left.iter().map(|(key, _)| *key).collect();
+        let gone = |key: u16| matches!(key, 4 | 6) && !there.contains(&key);
+        if let Some((0, mandatory)) = left.first_mut() {
+            let keys = mandatory.chunks(2).filter(|key| !gone(u16::from_be_bytes([key[0], key[1]])));
+            *mandatory = keys.flatten().copied().collect();
+            if mandatory.is_empty() {
+                left.remove(0);
+            }
+        }
+        left
+    }
+}
+
+fn addresses(key: u16, value: &[u8]) -> Vec<IpAddr> {
+    match key {
+        4 => value.chunks(4).filter_map(|octets| <[u8; 4]>::try_from(octets).ok()).map(IpAddr::from).collect(),
+        6 => value.chunks(16).filter_map(|octets| <[u8; 16]>::try_from(octets).ok()).map(IpAddr::from).collect(),
+        _ => Vec::new(),
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// The address in an A or AAAA record of the right length.
+pub fn address(message: &[u8], record: &Record) -> Option<IpAddr> {
+    let data = &message[record.data..record.end];
+    match record.rtype {
+        A => <[u8; 4]>::try_from(data).ok().map(IpAddr::from),
+        AAAA => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
+        _ => None,
+    }
 }
 
 /// Whether an OPT record's options fill its data.
