@@ -5,8 +5,9 @@
 //!
 //! namegate asks over UDP first, whoever asked over TCP. What a server leaves out of a datagram, though it would not say
 //! that it was cut (glue, the names of the zone's servers), may so be missing over TCP: there the reply must be the one
-//! that the server gives over TCP, or the one that it gives over UDP to 1232 octets. And of glue that does not fit into the
-//! 512 octets of an asker without EDNS, each server keeps another part.
+//! that the server gives over TCP, or the one that it gives over UDP to 1232 octets. And of glue that does not fit into a
+//! datagram, each server keeps another part: that is not compared where namegate had an answer with more room, which is
+//! for askers without EDNS, and from servers over TLS and HTTPS.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -190,7 +191,7 @@ fn same_answers(world: &World, server: u8, questions: &[Question], share: usize,
                 for (number, (question, _)) in batch.iter().enumerate() {
                     compared += 1;
                     let aged = (!resolver).then_some(if cache == "on" { AGED } else { 0 });
-                    let small = !way.tcp && !way.edns;
+                    let small = !way.tcp && (!way.edns || !settings.is_empty());
                     let allowed = Allowed { aged, glue_may_miss: small || is_selected(&question.name) };
                     let [through, direct, over_udp] =
                         [&through, &direct, &over_udp].map(|replies| replies[at][number].as_deref());

@@ -16,9 +16,11 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::{Forgery, Reply, Script, failed};
 
-/// (name without final dot in lower case, type, at which address only) → what to say. `*.suffix` answers for all names
-/// below it.
-static ZONE: Mutex<Option<HashMap<(String, String, Option<IpAddr>), Script>>> = Mutex::new(None);
+/// Name without final dot in lower case, type, at which address only.
+type Key = (String, String, Option<IpAddr>);
+
+/// What to say. `*.suffix` answers for all names below it.
+static ZONE: Mutex<Option<HashMap<Key, Script>>> = Mutex::new(None);
 /// What a server does to every question.
 static FAILING: Mutex<Option<HashMap<IpAddr, Script>>> = Mutex::new(None);
 static ASKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
