@@ -9,20 +9,22 @@ SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 # Command and the Debian or Ubuntu package that has it.
 BUILD_TOOLS := clang:clang llvm-strip:llvm clang-format:clang-format make:make cc:gcc pkg-config:pkg-config
 LAB_TOOLS := ip:iproute2 nft:nftables curl:curl dig:bind9-dnsutils nsenter:util-linux valgrind:valgrind
+# Real name servers and resolver libraries that the tests meet; the benches use some of them too.
+PEER_TOOLS := nsd:nsd unbound:unbound dnsdist:dnsdist knotd:knot kdig:knot-dnsutils kzonesign:knot-dnssecutils musl-gcc:musl-tools
 BENCH_TOOLS := dnsperf:dnsperf nsd:nsd dnsdist:dnsdist unbound:unbound iperf3:iperf3 perf:linux-perf
 HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/include/bpf/bpf_helpers.h:libbpf-dev
 
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test lint build deps deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
+.PHONY: demo test lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
 
 demo: deps
 	cargo build --release --bin namegate --example demo
 	target_dir="$$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')"
 	$(SUDO) "$$target_dir/release/examples/demo"
 
-test: deps lint
+test: deps deps-peers lint
 	@integration/test.sh
 
 lint: deps deps-lint deps-deny
@@ -45,15 +47,42 @@ bench-long: deps deps-bench
 fuzz-short: deps deps-fuzz
 	integration/fuzz/short.sh
 
+# Installs what is in `missing`. Name servers only run in the tests' own namespaces: their services must not start on this
+# machine.
+define install
+	if [ "$${#missing[@]}" -gt 0 ]; then
+		echo "installing $${missing[*]}"
+		policy=/usr/sbin/policy-rc.d
+		if [ ! -e $$policy ]; then
+			trap "$(SUDO) rm -f $$policy" EXIT
+			printf '#!/bin/sh\nexit 101\n' | $(SUDO) install -m 755 /dev/stdin $$policy
+		fi
+		$(SUDO) apt-get update -qq
+		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
+	fi
+endef
+
 # Installs nothing when nothing is missing.
 deps:
 	@missing=()
 	for pair in $(BUILD_TOOLS) $(LAB_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
 	for pair in $(HEADERS); do [ -e "$${pair%%:*}" ] || missing+=("$${pair##*:}"); done
-	if [ "$${#missing[@]}" -gt 0 ]; then
-		echo "installing $${missing[*]}"
+	$(install)
+
+# systemd-resolved is unpacked and not installed: its package takes over the machine's resolv.conf.
+deps-peers:
+	@missing=()
+	for pair in $(PEER_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
+	$(install)
+	target_dir="$$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')"
+	resolved="$$target_dir/lab/resolved"
+	if [ ! -x /usr/lib/systemd/systemd-resolved ] && [ ! -d "$$resolved" ]; then
+		echo "unpacking systemd-resolved"
 		$(SUDO) apt-get update -qq
-		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
+		mkdir -p "$$resolved.new/packages" && cd "$$resolved.new/packages"
+		apt-get -o APT::Sandbox::User=root download -qq systemd-resolved libsystemd-shared
+		for package in *.deb; do dpkg -x "$$package" ..; done
+		cd / && rm -rf "$$resolved.new/packages" && mv "$$resolved.new" "$$resolved"
 	fi
 
 deps-lint:
@@ -68,20 +97,10 @@ deps-fuzz:
 	@rustup toolchain list | grep -q '^nightly' || rustup toolchain install nightly --profile minimal
 	command -v cargo-fuzz >/dev/null || cargo install --quiet --locked cargo-fuzz
 
-# nsd, dnsdist and unbound are only run in the benches' own namespaces: their services must not start on this machine.
 deps-bench:
 	@missing=()
 	for pair in $(BENCH_TOOLS); do command -v "$${pair%%:*}" >/dev/null || missing+=("$${pair##*:}"); done
-	if [ "$${#missing[@]}" -gt 0 ]; then
-		echo "installing $${missing[*]}"
-		policy=/usr/sbin/policy-rc.d
-		if [ ! -e $$policy ]; then
-			trap "$(SUDO) rm -f $$policy" EXIT
-			printf '#!/bin/sh\nexit 101\n' | $(SUDO) install -m 755 /dev/stdin $$policy
-		fi
-		$(SUDO) apt-get update -qq
-		$(SUDO) apt-get install -y -qq --no-install-recommends "$${missing[@]}" >/dev/null
-	fi
+	$(install)
 
 clean:
 	cargo clean

@@ -413,7 +413,7 @@ impl Proxy {
     /// The answer to a name that no toFQDNs selects: as it came.
     fn relay(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, limit: usize, settings: &Settings) -> Ending {
         let message = if settings.compression {
-            reply::relayed(&ask.query, answer, Additional::Whole)
+            reply::relayed_within(&ask.query, answer, Additional::Whole, limit)
         } else {
             let changes = Changes { keep: None, compress: false, nothing_left: None };
             match rebuilt(&ask.query, answer, &changes) {
@@ -434,7 +434,7 @@ impl Proxy {
             });
         if clean && settings.compression {
             // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
-            let message = reply::relayed(&ask.query, answer, Additional::OptOnly);
+            let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
             return self.fit(ask, answer, message, None, *limit, "allowed");
         }
         let why = match withheld {

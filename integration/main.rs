@@ -5,6 +5,7 @@
 mod attempts;
 #[path = "lab/mod.rs"]
 mod lab;
+mod peers;
 mod scenario;
 mod scenes;
 mod story;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
     let trials: Vec<Trial> = attempts::trials()
         .into_iter()
         .chain(scenario::trials())
+        .chain(peers::trials())
         .chain(scenes::trials())
         .chain(wire::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })

@@ -93,6 +93,8 @@ pub enum Additional {
     /// Only the OPT record. It is optional by nature (RFC 1035 section 4.3.2), and its addresses were granted to
     /// nobody.
     OptOnly,
+    /// Only the OPT record, and the authority section stays behind as well.
+    OptWithoutAuthority,
 }
 
 /// The answer as it came, for the one who asked `query`.
@@ -102,6 +104,7 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     let [_, _, authority_end, end] = answer.ends;
     let mut out = Vec::with_capacity(answer.message.len() + 16);
     out.extend_from_slice(answer.message);
+    let mut authority = answer.counts[1];
     let behind_opt = match answer.opt {
         None => additional == Additional::Whole || answer.counts[2] == 0,
         Some((_, opt_end)) => opt_end == end && (additional == Additional::Whole || answer.counts[2] == 1),
@@ -109,6 +112,10 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     // The usual case: OPT is last or absent, and nothing before it has to go. Else the whole section does: what stands
     // behind a hole could be pointed at.
     let (cut_at, kept) = match answer.opt {
+        _ if additional == Additional::OptWithoutAuthority => {
+            authority = 0;
+            (answer.ends[1], 0)
+        }
         None if behind_opt => (end, answer.counts[2]),
         Some((start, _)) if behind_opt => (start, answer.counts[2] - 1),
         _ => (authority_end, 0),
@@ -118,15 +125,34 @@ pub fn relayed(query: &Query<'_>, answer: &Answer<'_>, additional: Additional) -
     if opt {
         put_opt(&mut out, answer, query, None);
     }
-    finish(&mut out, query, answer, [answer.counts[0], answer.counts[1], kept + u16::from(opt)]);
+    finish(&mut out, query, answer, [answer.counts[0], authority, kept + u16::from(opt)]);
     out
 }
 
-/// Octets that [`relayed`] needs at least, with the OPT record alone in the additional section.
+/// The same, without what is optional as far as that is needed for `limit` octets. It may be longer all the same.
+pub fn relayed_within(query: &Query<'_>, answer: &Answer<'_>, additional: Additional, limit: usize) -> Vec<u8> {
+    let mut message = relayed(query, answer, additional);
+    if message.len() > limit && additional == Additional::Whole {
+        message = relayed(query, answer, Additional::OptOnly);
+    }
+    if message.len() > limit && authority_is_optional(query, answer) {
+        message = relayed(query, answer, Additional::OptWithoutAuthority);
+    }
+    message
+}
+
+/// Octets that [`relayed_within`] needs at least.
 pub fn least_octets(query: &Query<'_>, answer: &Answer<'_>) -> usize {
     const BARE_OPT: usize = 11;
     let opt = answer.opt.map_or(BARE_OPT, |(start, end)| end - start);
-    answer.ends[2] + if query.edns.is_some() { opt } else { 0 }
+    let end = if authority_is_optional(query, answer) { answer.ends[1] } else { answer.ends[2] };
+    end + if query.edns.is_some() { opt } else { 0 }
+}
+
+/// Whether the answer is whole without its authority section (RFC 2181 section 9): it has records, and the asker wants
+/// no proofs. Servers leave it out themselves before they say TC; ours may have been asked with more room.
+fn authority_is_optional(query: &Query<'_>, answer: &Answer<'_>) -> bool {
+    answer.rcode() == Rcode::NoError as u16 && answer.counts[0] > 0 && !query.dnssec_ok()
 }
 
 /// Nothing but the question, marked as cut: the asker comes back over TCP.
@@ -180,7 +206,8 @@ pub fn unreadable(message: &[u8], rcode: Rcode) -> Option<Vec<u8>> {
 
 /// Writes header and question for `query` over those of the answer that `out` starts with.
 fn finish(out: &mut [u8], query: &Query<'_>, answer: &Answer<'_>, counts: [u16; 3]) {
-    let mut flags = answer.flags & !(wire::RD | wire::CD) | query.flags & (wire::RD | wire::CD);
+    // CD is the server's: one that does not validate need not repeat it. It was asked with the asker's.
+    let mut flags = answer.flags & !wire::RD | query.flags & wire::RD;
     if query.edns.is_none() && answer.rcode() > 0xf {
         // The code does not fit without OPT; its low bits alone would mean something else.
         flags = flags & !0xf | Rcode::ServFail as u16;

@@ -51,6 +51,8 @@ pub(super) struct Asked {
     qtype: u16,
     flags: u16,
     edns: Option<bool>,
+    /// Octets that the asker takes: what is optional in a reply depends on it.
+    limit: usize,
 }
 
 /// A reply that is ready.
@@ -61,6 +63,7 @@ struct Ready {
     qtype: u16,
     flags: u16,
     edns: Option<bool>,
+    limit: usize,
     rules: Arc<RuleSet>,
     kept: Arc<Kept>,
     promise: Promise,
@@ -113,6 +116,7 @@ impl Asked {
             qtype: outline.qtype,
             flags: outline.flags & (wire::RD | wire::AD | wire::CD),
             edns: outline.edns.map(|edns| edns.dnssec_ok),
+            limit: reply::udp_limit(outline.edns),
         })
     }
 
@@ -155,7 +159,7 @@ impl Hot {
             IpAddr::V4(local) => hasher.write(&local.octets()),
             IpAddr::V6(local) => hasher.write(&local.octets()),
         }
-        hasher.write_u8(asked.edns.map_or(2, u8::from));
+        hasher.write_u32((asked.limit as u32) << 2 | asked.edns.map_or(2, u32::from));
         hasher.finish()
     }
 
@@ -202,6 +206,7 @@ impl Hot {
             qtype: asked.qtype,
             flags: asked.flags,
             edns: asked.edns,
+            limit: asked.limit,
             rules: fresh.rules,
             kept: fresh.kept,
             promise: fresh.promise.when_stored(aged),
@@ -251,8 +256,8 @@ pub(super) struct Fresh<'a> {
 
 impl Ready {
     fn answers(&self, asked: &Asked) -> bool {
-        (self.endpoint, self.local, self.qtype, self.flags, self.edns)
-            == (asked.endpoint, asked.local, asked.qtype, asked.flags, asked.edns)
+        (self.endpoint, self.local, self.qtype, self.flags, self.edns, self.limit)
+            == (asked.endpoint, asked.local, asked.qtype, asked.flags, asked.edns, asked.limit)
             && self.name.as_wire() == asked.name()
     }
 
@@ -271,11 +276,8 @@ impl Ready {
         }
     }
 
-    /// The asker's ID and letters, and the TTLs of now. `None` if it is too long for this asker.
+    /// The asker's ID and letters, and the TTLs of now.
     fn write(&self, now: MonoNs, packet: &Packet<'_>, outline: &Outline, out: &mut Vec<u8>) -> Option<()> {
-        if self.message.len() > reply::udp_limit(outline.edns) {
-            return None;
-        }
         out.clear();
         out.extend_from_slice(&self.message);
         out.get_mut(..2)?.copy_from_slice(&outline.id.to_be_bytes());

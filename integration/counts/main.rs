@@ -3,8 +3,7 @@
 //!
 //! A server (namegate's own listeners, [`server`]) runs in a process of its own; [`asker`] asks it in rounds of
 //! [`server::ROUND`] queries, and at the start of each the server waits until the rest of the round lies in its socket: so
-//! batches are the same every time. Instructions are counted by valgrind's callgrind, as the difference of a long run and
-//! a short one.
+//! batches are the same every time. Instructions are counted by valgrind's callgrind.
 //!
 //! `cargo test --release --test counts` compares with benches/instructions.json; with `-- refresh` it writes that file.
 
@@ -12,6 +11,7 @@ mod allocations;
 mod asker;
 mod instructions;
 mod server;
+mod valgrind;
 
 use std::process::ExitCode;
 

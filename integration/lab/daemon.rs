@@ -40,9 +40,24 @@ impl Daemon {
         daemon
     }
 
-    /// Starts it for both pods.
+    /// Starts it for both pods, with a line and a flow record for everything.
     #[track_caller]
     pub fn start_unready(world: &World, more: &[&str]) -> Daemon {
+        let flows = world.directory.join("flows.json");
+        let watched = ["--verbose", "--flows", flows.to_str().expect("a path in UTF-8")];
+        Daemon::launch(world, &[&watched, more].concat())
+    }
+
+    /// Starts it for both pods without records of what passes, and waits until it is ready: for great numbers of queries.
+    #[track_caller]
+    pub fn start_quiet(world: &World, more: &[&str]) -> Daemon {
+        let daemon = Daemon::launch(world, more);
+        daemon.wait_ready();
+        daemon
+    }
+
+    #[track_caller]
+    fn launch(world: &World, more: &[&str]) -> Daemon {
         let namespace = world.namespace("node");
         let mut command = inside(&namespace, program().to_str().expect("a path in UTF-8"));
         command.arg("node").args(common(&world.directory));
@@ -50,11 +65,9 @@ impl Daemon {
             command.arg("--endpoint").arg(format!("{}=payments/{}", pod.host, pod.name));
         }
         command
-            .args(["--node-name", "demo-node", "--metrics", "127.0.0.1:9090", "--verbose"])
+            .args(["--node-name", "demo-node", "--metrics", "127.0.0.1:9090"])
             .arg("--snapshot")
             .arg(world.directory.join("snapshot"))
-            .arg("--flows")
-            .arg(world.directory.join("flows.json"))
             .args(more)
             .stdin(Stdio::null())
             .stdout(Stdio::null())

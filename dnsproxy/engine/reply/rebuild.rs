@@ -29,7 +29,7 @@ pub struct Rebuilt {
     pub message: Vec<u8>,
     /// The addresses that stayed in the answer section, hints not among them.
     pub kept: Vec<IpAddr>,
-    /// How many addresses went, with their record or out of it, and malformed records.
+    /// How many addresses went, with their record or out of it, and malformed records; glue is not counted.
     pub taken: usize,
 }
 
@@ -59,7 +59,9 @@ pub fn rebuilt(query: &Query<'_>, answer: &Answer<'_>, changes: &Changes<'_>) ->
                 kept.extend(record.address().filter(|_| matches!(fate, Fate::Whole)));
                 left += fate.left(&record);
             }
-            taken += fate.taken();
+            if section < 2 {
+                taken += fate.taken(); // glue is optional, and no part of what AD speaks of (RFC 6840 section 5.8)
+            }
             if !matches!(fate, Fate::Gone) {
                 writer.record(&record, &fate)?;
                 *count += 1;

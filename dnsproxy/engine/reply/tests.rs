@@ -106,6 +106,54 @@ fn glue_is_left_out_where_addresses_count() {
     }
 }
 
+/// The records by section when `octets` are all that the asker takes.
+#[track_caller]
+fn sections_within(octets: usize) -> (usize, usize, usize) {
+    let reply = replied(&full_answer(), Some(1232), |query, answer| {
+        let message = relayed_within(query, answer, Additional::Whole, octets);
+        assert!(message.len() <= octets, "{} octets", message.len());
+        message
+    });
+    assert!(!reply.truncation);
+    (reply.answers.len(), reply.authorities.len(), reply.additionals.len())
+}
+
+#[test]
+fn what_is_optional_stays_behind_before_a_reply_is_cut() {
+    let sent = full_answer();
+    let octets = sent.to_vec().expect("octets").len();
+    assert_eq!(sections_within(octets), (4, 1, 1));
+    assert_eq!(sections_within(octets - 1), (4, 1, 0));
+    assert_eq!(sections_within(octets - 17), (4, 0, 0)); // the glue alone is 16 octets
+}
+
+#[test]
+fn proofs_and_what_says_that_there_is_none_are_not_optional() {
+    let mut none = full_answer();
+    none.answers.clear();
+    let mut asked = query_of(ASKED, RecordType::A, Some(1232));
+    let octets = none.to_vec().expect("octets");
+    let answer = Answer::parse(&octets).expect("an answer");
+    let left = relayed_within(&Query::parse(&asked).expect("a query"), &answer, Additional::OptOnly, 12);
+    assert_eq!(Answer::parse(&left).expect("a reply").counts[1], 1);
+    let octets = full_answer().to_vec().expect("octets");
+    let answer = Answer::parse(&octets).expect("an answer");
+    let flags = asked.len() - 4;
+    asked[flags] |= 0x80; // DO
+    let left = relayed_within(&Query::parse(&asked).expect("a query"), &answer, Additional::OptOnly, 12);
+    assert_eq!(Answer::parse(&left).expect("a reply").counts[1], 1);
+}
+
+#[test]
+fn cd_is_what_the_server_said() {
+    for said in [false, true] {
+        let mut sent = full_answer();
+        sent.metadata.checking_disabled = said;
+        let reply = replied(&sent, None, |query, answer| relayed(query, answer, Additional::Whole));
+        assert_eq!(reply.checking_disabled, said);
+    }
+}
+
 #[test]
 fn an_asker_with_edns_gets_an_opt_even_if_the_resolver_sent_none() {
     let mut plain = full_answer();

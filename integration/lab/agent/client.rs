@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use std::collections::HashMap;
 
-use super::{Answered, Frame, Numbered, Question, Reach, Reply, Request, Rush, Rushed, Script, hex};
+use super::{Answered, Frame, Many, Numbered, Question, Reach, Reply, Request, Rush, Rushed, Script, hex};
 use crate::lab::process::{inside, spawn};
 
 /// How long an attempt waits before it is called silent. A rejected one hears within a millisecond.
@@ -168,6 +168,15 @@ impl Agent {
     pub fn rush(&self, rush: Rush) -> Rushed {
         match self.call(Request::Rush(rush)) {
             Reply::Rushed(rushed) => rushed,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Many questions at once; the replies in their order.
+    #[track_caller]
+    pub fn ask_many(&self, many: Many) -> Vec<Option<Vec<u8>>> {
+        match self.call(Request::AskMany(many)) {
+            Reply::Many(replies) => replies.into_iter().map(|reply| reply.map(|text| super::unhex(&text))).collect(),
             other => panic!("{other:?}"),
         }
     }

@@ -4,6 +4,7 @@
 //! (a connection that waits for its timeout) holds up nobody. When its input ends, the agent ends.
 
 pub mod client;
+mod many;
 pub mod names;
 mod packets;
 mod rush;
@@ -55,20 +56,31 @@ pub enum Request {
     Asked,
     /// Asks fresh names and connects to each address at once, `at_once` at a time.
     Rush(Rush),
+    /// Asks these questions, `at_once` at a time.
+    AskMany(Many),
 }
 
 /// What an agent answers.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub enum Reply {
     Done,
-    Reached { reach: Reach, micros: u64 },
-    Opened { connection: u32 },
+    Reached {
+        reach: Reach,
+        micros: u64,
+    },
+    Opened {
+        connection: u32,
+    },
     Answered(Answered),
     Bytes(Option<String>),
-    Capturing { capture: u32 },
+    Capturing {
+        capture: u32,
+    },
     Frames(Vec<Frame>),
     Names(Vec<String>),
     Rushed(Rushed),
+    /// Hexadecimal, their numbers 0.
+    Many(Vec<Option<String>>),
     Failed(String),
 }
 
@@ -175,6 +187,17 @@ pub struct Rushed {
     pub micros: u64,
 }
 
+/// See [`Request::AskMany`].
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Many {
+    pub server: SocketAddr,
+    pub tcp: bool,
+    /// Whole messages, hexadecimal; their numbers don't matter.
+    pub messages: Vec<String>,
+    pub at_once: usize,
+    pub within_ms: u64,
+}
+
 /// A recorded frame.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct Frame {
@@ -247,6 +270,7 @@ fn answer(request: Request) -> Reply {
         Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
         Request::Asked => names::asked(),
         Request::Rush(rush) => rush::run(&rush),
+        Request::AskMany(many) => many::run(&many),
     }
 }
 
@@ -256,11 +280,9 @@ fn failed(what: &str, error: impl std::fmt::Display) -> Reply {
 
 /// Octets as hexadecimal text.
 pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = |byte: &u8| [byte >> 4, byte & 15].map(|half| char::from(DIGITS[usize::from(half)]));
+    bytes.iter().flat_map(digits).collect()
 }
 
 /// The octets of hexadecimal text; blanks are skipped.
