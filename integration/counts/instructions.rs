@@ -1,7 +1,7 @@
 //! Instructions a reply, by callgrind, compared with benches/instructions.json.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -58,17 +58,30 @@ pub fn refresh() -> bool {
     true
 }
 
+/// Prints where the instructions go: by function, without what it calls.
+pub fn profile(kind: Kind) {
+    let directory = tempfile::tempdir().expect("a directory");
+    let out = directory.path().join("callgrind");
+    println!("{:.0} instructions a {} reply, of {} rounds of {ROUND}", run(kind, &out), kind.name(), ROUNDS);
+    let annotate = Command::new("callgrind_annotate").arg("--auto=no").arg(&out).status();
+    assert!(annotate.expect("callgrind_annotate comes with valgrind").success());
+}
+
 /// Instructions a reply.
 fn count(kind: Kind) -> f64 {
     let directory = tempfile::tempdir().expect("a directory");
-    let out = directory.path().join("callgrind");
+    run(kind, &directory.path().join("callgrind"))
+}
+
+/// The same; callgrind's file stays.
+fn run(kind: Kind, out: &Path) -> f64 {
     let mut command = Command::new("valgrind");
     command
         .args(["--tool=callgrind", "--collect-atstart=no", "--quiet", "--log-file=/dev/null"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(std::env::current_exe().expect("the path of this program"));
     asker::play(command, kind, ROUNDS);
-    let text = fs::read_to_string(&out).expect("callgrind writes its file");
+    let text = fs::read_to_string(out).expect("callgrind writes its file");
     let total = text.lines().rev().find_map(|line| line.strip_prefix("totals: ")).expect("callgrind writes totals");
     total.trim().parse::<f64>().expect("a number") / (ROUNDS * ROUND) as f64
 }
