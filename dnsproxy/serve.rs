@@ -653,3 +653,6 @@ fn ede_of(error: UpstreamError) -> EdeCode {
         UpstreamError::Busy => EdeCode::Other,
     }
 }
+
+#[cfg(test)]
+mod tests;

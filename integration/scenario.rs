@@ -25,6 +25,8 @@
 //!                                              the EDE's text (saying) or in a record (with, without), one word
 //! pay sends raw HEX [over tcp]  reply …        octets as a DNS message to kube-dns
 //! NAME TYPE says WHAT                          the name server's words for a name that nobody asks right now
+//! server ADDRESS says WHAT                     that name server, to every question: silent, rcode R or late 3s
+//! server ADDRESS answers                       as it did before
 //! pay reaches ADDRESS:PORT[/udp]               connects, or gets a datagram's echo; `rep:80` is the other pod
 //! pay is stopped at ADDRESS:PORT[/udp][: WHY]  doesn't; WHY is namegate's reason in the flow record
 //! pay opens c1 to ADDRESS:PORT                 a connection that stays, by a name of the scenario's
@@ -41,6 +43,9 @@
 //!   + refused TEXT     - refused TEXT          namegate names a refused object: `OBJECT PLACE TEXT` holds the word TEXT
 //!   + closed pay       - closed pay            the state of the endpoint is `closed` from now on, or no more
 //! ```
+//!
+//! The name servers are kube-dns' and, for `dns.upstreams`, 203.0.113.55 and 203.0.113.56. `by ADDRESS` in WHAT: only that
+//! one says so.
 //!
 //! WHAT: `ADDRESS…`, `[OWNER TYPE DATA]…` (no owner: the name asked for), `ttl N` (60 if not said), `rcode R`, `tc`, `silent`,
 //! `late 300ms`, and before all that over UDP `forged number|question|case|port|address ADDRESS` or `forged header`.

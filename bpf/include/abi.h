@@ -63,7 +63,7 @@ struct limits {
 	__u32 flow_pool;	  /* flows that all share beyond that; in use: budgets[0].flows */
 	__u32 idle_grace_seconds; /* how much longer than its timeout a conversation may idle and still go on */
 	__u16 steer_port;	  /* network order: where the proxy listens */
-	__u16 pad;
+	__u16 steer_tls_port;	  /* the same for DNS over TLS; 0: it is not served */
 };
 _Static_assert(sizeof(struct limits) == 20, "no padding");
 

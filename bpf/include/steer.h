@@ -46,21 +46,29 @@ static __always_inline int is_dns(const struct frame *f, __be16 port, __be16 wan
 	return port == wanted && (f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_TCP);
 }
 
+/* DNS over TLS is steered only for resolvers that have a row for its port: none, unless the proxy serves it. */
+static __always_inline int is_dns_over_tls(const struct frame *f, __be16 port, __be16 wanted)
+{
+	return wanted && port == wanted && f->protocol == IPPROTO_TCP;
+}
+
 /* From the pod: a query to a resolver goes to the proxy. REASON_FLOW: not a query. */
 static __always_inline enum reason steer_query(struct __sk_buff *skb, const struct context *c)
 {
 	const struct frame *f = &c->frame;
 	__u32 ifindex = c->ifindex;
 	struct steer_key key = {.port = f->destination_port, .family = f->family};
+	int plain = is_dns(f, f->destination_port, bpf_htons(53));
 	struct steer *to;
 	struct bridge *bridge;
 
-	if (!(c->endpoint.flags & ENDPOINT_STEER) || !is_dns(f, f->destination_port, bpf_htons(53)))
+	if (!(c->endpoint.flags & ENDPOINT_STEER) ||
+	    !(plain || is_dns_over_tls(f, f->destination_port, bpf_htons(853))))
 		return REASON_FLOW;
 	__builtin_memcpy(key.addr, f->destination.octets, 16);
 	to = bpf_map_lookup_elem(&dns_to, &key);
 	if (!to)
-		return REASON_UNKNOWN_RESOLVER;
+		return plain ? REASON_UNKNOWN_RESOLVER : REASON_FLOW;
 	if (c->probe)
 		return REASON_STEERED;
 	if (rewrite(skb, f, &f->destination, f->destination_port, to, 1))
@@ -87,7 +95,9 @@ static __always_inline enum reason steer_reply(struct __sk_buff *skb, const stru
 	struct limits *limit = bpf_map_lookup_elem(&limits, &zero);
 	struct steer *from;
 
-	if (!(c->endpoint.flags & ENDPOINT_STEER) || !limit || !is_dns(f, f->source_port, limit->steer_port))
+	if (!(c->endpoint.flags & ENDPOINT_STEER) || !limit)
+		return REASON_FLOW;
+	if (!is_dns(f, f->source_port, limit->steer_port) && !is_dns_over_tls(f, f->source_port, limit->steer_tls_port))
 		return REASON_FLOW;
 	__builtin_memcpy(key.addr, f->source.octets, 16);
 	from = bpf_map_lookup_elem(&dns_from, &key);

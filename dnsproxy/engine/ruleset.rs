@@ -280,6 +280,11 @@ impl RuleSet {
         super::verdict::may_ask(self, server, protocol, port, name)
     }
 
+    /// Whether a rule denies this server on this port, whatever allows it.
+    pub fn denies_server(&self, server: IpAddr, protocol: Protocol, port: u16) -> bool {
+        super::verdict::denial_of(self, server, protocol, port).is_some()
+    }
+
     /// Whether a rule names this very server (by endpoint, Service, /32 or /128), so that its answers may be learned.
     pub fn trusts(&self, server: IpAddr, protocol: Protocol, port: u16) -> bool {
         self.dns.iter().any(|rule| {

@@ -102,12 +102,12 @@ pub(super) fn may_ask(
     if name.is_refused_always() {
         return Err(Denied::Label);
     }
+    if let Some(rule) = denial_of(rules, server, protocol, port) {
+        return Err(Denied::Server(vec![rule.clone()]));
+    }
     let asked = |servers: &Servers, ports: &[(Protocol, u16)]| {
         ports.iter().any(|wide| covers(*wide, (protocol, port))) && servers.hold(server, &rules.known)
     };
-    if let Some(deny) = rules.dns_denied.iter().find(|deny| asked(&deny.servers, &deny.ports)) {
-        return Err(Denied::Server(vec![deny.rule.clone()]));
-    }
     let mut there = Vec::new();
     for rule in rules.dns.iter().filter(|rule| asked(&rule.servers, &rule.ports)) {
         if let Some(found) = rule.patterns.matches(name).next() {
@@ -122,6 +122,13 @@ pub(super) fn may_ask(
         return Err(Denied::Label);
     }
     Err(Denied::Name(missed(&there, name)))
+}
+
+/// The rule that denies this server on this port, whatever allows it.
+pub(super) fn denial_of(rules: &RuleSet, server: IpAddr, protocol: Protocol, port: u16) -> Option<&RuleRef> {
+    let meant = |ports: &[(Protocol, u16)]| ports.iter().any(|wide| covers(*wide, (protocol, port)));
+    let mut denials = rules.dns_denied.iter();
+    denials.find(|deny| meant(&deny.ports) && deny.servers.hold(server, &rules.known)).map(|deny| &deny.rule)
 }
 
 /// The rules, the one that most likely was meant first, and what its pattern lacks.
@@ -228,6 +235,8 @@ mod tests {
     #[test]
     fn a_denied_server_is_denied_whatever_allows_it() {
         asks("203.0.113.66", Protocol::Udp, "far.example", Err(Denied::Server(vec![rule("no")])));
+        assert!(rules().denies_server(ip("203.0.113.66"), Protocol::Tcp, 853));
+        assert!(!rules().denies_server(ip("203.0.113.67"), Protocol::Tcp, 853));
     }
 
     #[test]

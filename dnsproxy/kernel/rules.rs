@@ -37,6 +37,26 @@ impl FlowLimits {
     }
 }
 
+/// The port of DNS.
+const DNS: u16 = 53;
+/// The port of DNS over TLS (RFC 7858 section 3.1).
+const DNS_OVER_TLS: u16 = 853;
+
+/// Where the proxy listens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct ProxyPorts {
+    /// For queries over UDP and TCP.
+    pub dns: u16,
+    /// For queries over TLS; 0: they are not steered, and their port is one as any other.
+    pub tls: u16,
+}
+
+impl From<u16> for ProxyPorts {
+    fn from(dns: u16) -> ProxyPorts {
+        ProxyPorts { dns, tls: 0 }
+    }
+}
+
 /// An endpoint's row.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct EndpointRow {
@@ -212,26 +232,30 @@ impl Kernel {
         Ok(())
     }
 
-    /// Makes the steering maps hold exactly these pairs of resolver and local address, both on their ports.
+    /// Makes the steering maps hold exactly these pairs of resolver and local address, each on its ports.
     ///
     /// # Errors
     /// A map is full or can't be read.
-    pub fn set_steering(&self, pairs: &[(IpAddr, IpAddr)], proxy_port: u16) -> Result<(), KernelError> {
-        let family = |address: &IpAddr| if address.is_ipv4() { 4 } else { 6 };
+    pub fn set_steering(&self, pairs: &[(IpAddr, IpAddr)], ports: impl Into<ProxyPorts>) -> Result<(), KernelError> {
+        let ProxyPorts { dns, tls } = ports.into();
         let key = |address: IpAddr, port: u16| abi::steer_key {
             addr: abi::mapped(address),
             port: port.to_be(),
-            family: family(&address),
+            family: if address.is_ipv4() { 4 } else { 6 },
         };
         let to =
             |address: IpAddr, port: u16| abi::steer { addr: abi::mapped(address), port: port.to_be(), pad: [0; 2] };
-        for (resolver, local) in pairs {
-            self.tables.dns_from.put(&key(*local, proxy_port), &to(*resolver, 53))?;
-            self.tables.dns_to.put(&key(*resolver, 53), &to(*local, proxy_port))?;
+        let ways = [(DNS, dns), (DNS_OVER_TLS, tls)].into_iter().filter(|(_, own)| *own > 0);
+        let (mut known_to, mut known_from) = (Vec::new(), Vec::new());
+        for (theirs, own) in ways {
+            for (resolver, local) in pairs {
+                self.tables.dns_from.put(&key(*local, own), &to(*resolver, theirs))?;
+                self.tables.dns_to.put(&key(*resolver, theirs), &to(*local, own))?;
+                known_to.push((abi::mapped(*resolver), theirs.to_be()));
+                known_from.push((abi::mapped(*local), own.to_be()));
+            }
         }
-        let known_to: Vec<_> = pairs.iter().map(|(resolver, _)| abi::mapped(*resolver)).collect();
-        let known_from: Vec<_> = pairs.iter().map(|(_, local)| (abi::mapped(*local), proxy_port.to_be())).collect();
-        self.tables.dns_to.delete_where(|key, _| !known_to.contains(&key.addr))?;
+        self.tables.dns_to.delete_where(|key, _| !known_to.contains(&(key.addr, key.port)))?;
         self.tables.dns_from.delete_where(|key, _| !known_from.contains(&(key.addr, key.port)))?;
         Ok(())
     }
@@ -240,17 +264,16 @@ impl Kernel {
     ///
     /// # Errors
     /// The call failed.
-    pub fn set_limits(&self, flows: FlowLimits, proxy_port: u16) -> Result<(), KernelError> {
+    pub fn set_limits(&self, flows: FlowLimits, ports: impl Into<ProxyPorts>) -> Result<(), KernelError> {
         let FlowLimits { limit, share, pool, idle_grace } = flows;
-        let idle_grace_seconds = u32::try_from(idle_grace.as_secs()).unwrap_or(u32::MAX);
-        let steer_port = proxy_port.to_be();
+        let ProxyPorts { dns, tls } = ports.into();
         let row = abi::limits {
             flow_limit: limit,
             flow_share: share,
             flow_pool: pool,
-            idle_grace_seconds,
-            steer_port,
-            pad: 0,
+            idle_grace_seconds: u32::try_from(idle_grace.as_secs()).unwrap_or(u32::MAX),
+            steer_port: dns.to_be(),
+            steer_tls_port: tls.to_be(),
         };
         self.tables.limits.put(&0, &row)
     }

@@ -21,10 +21,12 @@ use crate::upstream::Upstream;
 use crate::upstream::health::Registry;
 
 use datagrams::Inbox;
+use tls::Tls;
 
 pub mod datagrams;
 mod socket;
 mod tcp;
+pub mod tls;
 mod udp;
 
 /// How long queries under way may take to end after a stop: a little more than a resolver has.
@@ -41,11 +43,13 @@ pub struct Options {
     pub workers: usize,
     /// The DNS servers that workers ask, and how they fare.
     pub upstreams: Arc<Registry>,
+    /// Where to listen for queries over TLS, and what to show there.
+    pub tls: Option<Tls>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { port: 15_353, workers: 0, upstreams: Arc::default() }
+        Options { port: 15_353, workers: 0, upstreams: Arc::default(), tls: None }
     }
 }
 
@@ -64,7 +68,7 @@ pub enum ListenError {
     /// A socket can't be had.
     #[error("{what} on {address}")]
     Socket {
-        /// `UDP` or `TCP`.
+        /// `UDP`, `TCP` or `TLS`.
         what: &'static str,
         /// The address and port.
         address: SocketAddr,
@@ -80,6 +84,7 @@ pub enum ListenError {
 /// Running workers. Dropped, they end at once; see [`Listeners::stop`].
 pub struct Listeners {
     port: u16,
+    tls_port: Option<u16>,
     stop: watch::Sender<Stop>,
     workers: Vec<JoinHandle<()>>,
 }
@@ -95,12 +100,14 @@ enum Stop {
 struct Sockets {
     udp: Vec<UdpSocket>,
     tcp: Vec<TcpListener>,
+    tls: Vec<TcpListener>,
 }
 
 /// What the tasks of a worker share.
 struct Worker {
     proxy: Arc<Proxy>,
     upstream: Upstream,
+    tls: Option<Tls>,
     memory: RefCell<Memory>,
     inbox: RefCell<Inbox>,
     under_way: Cell<usize>,
@@ -116,16 +123,17 @@ pub fn start(options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenEr
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,
     };
-    let (port, sockets) = bind_all(options.port, count)?;
+    let (port, mut sockets) = bind_all(options.port, count)?;
+    let tls_port = options.tls.as_ref().map(|tls| bind_tls(tls.port, &mut sockets)).transpose()?;
     let (stop, stopped) = watch::channel(Stop::No);
-    let mut listeners = Listeners { port, stop, workers: Vec::new() };
+    let mut listeners = Listeners { port, tls_port, stop, workers: Vec::new() };
     for (at, sockets) in sockets.into_iter().enumerate() {
         let runtime =
             tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
-        let (proxy, upstreams, stopped) = (proxy.clone(), options.upstreams.clone(), stopped.clone());
+        let (proxy, options, stopped) = (proxy.clone(), options.clone(), stopped.clone());
         let worker = thread::Builder::new()
             .name(format!("dns-{at}"))
-            .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, upstreams, stopped)))
+            .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, options, stopped)))
             .map_err(ListenError::Worker)?;
         listeners.workers.push(worker);
     }
@@ -136,6 +144,11 @@ impl Listeners {
     /// The port served.
     pub fn port(&self) -> u16 {
         self.port
+    }
+
+    /// The port served over TLS, if any.
+    pub fn tls_port(&self) -> Option<u16> {
+        self.tls_port
     }
 
     /// Takes no new queries, answers those under way, and ends; at most 5 s. Blocks: from async code, in
@@ -185,7 +198,7 @@ fn try_bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), Listen
     let mut port = port;
     let mut all = Vec::new();
     for _ in 0..workers {
-        let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new() };
+        let mut sockets = Sockets { udp: Vec::new(), tcp: Vec::new(), tls: Vec::new() };
         for &family in &families {
             let address: SocketAddr = (family, port).into();
             let failed = |what, address| move |source| ListenError::Socket { what, address, source };
@@ -200,21 +213,32 @@ fn try_bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), Listen
     Ok((port, all))
 }
 
+/// Listeners for TLS beside the others, in the same families.
+fn bind_tls(mut port: u16, workers: &mut [Sockets]) -> Result<u16, ListenError> {
+    for sockets in workers {
+        for at in 0..sockets.tcp.len() {
+            let failed = |address| move |source| ListenError::Socket { what: "TLS", address, source };
+            let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
+            let family = sockets.tcp[at].local_addr().map_err(failed(any))?.ip();
+            let address = (family, port).into();
+            let listener = socket::tcp(address).map_err(failed(address))?;
+            port = listener.local_addr().map_err(failed(address))?.port();
+            sockets.tls.push(listener);
+        }
+    }
+    Ok(port)
+}
+
 fn is_no_family(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAFNOSUPPORT | libc::EADDRNOTAVAIL))
 }
 
 /// The life of a worker.
-async fn work(
-    at: usize,
-    sockets: Sockets,
-    proxy: Arc<Proxy>,
-    upstreams: Arc<Registry>,
-    mut stopped: watch::Receiver<Stop>,
-) {
+async fn work(at: usize, sockets: Sockets, proxy: Arc<Proxy>, options: Options, mut stopped: watch::Receiver<Stop>) {
     let worker = Rc::new(Worker {
         proxy,
-        upstream: Upstream::start(upstreams),
+        upstream: Upstream::start(options.upstreams),
+        tls: options.tls,
         memory: RefCell::default(),
         inbox: RefCell::default(),
         under_way: Cell::new(0),
@@ -232,11 +256,12 @@ async fn work(
             Err(error) => tracing::error!(%error, "a UDP socket can't be watched"),
         }
     }
-    for listener in sockets.tcp {
+    let plain = sockets.tcp.into_iter().map(|listener| (listener, false));
+    for (listener, tls) in plain.chain(sockets.tls.into_iter().map(|listener| (listener, true))) {
         match tokio::net::TcpListener::from_std(listener) {
             Ok(listener) => {
                 let (worker, listener) = (worker.clone(), Rc::new(listener));
-                readers.push(spawn_local(tireless(move || tcp::accept(worker.clone(), listener.clone()))));
+                readers.push(spawn_local(tireless(move || tcp::accept(worker.clone(), listener.clone(), tls))));
             }
             Err(error) => tracing::error!(%error, "a TCP listener can't be watched"),
         }

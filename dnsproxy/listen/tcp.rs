@@ -1,4 +1,5 @@
-//! Queries on connections (RFC 7766): pipelined, answered as answers come, each wait with its deadline.
+//! Queries on connections (RFC 7766), behind TLS or not: pipelined, answered as answers come, each wait with its
+//! deadline.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -6,13 +7,14 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
 use tokio::time::timeout;
 
+use crate::clock;
+use crate::engine::ruleset::Protocol;
 use crate::serve::directory::Taken;
 use crate::serve::{Next, Packet};
 
@@ -23,6 +25,10 @@ use super::socket::interface_of;
 const PIPELINE: usize = 64;
 /// Octets of a query at most: a question and an OPT record with room for its options.
 const QUERY: usize = 4_096;
+/// What a handshake costs of the endpoint's queries a second: about as much of our time as so many queries.
+const HANDSHAKE: u32 = 50;
+/// The port of DNS over TLS (RFC 7858 section 3.1).
+const TLS_PORT: u16 = 853;
 /// How long to wait when a connection can't be accepted for want of something.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -36,10 +42,13 @@ struct Caller {
 }
 
 /// Accepts connections for ever.
-pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>) {
+pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>, tls: bool) {
     loop {
         match listener.accept().await {
-            Ok((stream, peer)) => match admit(&worker, &stream, peer) {
+            Ok((stream, peer)) => match admit(&worker, &stream, peer, tls) {
+                Ok(caller) if tls => {
+                    spawn_local(converse_behind_tls(worker.clone(), stream, caller));
+                }
                 Ok(caller) => {
                     spawn_local(converse(worker.clone(), stream, caller));
                 }
@@ -55,7 +64,7 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>) {
 }
 
 /// Endpoints only, and within the limits; others are counted.
-fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Caller> {
+fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr, tls: bool) -> io::Result<Caller> {
     let local = stream.local_addr()?.ip();
     let interface = interface_of(stream, local)?;
     let directory = worker.proxy.directory.load();
@@ -65,6 +74,16 @@ fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Ca
         io::Error::other(reason)
     };
     let served = directory.endpoint(interface, peer.ip()).ok_or_else(|| refused("no_endpoint"))?;
+    if tls {
+        // Queries are judged as over TCP on the port of DNS; the connection itself went to another one.
+        let resolver = directory.resolver(local).ok_or_else(|| refused("unknown_resolver"))?;
+        if served.rules.load().denies_server(resolver.address.ip(), Protocol::Tcp, TLS_PORT) {
+            return Err(refused("server"));
+        }
+        if !served.rate.take_several(HANDSHAKE, settings.queries_per_second, clock::mono()) {
+            return Err(refused("rate"));
+        }
+    }
     let limit = |counter, limit| Taken::take(counter, limit).ok_or_else(|| refused("tcp_connections"));
     let own = limit(&served.connections, settings.tcp_connections)?;
     let total = limit(&worker.proxy.connections, settings.tcp_connections_total)?;
@@ -72,9 +91,23 @@ fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr) -> io::Result<Ca
     Ok(Caller { peer, local, interface, idle: settings.tcp_idle, _slots: (own, total) })
 }
 
+async fn converse_behind_tls(worker: Rc<Worker>, stream: TcpStream, caller: Caller) {
+    let Some(tls) = &worker.tls else { return };
+    match tls.shake_hands(stream).await {
+        Ok(stream) => converse(worker, stream, caller).await,
+        Err(error) => {
+            let Caller { peer, local, interface, .. } = caller;
+            worker
+                .proxy
+                .turned_away(&Packet { bytes: &[], client: peer, local, interface, tcp: true }, "tls_handshake");
+            tracing::debug!(%peer, %error, "a TLS handshake failed");
+        }
+    }
+}
+
 /// One connection, until the client ends it, waits too long or sends what is no query.
-async fn converse(worker: Rc<Worker>, stream: TcpStream, caller: Caller) {
-    let (mut reader, writer) = stream.into_split();
+async fn converse(worker: Rc<Worker>, stream: impl AsyncRead + AsyncWrite + 'static, caller: Caller) {
+    let (mut reader, writer) = tokio::io::split(stream);
     let (replies, outgoing) = mpsc::channel(PIPELINE);
     let idle = caller.idle;
     let mut writing = spawn_local(write(writer, outgoing, idle));
@@ -121,7 +154,7 @@ async fn converse(worker: Rc<Worker>, stream: TcpStream, caller: Caller) {
     }
 }
 
-async fn read(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
+async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
     let octets = usize::from(reader.read_u16().await?);
     if octets > QUERY {
         return Err(io::Error::other(format!("a query of {octets} octets; the limit is {QUERY}")));
@@ -131,12 +164,18 @@ async fn read(reader: &mut OwnedReadHalf) -> io::Result<Vec<u8>> {
     Ok(message)
 }
 
-async fn write(mut writer: OwnedWriteHalf, mut outgoing: mpsc::Receiver<Vec<u8>>, idle: Duration) {
+async fn write(mut writer: impl AsyncWrite + Unpin, mut outgoing: mpsc::Receiver<Vec<u8>>, idle: Duration) {
     while let Some(reply) = outgoing.recv().await {
         let Ok(length) = u16::try_from(reply.len()) else { continue };
         let framed = [&length.to_be_bytes(), &reply[..]].concat();
-        if !matches!(timeout(idle, writer.write_all(&framed)).await, Ok(Ok(()))) {
+        let written = async {
+            writer.write_all(&framed).await?;
+            writer.flush().await
+        };
+        if !matches!(timeout(idle, written).await, Ok(Ok(()))) {
             return;
         }
     }
+    // TLS takes its leave, so that the client knows that nothing is missing.
+    let _ = timeout(idle, writer.shutdown()).await;
 }

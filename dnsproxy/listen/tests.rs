@@ -29,6 +29,7 @@ use arc_swap::ArcSwap;
 
 use super::*;
 
+mod encrypted;
 mod hostile;
 mod policy;
 mod transport;
@@ -103,6 +104,7 @@ struct Setup {
     rules: RuleSet,
     search: Vec<Name>,
     workers: usize,
+    tls: Option<Tls>,
     cache: bool,
 }
 
@@ -115,6 +117,7 @@ impl Default for Setup {
             rules: rules(&["**.test", "api.corp"], &["*"]),
             search: Vec::new(),
             workers: 1,
+            tls: None,
             cache: false,
         }
     }
@@ -183,7 +186,7 @@ impl World {
             [served.clone(), endpoint(2, &["127.0.0.2"])],
             ["127.0.0.1", "::1"].map(|local| (local.parse().expect("an address"), resolver.clone())),
         )));
-        let options = Options { port: 0, workers: setup.workers, ..Options::default() };
+        let options = Options { port: 0, workers: setup.workers, tls: setup.tls, ..Options::default() };
         let cache = setup.cache.then(|| Arc::new(Cache::new(1 << 20)));
         let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), seen.clone(), cache));
         let listeners = start(&options, proxy.clone()).expect("listeners");

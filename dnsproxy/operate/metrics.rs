@@ -15,6 +15,8 @@ use crate::clock;
 use crate::engine::ruleset::Direction;
 use crate::observe::{CacheUse, Counted, Outcome, Reason};
 
+mod upstreams;
+
 macro_rules! tables {
     ($($variant:ident $name:literal $doc:literal;)*) => {
         /// The kernel's tables whose fill is told, named as in bpf/include/maps.h.
@@ -121,6 +123,7 @@ pub struct Metrics {
     lost: IntCounterVec,
     endpoints: IntGaugeVec,
     ready: IntGauge,
+    upstreams: upstreams::Upstreams,
 }
 
 impl Metrics {
@@ -214,6 +217,7 @@ impl Metrics {
             ),
             endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
             ready: gauge(r, "namegate_ready", "1 if namegate is ready as /readyz has it, else 0."),
+            upstreams: upstreams::Upstreams::new(r),
             registry: registry.clone(),
         };
         metrics.name_version();
@@ -344,6 +348,7 @@ impl Metrics {
         for result in [Reload::Applied, Reload::Unchanged, Reload::Failed] {
             self.reloads.with_label_values(&[result.text()]);
         }
+        self.upstreams(&[]);
         EndpointState::ALL.iter().for_each(|state| self.endpoints(*state, 0));
         self.refused(0, 0);
     }
@@ -516,6 +521,7 @@ mod tests {
         words.extend(Outcome::ALL.iter().map(|outcome| outcome.text()));
         words.extend(Table::ALL.iter().map(|table| table.text()));
         words.extend(EndpointState::ALL.iter().map(|state| state.text()));
+        words.extend(["plain", "tls", "https", "held", "used"]);
         words.extend(["passed", "dropped", "egress", "ingress", "yes", "no", "applied", "unchanged", "failed"]);
         words.extend(["kernel_event", "suppressed_event", "flow_record", "verbose_line", env!("CARGO_PKG_VERSION")]);
         words.extend([CacheUse::Miss, CacheUse::Hit, CacheUse::Hot, CacheUse::Stale].map(CacheUse::text));

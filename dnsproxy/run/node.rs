@@ -26,6 +26,7 @@ use crate::kernel::attach::detach_all;
 use crate::kernel::events::Events;
 use crate::kernel::load::{Kernel, LoadSettings};
 use crate::kernel::sweep::Budgets;
+use crate::listen::tls::Tls;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
@@ -106,6 +107,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
 
+    let tls = tls(&config)?;
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
@@ -158,6 +160,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let options = listen::Options {
         port: node.config.dns.port,
         workers: node.config.dns.workers as usize,
+        tls,
         upstreams: node.upstreams.clone(),
     };
     let listeners = listen::start(&options, proxy).context("listening for queries")?;
@@ -208,6 +211,19 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -
     }
     drop(server);
     Ok(())
+}
+
+/// What is shown to those who ask over TLS; read first of all, for without it nothing is to start.
+fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
+    if config.dns.tls_port == 0 {
+        return Ok(None);
+    }
+    let needed = |file: &Option<std::path::PathBuf>, key: &str| {
+        file.clone().with_context(|| format!("dns.tls_port is {} and {key} is not set", config.dns.tls_port))
+    };
+    let certificate = needed(&config.dns.tls_certificate, "dns.tls_certificate")?;
+    let key = needed(&config.dns.tls_key, "dns.tls_key")?;
+    Tls::read(config.dns.tls_port, &certificate, &key).context("serving DNS over TLS").map(Some)
 }
 
 fn serve_pages(

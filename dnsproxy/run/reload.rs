@@ -23,7 +23,7 @@ use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
 use crate::engine::world::World;
-use crate::kernel::rules::{ADDRESSES, FlowLimits};
+use crate::kernel::rules::{ADDRESSES, FlowLimits, ProxyPorts};
 use crate::kernel::{GrantStore, KernelError};
 use crate::observe::Known;
 use crate::operate::metrics::Reload;
@@ -138,7 +138,7 @@ impl Node {
         let limit = self.config.enforcement.flows_per_endpoint;
         let idle_grace = self.config.dns.idle_connection_grace_period;
         let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit, idle_grace);
-        kernel.set_limits(flows, self.config.dns.port)?;
+        kernel.set_limits(flows, proxy_ports(&self.config))?;
         let on_the_way = change.ways.values().flat_map(|way| way.adding.iter().chain(&way.clearing));
         for (policy_id, rules) in change.fresh.iter().chain(on_the_way) {
             kernel.write_rules(*policy_id, rules).context("writing a rule set")?;
@@ -158,7 +158,7 @@ impl Node {
             self.close_the_unknown(&change.rules);
             Ok(())
         })?;
-        kernel.set_steering(&self.steering.pairs, self.config.dns.port)?;
+        kernel.set_steering(&self.steering.pairs, proxy_ports(&self.config))?;
         self.remember(&change, false)?;
         self.upkeep.rules_due();
         self.publish().await;
@@ -265,7 +265,7 @@ impl Node {
         // Old and new pairs together until the flip is over.
         let mut both: Vec<(IpAddr, IpAddr)> = self.steering.pairs.clone();
         both.extend(old.pairs.into_iter().filter(|pair| !self.steering.pairs.contains(pair)));
-        self.kernel.set_steering(&both, self.config.dns.port)?;
+        self.kernel.set_steering(&both, proxy_ports(&self.config))?;
         Ok(())
     }
 
@@ -445,6 +445,10 @@ fn start_anew(kernel: &impl GrantStore, endpoint: &Endpoint, table: &mut FqdnTab
 /// What holds for an endpoint without rules: nothing may be asked.
 fn closed_rules() -> RuleSet {
     RuleSet { selected: true, deny_egress: true, deny_ingress: true, ..RuleSet::unselected() }
+}
+
+fn proxy_ports(config: &Config) -> ProxyPorts {
+    ProxyPorts { dns: config.dns.port, tls: config.dns.tls_port }
 }
 
 /// How much one workload can hold.

@@ -166,6 +166,7 @@ impl Node {
         let grants: Vec<u64> = self.endpoints.values().map(grants_of).collect();
         metrics.grants(grants.iter().sum());
         metrics.ready(self.readiness.is_ready());
+        metrics.upstreams(&self.upstreams.snapshot());
         self.watchers.count_lost();
         let tables = self.tables(grants.iter().sum());
         for (table, rows, max) in &tables {

@@ -37,6 +37,10 @@ const LISTED: usize = 16_384;
 pub const POLLED: usize = 10_000;
 /// Answers that live shorter are not refreshed: hardly earlier than they are asked for again anyway.
 const SHORTEST: u32 = 2;
+/// Background questions under way at a time.
+const AT_ONCE: u32 = 16;
+/// How soon a polled name without addresses is asked for again when its answer does not say.
+const NONE_FOUND: u32 = 60;
 /// Failures in a row after which all background questions pause.
 const FAILURES: u32 = 8;
 /// How long they pause first; twice as long each further time.
@@ -67,6 +71,7 @@ pub(super) struct Refreshes {
 #[derive(Default)]
 pub struct Background {
     rate: Rate,
+    under_way: AtomicU32,
     failures: AtomicU32,
     pauses: AtomicU32,
     paused_until: AtomicU64,
@@ -207,14 +212,18 @@ impl Background {
     }
 
     fn may_ask(&self, purpose: Purpose, per_second: u32, now: MonoNs) -> bool {
-        let may = !self.pauses(now) && self.rate.take(per_second, now);
-        if !may {
+        let room = self.under_way.load(Ordering::Relaxed) < AT_ONCE;
+        let may = room && !self.pauses(now) && self.rate.take(per_second, now);
+        if may {
+            self.under_way.fetch_add(1, Ordering::Relaxed);
+        } else {
             self.tally(purpose).held_back.fetch_add(1, Ordering::Relaxed);
         }
         may
     }
 
     fn ended(&self, purpose: Purpose, answered: bool, now: MonoNs) {
+        self.under_way.fetch_sub(1, Ordering::Relaxed);
         let tally = self.tally(purpose);
         if answered {
             tally.answered.fetch_add(1, Ordering::Relaxed);
@@ -271,7 +280,8 @@ impl Proxy {
         let mut done = Done { users, name: key.name.clone(), qtype: key.qtype, lifetime: None };
         let Some(answer) = answer else { return done };
         let directory = self.directory.load();
-        done.lifetime = Some(lifetime(&answer, &query, &directory.settings.ceilings).unwrap_or(0));
+        let unsaid = if answer.addresses().next().is_some() { 0 } else { NONE_FOUND };
+        done.lifetime = Some(lifetime(&answer, &query, &directory.settings.ceilings).unwrap_or(unsaid));
         for user in &done.users {
             self.grant_unasked(*user, &key, &query, &answer, &directory);
         }

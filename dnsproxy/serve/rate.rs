@@ -21,7 +21,13 @@ pub struct Rate {
 impl Rate {
     /// Takes one query at `now` out of a bucket of `per_second`; false when it is empty. 0: there is no limit.
     pub fn take(&self, per_second: u32, now: MonoNs) -> bool {
+        self.take_several(1, per_second, now)
+    }
+
+    /// The same for what costs as much as so many queries; of a smaller bucket it takes all.
+    pub fn take_several(&self, queries: u32, per_second: u32, now: MonoNs) -> bool {
         let Some(cost) = BUCKET.checked_div(u64::from(per_second)) else { return true };
+        let cost = cost * u64::from(queries.min(per_second));
         let spend = |full_at: u64| {
             let after = full_at.max(now.0).saturating_add(cost);
             (after - now.0 <= BUCKET).then_some(after)
@@ -82,6 +88,17 @@ mod tests {
         passes(&rate, 5, START, 100, 5);
         passes(&rate, 0, START, 100, 100);
         passes(&rate, 10_000_000, START + 2 * SECOND, 20_000, 20_000);
+    }
+
+    #[test]
+    fn what_costs_several_takes_several_and_at_most_all() {
+        let rate = Rate::default();
+        assert!(rate.take_several(50, 100, MonoNs(START)));
+        assert!(rate.take_several(50, 100, MonoNs(START)));
+        assert!(!rate.take_several(50, 100, MonoNs(START + SECOND / 4)));
+        passes(&rate, 100, START + SECOND / 4, 100, 25);
+        assert!(rate.take_several(50, 3, MonoNs(START + 9 * SECOND)));
+        passes(&rate, 3, START + 9 * SECOND, 1, 0);
     }
 
     #[test]

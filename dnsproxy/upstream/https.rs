@@ -30,6 +30,8 @@ use super::trust::Trust;
 
 /// The type of queries and answers.
 const MESSAGE: &str = "application/dns-message";
+/// On how many connections a query is tried that end before its answer comes: the server may close whenever it likes.
+const TRIES: usize = 3;
 /// How often a server that owes answers is asked whether it lives, and how long it may take to say so.
 const ALIVE: Duration = Duration::from_secs(2);
 
@@ -69,8 +71,8 @@ impl Https {
         set_id(&mut message, 0); // RFC 8484 section 4.1: for caches on the way
         let question_end = skip_plain_name(&message, HEADER).ok_or(UpstreamError::Busy)? + 4;
         let message = Bytes::from(message);
-        loop {
-            let (number, known, sender) = self.sender().await?;
+        for _ in 0..TRIES {
+            let (number, sender) = self.sender().await?;
             match self.exchange(sender, message.clone()).await {
                 Ok(reply) => {
                     let good = reply.get(..2) == Some(&[0, 0])
@@ -83,20 +85,18 @@ impl Https {
                     if connection.number == number {
                         connection.sender = None;
                     }
-                    if !known {
-                        tracing::debug!(address = %self.address, %error, "a DNS server over HTTPS hung up");
-                        return Err(UpstreamError::Network(io::ErrorKind::ConnectionAborted));
-                    }
+                    tracing::debug!(address = %self.address, %error, "a DNS server over HTTPS hung up");
                 }
             }
         }
+        Err(UpstreamError::Network(io::ErrorKind::ConnectionAborted))
     }
 
-    /// The connection: its number, whether it was there before, its sender.
-    async fn sender(&self) -> Result<(u64, bool, SendRequest<Full<Bytes>>), UpstreamError> {
+    /// The connection: its number and its sender.
+    async fn sender(&self) -> Result<(u64, SendRequest<Full<Bytes>>), UpstreamError> {
         let mut connection = self.connection.lock().await;
         if let Some(sender) = connection.sender.as_ref().filter(|sender| !sender.is_closed()) {
-            return Ok((connection.number, true, sender.clone()));
+            return Ok((connection.number, sender.clone()));
         }
         connection.sender = None;
         let stream = open(self.address).await.map_err(|error| UpstreamError::Network(error.kind()))?;
@@ -118,7 +118,7 @@ impl Https {
         });
         connection.number += 1;
         connection.sender = Some(sender.clone());
-        Ok((connection.number, false, sender))
+        Ok((connection.number, sender))
     }
 
     async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, message: Bytes) -> Result<Vec<u8>, Broken> {

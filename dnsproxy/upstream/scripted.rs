@@ -1,11 +1,13 @@
 //! A DNS server for tests that says what a script tells it to, true or forged. On loopback only.
 
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
+
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use crate::engine::wire::{HEADER, skip_plain_name};
 
@@ -17,6 +19,8 @@ pub struct Asked {
     pub tcp: bool,
     /// How many came before it, UDP and TCP counted apart.
     pub nth: usize,
+    /// On which connection it came, from 1; 0: UDP.
+    pub connection: usize,
 }
 
 /// What the server does next.
@@ -27,6 +31,12 @@ pub enum Say {
     Forge(Vec<u8>),
     /// Does nothing for a while; on UDP others wait as well.
     Wait(Duration),
+    /// Sends octets on the connection, as they are.
+    Octets(Vec<u8>),
+    /// Closes the connection, with FIN.
+    Close,
+    /// Closes the connection, with RST.
+    Reset,
 }
 
 pub struct Scripted {
@@ -36,7 +46,23 @@ pub struct Scripted {
 }
 
 impl Scripted {
+    /// Over UDP and TCP.
     pub fn start(script: impl Fn(&Asked) -> Vec<Say> + Send + Sync + 'static) -> Scripted {
+        Scripted::start_with(None, script)
+    }
+
+    /// Over TLS; it hears what is sent to it over UDP as well.
+    pub fn over_tls(
+        config: Arc<ServerConfig>,
+        script: impl Fn(&Asked) -> Vec<Say> + Send + Sync + 'static,
+    ) -> Scripted {
+        Scripted::start_with(Some(config), script)
+    }
+
+    fn start_with(
+        tls: Option<Arc<ServerConfig>>,
+        script: impl Fn(&Asked) -> Vec<Say> + Send + Sync + 'static,
+    ) -> Scripted {
         let (udp, tcp) = (0..16)
             .find_map(|_| {
                 let udp = UdpSocket::bind("127.0.0.1:0").expect("a socket");
@@ -52,42 +78,35 @@ impl Scripted {
         tcp.set_nonblocking(true).expect("the option");
         let hear = {
             let seen = seen.clone();
-            move |octets: &[u8], from, tcp| {
+            move |octets: &[u8], from, connection| {
+                let tcp = connection > 0;
                 let mut seen = seen.lock().expect("the list");
                 let nth = seen.iter().filter(|asked: &&Asked| asked.tcp == tcp).count();
-                let asked = Asked { octets: octets.to_vec(), from, tcp, nth };
+                let asked = Asked { octets: octets.to_vec(), from, tcp, nth, connection };
                 seen.push(asked.clone());
                 asked
             }
         };
         let (over_tcp, heard, stop) = (script.clone(), hear.clone(), ended.clone());
         thread::spawn(move || {
+            let mut connection = 0;
             while !stop.load(Ordering::Relaxed) {
-                let Ok((mut stream, from)) = tcp.accept() else {
+                let Ok((stream, from)) = tcp.accept() else {
                     thread::sleep(Duration::from_millis(2));
                     continue;
                 };
+                connection += 1;
                 let (script, heard) = (over_tcp.clone(), heard.clone());
-                thread::spawn(move || {
-                    stream.set_nonblocking(false).expect("the option");
-                    let mut length = [0; 2];
-                    while stream.read_exact(&mut length).is_ok() {
-                        let mut octets = vec![0; usize::from(u16::from_be_bytes(length))];
-                        if stream.read_exact(&mut octets).is_err() {
-                            return;
-                        }
-                        for say in script(&heard(&octets, from, true)) {
-                            match say {
-                                Say::Reply(reply) => {
-                                    let framed = [&(reply.len() as u16).to_be_bytes()[..], &reply].concat();
-                                    let _ = stream.write_all(&framed);
-                                }
-                                Say::Forge(_) => panic!("only UDP is forged"),
-                                Say::Wait(time) => thread::sleep(time),
-                            }
-                        }
+                let said = move |octets: &[u8]| script(&heard(octets, from, connection));
+                stream.set_nonblocking(false).expect("the option");
+                let raw = stream.try_clone().expect("a second handle");
+                match tls.clone().map(ServerConnection::new) {
+                    None => drop(thread::spawn(move || converse(stream, &raw, said))),
+                    Some(session) => {
+                        let stream = StreamOwned::new(session.expect("a configuration"), stream);
+                        thread::spawn(move || converse(stream, &raw, said));
                     }
-                });
+                }
             }
         });
         let stop = ended.clone();
@@ -96,11 +115,12 @@ impl Scripted {
             let mut buffer = [0; 4096];
             while !stop.load(Ordering::Relaxed) {
                 let Ok((length, from)) = udp.recv_from(&mut buffer) else { continue };
-                for say in script(&hear(&buffer[..length], from, false)) {
+                for say in script(&hear(&buffer[..length], from, 0)) {
                     match say {
                         Say::Reply(reply) => drop(udp.send_to(&reply, from)),
                         Say::Forge(reply) => drop(elsewhere.send_to(&reply, from)),
                         Say::Wait(time) => thread::sleep(time),
+                        Say::Octets(_) | Say::Close | Say::Reset => panic!("only on a connection"),
                     }
                 }
             }
@@ -121,6 +141,33 @@ impl Scripted {
 impl Drop for Scripted {
     fn drop(&mut self) {
         self.ended.store(true, Ordering::Relaxed);
+    }
+}
+
+/// Answers on one connection until it ends.
+fn converse(mut stream: impl Read + Write, raw: &TcpStream, said: impl Fn(&[u8]) -> Vec<Say>) {
+    let mut length = [0; 2];
+    while stream.read_exact(&mut length).is_ok() {
+        let mut octets = vec![0; usize::from(u16::from_be_bytes(length))];
+        if stream.read_exact(&mut octets).is_err() {
+            return;
+        }
+        for say in said(&octets) {
+            match say {
+                Say::Reply(reply) => {
+                    let _ = stream.write_all(&[&(reply.len() as u16).to_be_bytes()[..], &reply].concat());
+                }
+                Say::Forge(_) => panic!("only UDP is forged"),
+                Say::Wait(time) => thread::sleep(time),
+                Say::Octets(octets) => drop(stream.write_all(&octets)),
+                Say::Close => return drop(raw.shutdown(std::net::Shutdown::Both)),
+                Say::Reset => {
+                    let _ = socket2::SockRef::from(raw).set_linger(Some(Duration::ZERO));
+                    return;
+                }
+            }
+            let _ = stream.flush();
+        }
     }
 }
 

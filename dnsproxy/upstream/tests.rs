@@ -2,9 +2,17 @@ use std::collections::BTreeSet;
 
 use tokio::task::LocalSet;
 
+use super::address::ServerAddress;
+use super::health::ServerHealth;
 use super::scripted::{Asked, Say, Scripted, answer, with};
 use super::*;
+use crate::engine::answer::Answer;
 use crate::engine::name::Name;
+
+mod cookies;
+mod encrypted;
+mod failover;
+mod hostile;
 
 const WITHIN: Duration = Duration::from_millis(800);
 
@@ -21,8 +29,12 @@ fn query(name: &str, dnssec_ok: bool) -> Query<'static> {
 }
 
 fn run<T>(test: impl AsyncFnOnce(Upstream) -> T) -> T {
+    run_with(Arc::default(), test)
+}
+
+fn run_with<T>(registry: Arc<Registry>, test: impl AsyncFnOnce(Upstream) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    LocalSet::new().block_on(&runtime, async { test(Upstream::start(Arc::default())).await })
+    LocalSet::new().block_on(&runtime, async { test(Upstream::start(registry)).await })
 }
 
 fn addresses(result: Result<Reply, UpstreamError>) -> Result<Vec<String>, UpstreamError> {

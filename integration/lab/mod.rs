@@ -24,6 +24,7 @@ pub mod agent;
 pub mod clock;
 pub mod daemon;
 pub mod frame;
+pub mod grants;
 pub mod process;
 pub mod snapshot;
 pub mod world;

@@ -4,11 +4,12 @@
 mod answers;
 mod clients;
 mod compare;
+mod rogue;
 mod servers;
 mod zone;
 
 use libtest_mimic::Trial;
 
 pub fn trials() -> Vec<Trial> {
-    answers::trials().into_iter().chain(clients::trials()).collect()
+    answers::trials().into_iter().chain(clients::trials()).chain(rogue::trials()).collect()
 }

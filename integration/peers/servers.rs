@@ -7,6 +7,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use super::zone;
+use crate::lab::agent::servers::certificate;
 use crate::lab::clock::wait_until;
 use crate::lab::process::{has, inside, output, spawn};
 use crate::lab::world::{Family, World};
@@ -16,6 +17,9 @@ pub const NSD: u8 = 60;
 pub const KNOT: u8 = 61;
 pub const UNBOUND: u8 = 62;
 pub const DNSDIST: u8 = 63;
+
+/// The name in dnsdist's certificate.
+pub const CERTIFICATE: &str = "dns.peers.example";
 
 /// Running servers. They end when dropped.
 pub struct Servers {
@@ -94,6 +98,27 @@ impl Servers {
         let config = self.write("unbound.conf", &config);
         self.start("unbound", &["-d", "-c", &config]);
         self.wait_for(world, "unbound", UNBOUND);
+    }
+
+    /// dnsdist in front of nsd: plain, over TLS and over HTTPS with a certificate for [`CERTIFICATE`]. The file of the
+    /// authority that signed it.
+    #[track_caller]
+    pub fn dnsdist(&mut self, world: &World) -> String {
+        let made = certificate(vec![CERTIFICATE.to_owned()]).expect("a certificate can be made");
+        let authority = self.write("authority.pem", &made.authority);
+        let (leaf, key) = (self.write("leaf.pem", &made.leaf.pem()), self.write("key.pem", &made.key.serialize_pem()));
+        let ([v4, v6], [nsd, _]) = (addresses(DNSDIST), addresses(NSD));
+        let config = format!(
+            "setACL({{'0.0.0.0/0', '::/0'}})\nsetSecurityPollSuffix('')\n\
+             newServer({{address='{nsd}:53', healthCheckMode='up', tcpFastOpen=false}})\n\
+             setLocal('{v4}:53')\naddLocal('[{v6}]:53')\n\
+             addTLSLocal('{v4}:853', '{leaf}', '{key}')\n\
+             addDOHLocal('{v4}:443', '{leaf}', '{key}', '/dns-query')\n"
+        );
+        let config = self.write("dnsdist.conf", &config);
+        self.start("dnsdist", &["--supervised", "--disable-syslog", "-C", &config]);
+        self.wait_for(world, "dnsdist", DNSDIST);
+        authority
     }
 
     /// Signs the zones with keys of its own, and writes what validators trust.

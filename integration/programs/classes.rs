@@ -428,6 +428,51 @@ pub fn a_query_is_steered_to_the_proxy_and_its_reply_back() {
     }
 }
 
+pub fn dns_over_tls_is_steered_only_where_the_proxy_serves_it() {
+    use namegate::kernel::rules::ProxyPorts;
+    for family in [4, 6] {
+        let mut bench = ready();
+        let (resolver, local) = (other(family), pod_peer(family));
+        let pod = pod_for(resolver);
+        bench.flags(flag::STEER, 0);
+        let hello = |to, port| from_pod(pod, to, TCP, &tcp(40000, port, 1, SYN));
+        let back = |port| to_pod(local, pod, TCP, &tcp(port, 40000, 1, SYN | ACK));
+        let serve = |tls: u16| {
+            let ports = ProxyPorts { dns: 15353, tls };
+            bench.kernel.set_steering(&[(resolver, local)], ports).unwrap();
+            bench
+                .kernel
+                .set_limits(
+                    FlowLimits { limit: 5000, share: 1000, pool: 1000, idle_grace: std::time::Duration::ZERO },
+                    ports,
+                )
+                .unwrap();
+        };
+
+        // Off: a port as any other, here one that no rule opens.
+        serve(0);
+        counts(&bench, Egress, &hello(resolver, 853), Reason::NoGrant);
+        counts(&bench, Ingress, &back(15853), Reason::NoGrant);
+        counts(&bench, Ingress, &back(0), Reason::NoGrant);
+
+        serve(15853);
+        let (reason, _, steered) = bench.run_whole(Egress, &hello(resolver, 853));
+        assert_eq!((reason, addresses_and_ports(&steered)), (Reason::Steered, (pod, local, 40000, 15853)));
+        let (reason, _, steered) = bench.run_whole(Ingress, &back(15853));
+        assert_eq!((reason, addresses_and_ports(&steered)), (Reason::Steered, (resolver, pod, 853, 40000)));
+        let (reason, _, steered) = bench.run_whole(Egress, &hello(resolver, 53));
+        assert_eq!((reason, addresses_and_ports(&steered)), (Reason::Steered, (pod, local, 40000, 15353)));
+        // Another server, and UDP: as any other port.
+        counts(&bench, Egress, &hello(granted(family), 853), Reason::NoGrant);
+        counts(&bench, Egress, &from_pod(pod, resolver, UDP, &udp(40000, 853, 30)), Reason::NoGrant);
+
+        // Off again: nothing is left of it.
+        serve(0);
+        counts(&bench, Egress, &hello(resolver, 853), Reason::NoGrant);
+        counts(&bench, Ingress, &back(15853), Reason::NoGrant);
+    }
+}
+
 fn addresses_and_ports(frame: &[u8]) -> (IpAddr, IpAddr, u16, u16) {
     let port = |at: usize| u16::from_be_bytes([frame[at], frame[at + 1]]);
     if frame[12] == 8 {

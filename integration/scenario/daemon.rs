@@ -2,10 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
-use libbpf_rs::{MapCore, MapFlags, MapHandle};
 use serde_json::Value;
 
 use super::language::{Act, Asked, Expected, Frame, Kind, Pod, Scenario, Source, Target};
@@ -14,10 +13,12 @@ use crate::lab::agent::client::Agent;
 use crate::lab::agent::{Answered, Question, Reach, Reply, Request, hex, unhex};
 use crate::lab::clock::{now, wait_until};
 use crate::lab::world::{NODE_MAC, Options, PODS};
-use crate::lab::{Daemon, Topology, World, frame, snapshot};
+use crate::lab::{Daemon, Topology, World, frame, grants, snapshot};
 
 /// How long a reload or a flow record may take to show.
 const SOON: Duration = Duration::from_secs(5);
+/// Name servers beside kube-dns, where `dns.upstreams` names any.
+const OTHERS: [[u8; 4]; 2] = [[203, 0, 113, 55], [203, 0, 113, 56]];
 /// How long a frame is waited for that must not arrive.
 const QUIET: Duration = Duration::from_millis(300);
 
@@ -164,6 +165,9 @@ impl Subject for Node {
         let seen = self.flows_seen();
         match act {
             Act::Says { name, qtype, script } => self.stage.world.outside.say(name, qtype, script.clone()),
+            Act::Fails { server, script } => {
+                self.stage.world.outside.done(Request::Fail { at: *server, script: script.clone() });
+            }
             Act::Asks { pod, question, script, reply } => {
                 if let Some(script) = script {
                     self.stage.world.outside.say(&question.name, &question.qtype, script.clone());
@@ -223,20 +227,11 @@ impl Subject for Node {
     }
 
     fn grants(&mut self) -> Result<Vec<(Pod, IpAddr, u64)>, String> {
-        let mut found = Vec::new();
-        for version in fs::read_dir(self.stage.world.directory.join("bpf/namegate")).into_iter().flatten().flatten() {
-            let map = MapHandle::from_pinned_path(version.path().join("maps/grants")).map_err(|e| e.to_string())?;
-            for key in map.keys() {
-                let Ok(Some(row)) = map.lookup(&key, MapFlags::ANY) else { continue };
-                let id = u32::from_ne_bytes(key[..4].try_into().map_err(|_| "a short key")?);
-                let octets: [u8; 16] = key[4..20].try_into().map_err(|_| "a short key")?;
-                let address = Ipv6Addr::from(octets).to_canonical();
-                let pod =
-                    *self.ids.get(&id).ok_or_else(|| format!("a grant of an unknown endpoint {id}: {address}"))?;
-                found.push((pod, address, deadline(&row)));
-            }
-        }
-        Ok(found)
+        let known = |id: u32, address: IpAddr| {
+            self.ids.get(&id).ok_or_else(|| format!("a grant of an unknown endpoint {id}: {address}"))
+        };
+        let rows = grants::read(&self.stage.world.directory)?;
+        rows.into_iter().map(|(id, address, until)| Ok((*known(id, address)?, address, until))).collect()
     }
 
     fn refusals(&mut self) -> Option<Vec<String>> {
@@ -263,6 +258,10 @@ impl Stage {
     fn new(scenario: &Scenario) -> Result<Stage, String> {
         let world = World::new(Options { topology: Topology::Routed });
         let stage = Stage { world, connections: HashMap::new() };
+        if scenario.settings.iter().any(|setting| setting.contains("dns.upstreams=")) {
+            let at = OTHERS.map(|server| SocketAddr::new(server.into(), 53)).to_vec();
+            stage.world.outside.done(Request::ServeNames { at });
+        }
         let mut served = BTreeSet::new();
         let mut settled = false;
         for step in &scenario.steps {
@@ -430,13 +429,6 @@ fn drop_of(record: &Value, to: SocketAddr) -> Option<String> {
     let dropped = flow["verdict"] == "DROPPED" && flow["Type"] == "L3_L4";
     let reason = summary.split("; ").nth(1)?.split(',').next()?;
     (ours && dropped).then(|| reason.to_owned())
-}
-
-/// The last deadline of a row of `grants` that opens any group; `struct grant` of bpf/include/abi.h.
-fn deadline(row: &[u8]) -> u64 {
-    let word = |at: usize| u64::from_ne_bytes(row[at..at + 8].try_into().expect("eight octets"));
-    let slots = (0..4).map(|slot| slot * 24);
-    slots.filter(|at| word(*at) != 0 || word(at + 8) != 0).map(|at| word(at + 16)).max().unwrap_or(0)
 }
 
 fn pod_of(endpoint: &Value) -> Option<Pod> {

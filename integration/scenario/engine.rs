@@ -412,7 +412,9 @@ impl Subject for Model {
                 self.reload();
             }
             Act::Nothing => {}
-            Act::AsksRaw { .. } | Act::Sends { .. } => return Err("this step needs the daemon".into()),
+            Act::AsksRaw { .. } | Act::Sends { .. } | Act::Fails { .. } => {
+                return Err("this step needs the daemon".into());
+            }
         }
         Ok(())
     }

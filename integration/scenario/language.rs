@@ -76,6 +76,11 @@ pub enum Act {
         frame: Frame,
         arrives: Result<(), Option<String>>,
     },
+    /// `None`: it answers again.
+    Fails {
+        server: IpAddr,
+        script: Option<Script>,
+    },
     /// `None`: the file is removed.
     File {
         name: String,
@@ -349,6 +354,11 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         [pod, "opens", name, "to", to] => Act::Opens { who: who(pod)?, connection: name.into(), to: target(to)? },
         [name, "goes", "on"] => Act::GoesOn { connection: name.into() },
         [name, "ends"] => Act::Ends { connection: name.into() },
+        ["server", server, "answers"] => Act::Fails { server: address(server)?, script: None },
+        ["server", server, "says", ..] => {
+            let what = first.split_once(" says ").ok_or("nothing is said")?.1;
+            Act::Fails { server: address(server)?, script: Some(script(what)?) }
+        }
         [name, qtype, "says", ..] => {
             let what = first.split_once(" says ").ok_or("nothing is said")?.1;
             Act::Says { name: name.into(), qtype: qtype.into(), script: script(what)? }
@@ -392,6 +402,7 @@ fn script(text: &str) -> Result<Script, String> {
             "ttl" => script.ttl = number(word())?,
             "rcode" => script.rcode = word().into(),
             "tc" => script.truncate = true,
+            "by" => script.by = Some(address(word())?),
             "silent" => script.silent = true,
             "late" => {
                 script.delay_ms = u64::try_from(duration(word())?.as_millis()).map_err(|error| error.to_string())?

@@ -62,7 +62,10 @@ pub fn rebuilt(query: &Query<'_>, answer: &Answer<'_>, changes: &Changes<'_>) ->
             if section < 2 {
                 taken += fate.taken(); // glue is optional, and no part of what AD speaks of (RFC 6840 section 5.8)
             }
-            if !matches!(fate, Fate::Gone) {
+            if matches!(fate, Fate::Gone) {
+                // Of a message that can't be read nothing is handed on, not even that there is none.
+                NameBuf::read(&source, record.start).ok_or(Malformed { rtype: record.rtype })?;
+            } else {
                 writer.record(&record, &fate)?;
                 *count += 1;
             }

@@ -8,11 +8,11 @@ fn connect(world: &World) -> TcpStream {
     stream
 }
 
-fn framed(message: &[u8]) -> Vec<u8> {
+pub(super) fn framed(message: &[u8]) -> Vec<u8> {
     [&(message.len() as u16).to_be_bytes()[..], message].concat()
 }
 
-fn receive(stream: &mut TcpStream) -> Vec<u8> {
+pub(super) fn receive(stream: &mut impl Read) -> Vec<u8> {
     let mut length = [0; 2];
     stream.read_exact(&mut length).expect("a length");
     let mut message = vec![0; usize::from(u16::from_be_bytes(length))];
@@ -21,7 +21,7 @@ fn receive(stream: &mut TcpStream) -> Vec<u8> {
 }
 
 #[track_caller]
-fn is_closed(stream: &mut TcpStream) {
+pub(super) fn is_closed(stream: &mut TcpStream) {
     match stream.read(&mut [0; 1]) {
         Ok(0) => {}
         Ok(_) => panic!("octets came"),

@@ -7,8 +7,9 @@ pub mod client;
 mod many;
 pub mod names;
 mod packets;
+pub mod rogue;
 mod rush;
-mod servers;
+pub mod servers;
 pub mod traffic;
 
 use std::io::{BufRead, Write};
@@ -50,8 +51,12 @@ pub enum Request {
     ServeTls { at: SocketAddr, names: Vec<String>, authority: String },
     /// A name server on UDP and TCP.
     ServeNames { at: Vec<SocketAddr> },
+    /// A name server that misbehaves, on UDP and TCP.
+    ServeRogue { at: Vec<SocketAddr> },
     /// What the name server says from now on.
     Say { name: String, qtype: String, script: Script },
+    /// What the name server at an address does to every question from now on; none: it answers.
+    Fail { at: IpAddr, script: Option<Script> },
     /// What it has been asked, and forgets.
     Asked,
     /// Asks fresh names and connects to each address at once, `at_once` at a time.
@@ -141,6 +146,8 @@ pub struct Script {
     pub silent: bool,
     /// TC=1 over UDP.
     pub truncate: bool,
+    /// Only the server at this address says so.
+    pub by: Option<IpAddr>,
     /// What else is sent over UDP before the answer, to try the proxy's checks.
     pub forged: Vec<Forgery>,
 }
@@ -267,7 +274,9 @@ fn answer(request: Request) -> Reply {
         Request::ServeUdp { at } => servers::udp(at),
         Request::ServeTls { at, names, authority } => servers::tls(at, names, &authority),
         Request::ServeNames { at } => names::serve(&at),
+        Request::ServeRogue { at } => rogue::serve(&at),
         Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
+        Request::Fail { at, script } => names::fail(at, script),
         Request::Asked => names::asked(),
         Request::Rush(rush) => rush::run(&rush),
         Request::AskMany(many) => many::run(&many),

@@ -16,18 +16,35 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::{Forgery, Reply, Script, failed};
 
-/// (name without final dot in lower case, type) → what to say. `*.suffix` answers for all names below it.
-static ZONE: Mutex<Option<HashMap<(String, String), Script>>> = Mutex::new(None);
+/// (name without final dot in lower case, type, at which address only) → what to say. `*.suffix` answers for all names
+/// below it.
+static ZONE: Mutex<Option<HashMap<(String, String, Option<IpAddr>), Script>>> = Mutex::new(None);
+/// What a server does to every question.
+static FAILING: Mutex<Option<HashMap<IpAddr, Script>>> = Mutex::new(None);
 static ASKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
 
 pub fn say(name: &str, qtype: &str, script: Script) -> Reply {
-    let key = (fold(name), qtype.to_owned());
+    let key = (fold(name), qtype.to_owned(), script.by);
     ZONE.lock().expect("no panic while locked").get_or_insert_default().insert(key, script);
+    Reply::Done
+}
+
+pub fn fail(at: IpAddr, script: Option<Script>) -> Reply {
+    let mut failing = FAILING.lock().expect("no panic while locked");
+    match script {
+        Some(script) => drop(failing.get_or_insert_default().insert(at, script)),
+        None => drop(failing.get_or_insert_default().remove(&at)),
+    }
     Reply::Done
 }
 
 pub fn asked() -> Reply {
     Reply::Names(std::mem::take(&mut ASKED.lock().expect("no panic while locked")))
+}
+
+/// Adds to what [`asked`] says.
+pub fn note(what: String) {
+    ASKED.lock().expect("no panic while locked").push(what);
 }
 
 pub fn serve(at: &[SocketAddr]) -> Reply {
@@ -75,9 +92,17 @@ impl RequestHandler for Zone {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut out: R) -> ResponseInfo {
         let Ok(info) = request.request_info() else { return nothing(request) };
         let (name, qtype) = (info.query.original().name().clone(), info.query.query_type());
-        ASKED.lock().expect("no panic while locked").push(format!("{} {qtype}", fold(&name.to_string())));
+        note(format!("{} {qtype}", fold(&name.to_string())));
         let udp = info.protocol == Protocol::Udp;
-        let script = look_up(&name, qtype);
+        let at = self.own.local_addr().map(|at| at.ip()).ok();
+        let mut script = look_up(&name, qtype, at);
+        let failing = at.and_then(|at| FAILING.lock().expect("no panic while locked").as_ref()?.get(&at).cloned());
+        if let Some(failing) = failing {
+            match failing.delay_ms {
+                0 => script = Some(failing),
+                late => script = Some(Script { delay_ms: late, ..script.unwrap_or_default() }),
+            }
+        }
         if udp {
             for forgery in script.iter().flat_map(|script| &script.forged) {
                 self.forge(request, &name, qtype, *forgery);
@@ -176,7 +201,7 @@ impl Zone {
     }
 }
 
-fn look_up(name: &Name, qtype: RecordType) -> Option<Script> {
+fn look_up(name: &Name, qtype: RecordType, at: Option<IpAddr>) -> Option<Script> {
     let zone = ZONE.lock().expect("no panic while locked");
     let zone = zone.as_ref()?;
     let name = fold(&name.to_string());
@@ -186,13 +211,14 @@ fn look_up(name: &Name, qtype: RecordType) -> Option<Script> {
         candidates.push(format!("*.{parent}"));
         rest = parent;
     }
-    candidates.into_iter().find_map(|name| zone.get(&(name, qtype.to_string())).cloned())
+    let says = |name: &String, at| zone.get(&(name.clone(), qtype.to_string(), at)).cloned();
+    candidates.iter().find_map(|name| at.and_then(|at| says(name, Some(at))).or_else(|| says(name, None)))
 }
 
 /// Whether the zone has the name with any type: NODATA rather than NXDOMAIN.
 fn is_known(name: &Name) -> bool {
     let types = [RecordType::A, RecordType::AAAA, RecordType::CNAME, RecordType::HTTPS, RecordType::TXT];
-    types.into_iter().any(|qtype| look_up(name, qtype).is_some())
+    types.into_iter().any(|qtype| look_up(name, qtype, None).is_some())
 }
 
 /// The records of a script, for the name that was asked.

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::pki_types::PrivateKeyDer;
 
 use super::{Reply, failed};
 
@@ -28,8 +28,10 @@ pub fn udp(at: SocketAddr) -> Reply {
 }
 
 pub fn tls(at: SocketAddr, names: Vec<String>, authority: &str) -> Reply {
-    let configuration = match certificate(names).and_then(|(root, leaf, key)| {
-        std::fs::write(authority, root)?;
+    let configuration = match certificate(names).and_then(|made| {
+        std::fs::write(authority, made.authority)?;
+        let leaf = made.leaf.der().clone();
+        let key = PrivateKeyDer::try_from(made.key.serialize_der())?;
         let configuration =
             rustls::ServerConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
                 .with_safe_default_protocol_versions()?
@@ -106,10 +108,15 @@ fn page(mut stream: impl Read + Write, at: &str) {
     let _ = stream.flush();
 }
 
-type Certificate = (String, CertificateDer<'static>, PrivateKeyDer<'static>);
+/// A certificate, its key, and the authority that signed it (PEM).
+pub struct Certificate {
+    pub authority: String,
+    pub leaf: rcgen::Certificate,
+    pub key: KeyPair,
+}
 
 /// An authority of its own for every server, and a certificate for the names.
-fn certificate(names: Vec<String>) -> Result<Certificate, Box<dyn std::error::Error>> {
+pub fn certificate(names: Vec<String>) -> Result<Certificate, Box<dyn std::error::Error>> {
     let mut params = CertificateParams::new(Vec::default())?;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.distinguished_name.push(DnType::CommonName, "namegate lab");
@@ -122,6 +129,5 @@ fn certificate(names: Vec<String>) -> Result<Certificate, Box<dyn std::error::Er
     leaf.distinguished_name.push(DnType::CommonName, "namegate lab server");
     leaf.use_authority_key_identifier_extension = true;
     let leaf = leaf.signed_by(&leaf_key, &issuer)?;
-    let key = PrivateKeyDer::try_from(leaf_key.serialize_der())?;
-    Ok((root.pem(), leaf.der().clone(), key))
+    Ok(Certificate { authority: root.pem(), leaf, key: leaf_key })
 }
