@@ -12,7 +12,7 @@
 //! |---|---|
 //! | n0 to n19999 | one each |
 //! | q0 to q8191 | 4096, two names each |
-//! | c0 to c99999 | the same 4096 |
+//! | c0.many to c99999.many | the same 4096; no toFQDNs selects them |
 //! | d0 to d99999 | one each |
 //! | whatever.w0.new to whatever.w4095.new | the same 4096, TTL 5 |
 
@@ -42,7 +42,8 @@ pub const NAMES: u32 = 20_000;
 pub const QUERY_NAMES: u32 = 8192;
 /// Addresses that names without one of their own share.
 pub const QUERY_ADDRESSES: u32 = 4096;
-/// Names `c0.bench.example` and so on, on the addresses of the `q` names.
+/// Names `c0.many.bench.example` and so on, on the addresses of the `q` names. One workload may hold 65 536 names on
+/// addresses, so that these are not selected by a toFQDNs.
 pub const CACHED_NAMES: u32 = 100_000;
 /// Names `d0.bench.example` and so on, each with an address of its own.
 pub const DISTINCT_NAMES: u32 = 100_000;
@@ -196,6 +197,21 @@ impl World {
         .into()
     }
 
+    /// How queries were answered so far, by where the answer came from: a worker's ready reply (hot), the cache (hit), or
+    /// the resolver (miss).
+    pub fn cache_uses(&self) -> Value {
+        let socket = self.directory.join("run/admin.sock");
+        let text = self.output(
+            "node",
+            &["curl", "-s", "--unix-socket", socket.to_str().expect("a path in UTF-8"), "http://namegate/metrics"],
+        );
+        let rows = text.lines().filter_map(|line| line.strip_prefix("namegate_answers_total{"));
+        let row = |line: &str| {
+            Some((line.split('"').nth(1)?.to_owned(), line.rsplit(' ').next()?.parse::<f64>().ok()?.into()))
+        };
+        rows.filter_map(row).collect::<serde_json::Map<_, _>>().into()
+    }
+
     /// SYNs that the outside's server could not take, by the kernel's own count: they say nothing about namegate.
     pub fn listen_drops(&self) -> u64 {
         let text = self.output("out", &["nstat", "-asz", "TcpExtListenDrops"]);
@@ -309,7 +325,7 @@ impl World {
             let _ = writeln!(zone, "q{i} IN A {}", shared_address(i));
         }
         for i in 0..CACHED_NAMES {
-            let _ = writeln!(zone, "c{i} IN A {}", shared_address(i));
+            let _ = writeln!(zone, "c{i}.many IN A {}", shared_address(i));
         }
         for i in 0..DISTINCT_NAMES {
             let _ = writeln!(zone, "d{i} IN A {}", address(NAMES + QUERY_ADDRESSES + i));

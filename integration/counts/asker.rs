@@ -5,12 +5,10 @@ use std::net::UdpSocket;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::Duration;
 
-use super::server::{Kind, ROUND};
+use super::server::{Kind, ROUND, WARM_UP};
 
 /// Different names a round: less than a worker keeps at hand.
 const NAMES: usize = 32;
-/// Rounds that are not counted: names are learned, buffers grow to their size.
-const WARM_UP: usize = 4;
 
 /// Heap allocations of the worker in so many rounds.
 pub fn allocations(kind: Kind, rounds: usize) -> u64 {

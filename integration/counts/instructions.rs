@@ -1,22 +1,25 @@
 //! Instructions a reply, by callgrind, compared with benches/instructions.json.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
-use super::asker;
 use super::server::{Kind, ROUND};
+use super::{asker, valgrind};
 
 /// More than the file says by this share fails.
 const WORSE: f64 = 0.05;
-/// Rounds of the short and of the long run.
-const ROUNDS: [usize; 2] = [10, 60];
+/// Rounds that are counted.
+const ROUNDS: usize = 50;
 
 /// Why the figures of this build can't be compared with the file's.
 pub fn not_comparable() -> Option<String> {
     let (here, file) = (compiler(), file());
+    if !valgrind::KNOWN {
+        return Some("how to talk to valgrind on this machine is not known here".to_owned());
+    }
     if cfg!(debug_assertions) {
         return Some("this is no release build (cargo test --release --test counts)".to_owned());
     }
@@ -55,25 +58,32 @@ pub fn refresh() -> bool {
     true
 }
 
-/// Instructions a reply.
-fn count(kind: Kind) -> f64 {
-    let [short, long] = ROUNDS.map(|rounds| run(kind, rounds));
-    (long - short) as f64 / ((ROUNDS[1] - ROUNDS[0]) * ROUND) as f64
-}
-
-/// Instructions of a server in its life of so many rounds.
-fn run(kind: Kind, rounds: usize) -> u64 {
+/// Prints where the instructions go: by function, without what it calls.
+pub fn profile(kind: Kind) {
     let directory = tempfile::tempdir().expect("a directory");
     let out = directory.path().join("callgrind");
+    println!("{:.0} instructions a {} reply, of {} rounds of {ROUND}", run(kind, &out), kind.name(), ROUNDS);
+    let annotate = Command::new("callgrind_annotate").arg("--auto=no").arg(&out).status();
+    assert!(annotate.expect("callgrind_annotate comes with valgrind").success());
+}
+
+/// Instructions a reply.
+fn count(kind: Kind) -> f64 {
+    let directory = tempfile::tempdir().expect("a directory");
+    run(kind, &directory.path().join("callgrind"))
+}
+
+/// The same; callgrind's file stays.
+fn run(kind: Kind, out: &Path) -> f64 {
     let mut command = Command::new("valgrind");
     command
-        .args(["--tool=callgrind", "--quiet", "--log-file=/dev/null"])
+        .args(["--tool=callgrind", "--collect-atstart=no", "--quiet", "--log-file=/dev/null"])
         .arg(format!("--callgrind-out-file={}", out.display()))
         .arg(std::env::current_exe().expect("the path of this program"));
-    asker::play(command, kind, rounds);
-    let text = fs::read_to_string(&out).expect("callgrind writes its file");
+    asker::play(command, kind, ROUNDS);
+    let text = fs::read_to_string(out).expect("callgrind writes its file");
     let total = text.lines().rev().find_map(|line| line.strip_prefix("totals: ")).expect("callgrind writes totals");
-    total.trim().parse().expect("a number")
+    total.trim().parse::<f64>().expect("a number") / (ROUNDS * ROUND) as f64
 }
 
 fn path() -> PathBuf {

@@ -3,15 +3,16 @@
 //!
 //! A server (namegate's own listeners, [`server`]) runs in a process of its own; [`asker`] asks it in rounds of
 //! [`server::ROUND`] queries, and at the start of each the server waits until the rest of the round lies in its socket: so
-//! batches are the same every time. Instructions are counted by valgrind's callgrind, as the difference of a long run and
-//! a short one.
+//! batches are the same every time. Instructions are counted by valgrind's callgrind.
 //!
-//! `cargo test --release --test counts` compares with benches/instructions.json; with `-- refresh` it writes that file.
+//! `cargo test --release --test counts` compares with benches/instructions.json; with `-- refresh` it writes that file, with
+//! `-- profile hot` (or `forwarded`) it says where the instructions go.
 
 mod allocations;
 mod asker;
 mod instructions;
 mod server;
+mod valgrind;
 
 use std::process::ExitCode;
 
@@ -21,6 +22,10 @@ fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().skip(1).collect();
     match words.iter().map(String::as_str).collect::<Vec<_>>()[..] {
         ["serve", upstream, kind] => server::serve(upstream.parse().expect("a port"), server::Kind::of(kind)),
+        ["profile", kind] => {
+            instructions::profile(server::Kind::of(kind));
+            ExitCode::SUCCESS
+        }
         ["refresh"] if instructions::refresh() => ExitCode::SUCCESS,
         ["refresh"] => ExitCode::FAILURE,
         _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),

@@ -24,10 +24,12 @@ use namegate::operate::metrics::Metrics;
 use namegate::serve::cache::Cache;
 use namegate::serve::{Directory, Proxy, Resolver, Served, Settings};
 
-use super::allocations;
+use super::{allocations, valgrind};
 
 /// Queries a round.
 pub const ROUND: usize = 64;
+/// Rounds that are not counted: names are learned, buffers grow to their size.
+pub const WARM_UP: usize = 4;
 /// The number of the loopback interface in every network namespace.
 const LOOPBACK: u32 = 1;
 
@@ -108,6 +110,9 @@ impl GrantStore for Open {
 
 /// What the daemon has, and before it: at the first query of each round, says how much the worker has allocated, and waits
 /// for an octet. Without one the process ends.
+///
+/// Between an octet and the last query of its round valgrind counts, on this thread: nothing that time does meanwhile, and
+/// not what the last few replies of a round need to leave.
 struct Gate {
     seen: AtomicUsize,
     watchers: Watchers,
@@ -124,13 +129,20 @@ impl Gate {
 impl Observer for Gate {
     fn query(&self, counted: &Counted, whole: &dyn Fn() -> QueryRecord) {
         allocations::count_this_thread();
-        if self.seen.fetch_add(1, Ordering::Relaxed).is_multiple_of(ROUND) {
+        let seen = self.seen.fetch_add(1, Ordering::Relaxed);
+        if seen.is_multiple_of(ROUND) {
             say(allocations::so_far());
             if !matches!(std::io::stdin().read(&mut [0]), Ok(1)) {
                 std::process::exit(0);
             }
+            if seen >= WARM_UP * ROUND {
+                valgrind::toggle_collect();
+            }
         }
         self.watchers.query(counted, whole);
+        if (seen + 1).is_multiple_of(ROUND) && seen >= WARM_UP * ROUND {
+            valgrind::toggle_collect();
+        }
     }
 
     fn watches(&self) -> bool {
