@@ -158,6 +158,7 @@ impl Servers {
                     name: format!("ready.{}.", zone::ORIGIN),
                     qtype: "A".into(),
                     tcp: false,
+                    tls: None,
                     edns: Some(1232),
                     within_ms: 300,
                 });

@@ -19,9 +19,12 @@ use super::{Forgery, Reply, Script, failed};
 /// (name without final dot in lower case, type) → what to say. `*.suffix` answers for all names below it.
 static ZONE: Mutex<Option<HashMap<(String, String), Script>>> = Mutex::new(None);
 static ASKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Datagrams that were lost of each question, as its script has it.
+static LOST: Mutex<BTreeMap<(String, String), u32>> = Mutex::new(BTreeMap::new());
 
 pub fn say(name: &str, qtype: &str, script: Script) -> Reply {
     let key = (fold(name), qtype.to_owned());
+    LOST.lock().expect("no panic while locked").remove(&key);
     ZONE.lock().expect("no panic while locked").get_or_insert_default().insert(key, script);
     Reply::Done
 }
@@ -83,6 +86,9 @@ impl RequestHandler for Zone {
                 self.forge(request, &name, qtype, *forgery);
             }
         }
+        if udp && script.as_ref().is_some_and(|script| is_lost(script, &name, qtype)) {
+            return nothing(request);
+        }
         let delay = script.as_ref().map_or(0, |script| script.delay_ms);
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(delay)).await;
@@ -102,6 +108,10 @@ impl RequestHandler for Zone {
             None if is_known(&name) => {}
             None => metadata.response_code = ResponseCode::NXDomain,
         }
+        if udp && script.is_some_and(|script| script.folds) {
+            self.answer_in_lower_case(request, &name, qtype, metadata, answers);
+            return nothing(request);
+        }
         let edns = request.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
             edns.set_max_payload(1232).set_version(0);
@@ -117,6 +127,23 @@ impl RequestHandler for Zone {
 }
 
 impl Zone {
+    fn answer_in_lower_case(
+        &self,
+        request: &Request,
+        asked: &Name,
+        qtype: RecordType,
+        metadata: Metadata,
+        answers: Vec<Record>,
+    ) {
+        let mut message = Message::new(metadata.id, MessageType::Response, metadata.op_code);
+        message.metadata = metadata;
+        message.add_query(Query::query(asked.to_lowercase(), qtype));
+        message.add_answers(answers);
+        if let Ok(bytes) = message.to_vec() {
+            let _ = self.own.send_to(&bytes, request.src());
+        }
+    }
+
     /// Sends a wrong answer before the right one.
     fn forge(&self, request: &Request, name: &Name, qtype: RecordType, forgery: Forgery) {
         let mut metadata = Metadata::response_from_request(&request.metadata);
@@ -174,6 +201,15 @@ impl Zone {
             let _ = from.send_to(&bytes, request.src());
         }
     }
+}
+
+/// Counts one more datagram of the question as lost, if it is to be.
+fn is_lost(script: &Script, name: &Name, qtype: RecordType) -> bool {
+    let mut lost = LOST.lock().expect("no panic while locked");
+    let lost = lost.entry((fold(&name.to_string()), qtype.to_string())).or_default();
+    let more = *lost < script.loses;
+    *lost += u32::from(more);
+    more
 }
 
 fn look_up(name: &Name, qtype: RecordType) -> Option<Script> {
