@@ -54,7 +54,7 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
 fn search(spec: &Field<'_>) -> Search {
     let on_node = spec.get_some("hostNetwork").and_then(|on| on.boolean()).unwrap_or(false);
     let policy = spec.get_some("dnsPolicy");
-    let only_own = match policy.as_ref().and_then(Field::text) {
+    let only_own = match policy.as_ref().and_then(|policy| policy.node.as_text()) {
         Some("None" | "Default") => true,
         Some("ClusterFirstWithHostNet") => false,
         _ => on_node,
@@ -62,7 +62,7 @@ fn search(spec: &Field<'_>) -> Search {
     let config = spec.get_some("dnsConfig");
     let list = config.as_ref().and_then(|config| config.get_some("searches"));
     let texts = list.iter().filter_map(Field::list).flatten();
-    let own = texts.filter_map(|text| Name::parse(text.text()?).ok()).filter(|name| !name.is_root()).collect();
+    let own = texts.filter_map(|text| Name::parse(text.node.as_text()?).ok()).filter(|name| !name.is_root()).collect();
     Search { only_own, own }
 }
 
