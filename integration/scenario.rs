@@ -18,7 +18,7 @@
 //!
 //! ```text
 //! at 3s                                        first clause of any step: not before this time
-//! pay asks NAME TYPE [over tcp] [of ADDRESS] [without edns]
+//! pay asks NAME TYPE [over tcp|tls] [of ADDRESS] [without edns | taking OCTETS]
 //!   upstream says WHAT                         what the name server says to it from now on
 //!   reply RCODE [ADDRESS…] [ttl N] [ede N] [saying TEXT] [with TEXT] [without TEXT] [truncated]
 //!   reply none                                 the addresses are all that the reply holds, in any order; TEXT is in
@@ -50,8 +50,9 @@
 //! The name servers are kube-dns' and, for `dns.upstreams`, 203.0.113.55 and 203.0.113.56. `by ADDRESS` in WHAT: only that
 //! one says so.
 //!
-//! WHAT: `ADDRESS…`, `[OWNER TYPE DATA]…` (no owner: the name asked for), `ttl N` (60 if not said), `rcode R`, `tc`, `silent`,
-//! `late 300ms`, and before all that over UDP `forged number|question|case|port|address ADDRESS` or `forged header`.
+//! WHAT: `ADDRESS…`, `[OWNER TYPE DATA]…` (no owner: the name asked for), `ttl N` (60 if not said), `rcode R`, `soa N` (in the
+//! authority section, its TTL and least TTL), `tc`, `silent`,
+//! `late 300ms`, `lost N` (datagrams of the question), `folded` (over UDP the name comes back in lower case), and before all that over UDP `forged number|question|case|port|address ADDRESS` or `forged header`.
 //!
 //! **The control:** before the daemon starts, everything that the file says is stopped is tried in the same world, and
 //! must arrive; else the scenario is INVALID, for it would pass whatever namegate does.

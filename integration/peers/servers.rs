@@ -185,6 +185,7 @@ impl Servers {
                     name: format!("ready.{}.", zone::ORIGIN),
                     qtype: "A".into(),
                     tcp: false,
+                    tls: None,
                     edns: Some(1232),
                     within_ms: 300,
                 });

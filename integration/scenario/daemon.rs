@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::language::{Act, Asked, Expected, Frame, Kind, Pod, Scenario, Source, Target};
 use super::run::Subject;
 use crate::lab::agent::client::Agent;
-use crate::lab::agent::{Answered, Question, Reach, Reply, Request, hex, unhex};
+use crate::lab::agent::{Answered, Question, Reach, Reply, Request, TLS_NAME, hex, unhex};
 use crate::lab::clock::{now, wait_until};
 use crate::lab::world::{NODE_MAC, Options, PODS};
 use crate::lab::{Daemon, Topology, World, frame, grants, snapshot};
@@ -21,6 +22,9 @@ const SOON: Duration = Duration::from_secs(5);
 const OTHERS: [[u8; 4]; 2] = [[203, 0, 113, 55], [203, 0, 113, 56]];
 /// How long a frame is waited for that must not arrive.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// What namegate shows over TLS, in the world's directory.
+const CERTIFICATE: &str = "tls.crt";
 
 /// A world, and namegate in its node.
 pub struct Node {
@@ -87,7 +91,11 @@ impl Node {
         for (name, text) in &scenario.files {
             fs::write(directory.join(name), text).map_err(|error| format!("{name}: {error}"))?;
         }
-        let settings = scenario.settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect();
+        let mut settings: Vec<String> = scenario.settings.clone();
+        if settings.iter().any(|setting| setting.starts_with("dns.tls_port=")) {
+            settings.extend(certificate(&stage.world.directory)?);
+        }
+        let settings = settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect();
         let mut node = Node { stage, daemon: None, settings, ids: BTreeMap::new(), start: now() };
         node.begin();
         node.start = now();
@@ -369,11 +377,12 @@ impl Stage {
 
     fn ask(&self, pod: Pod, question: &Asked, patiently: bool) -> Answered {
         self.agent(pod).ask_as(Question {
-            server: question.server,
+            server: if question.tls { (question.server.ip(), 853).into() } else { question.server },
             name: question.name.clone(),
             qtype: question.qtype.clone(),
             tcp: question.tcp,
-            edns: question.edns.then_some(1232),
+            tls: question.tls.then(|| self.world.directory.join(CERTIFICATE).display().to_string()),
+            edns: question.edns,
             within_ms: if patiently { 1000 } else { 6000 },
         })
     }
@@ -436,6 +445,15 @@ impl Stage {
         let tail = hex(&packet[addresses..]);
         Ok(wait_until(QUIET, || capture.frames().iter().any(|seen| !seen.outgoing && seen.bytes.contains(&tail))))
     }
+}
+
+/// A certificate for namegate and its key, as files, and the settings that name them.
+fn certificate(directory: &Path) -> Result<[String; 2], String> {
+    let made = rcgen::generate_simple_self_signed(vec![TLS_NAME.to_owned()]).map_err(|error| error.to_string())?;
+    let (certificate, key) = (directory.join(CERTIFICATE), directory.join("tls.key"));
+    fs::write(&certificate, made.cert.pem()).map_err(|error| error.to_string())?;
+    fs::write(&key, made.signing_key.serialize_pem()).map_err(|error| error.to_string())?;
+    Ok([format!("dns.tls_certificate={}", certificate.display()), format!("dns.tls_key={}", key.display())])
 }
 
 /// Holds a reply against what must be in it.

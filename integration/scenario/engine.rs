@@ -193,7 +193,7 @@ impl Model {
             let rules = Arc::new(RuleSet::unselected());
             let mut served =
                 Served::new(EndpointId(number), subject, vec![pod.address()], number, rules.clone(), caps(&config));
-            served.search = search_of("payments", &config.dns.cluster_domain);
+            served.search = search_of("payments", &config.dns.cluster_domain, &Default::default());
             (
                 pod,
                 Endpoint { rules, history: Vec::new(), closed: true, served: Arc::new(served), checkpoint: Vec::new() },
@@ -525,9 +525,9 @@ fn question(asked: &Asked) -> Result<Vec<u8>, String> {
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Wanted::query(wire_name(&asked.name), qtype));
-    if asked.edns {
+    if let Some(octets) = asked.edns {
         let mut edns = Edns::new();
-        edns.set_max_payload(1232).set_version(0);
+        edns.set_max_payload(octets).set_version(0);
         message.set_edns(edns);
     }
     message.to_vec().map_err(|error| error.to_string())
@@ -544,6 +544,7 @@ fn answered(name: &str, qtype: &str, script: Option<&Script>, known: bool, cut: 
     };
     if let (Some(script), false) = (script, cut) {
         message.add_answers(names::records(script, &wire_name(name)));
+        message.add_authorities(names::soa(script, &wire_name(name)));
     }
     message.to_vec().expect("an answer can be written")
 }

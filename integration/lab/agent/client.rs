@@ -114,6 +114,7 @@ impl Agent {
             name: name.into(),
             qtype: qtype.into(),
             tcp: false,
+            tls: None,
             edns: Some(1232),
             within_ms: 6000,
         })

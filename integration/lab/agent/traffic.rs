@@ -10,8 +10,10 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{Name, RData, RecordType};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
-use super::{Answered, Question, Reach, Reply, failed};
+use super::{Answered, Question, Reach, Reply, TLS_NAME, failed};
 use crate::lab::clock::now;
 
 /// Kept connections, by the number that the test knows them by.
@@ -138,7 +140,10 @@ pub fn ask(question: &Question) -> Answered {
         message.set_edns(edns);
     }
     let bytes = message.to_vec().expect("a question can be written");
-    let reply = ask_raw(question.server, question.tcp, &bytes, question.within_ms);
+    let reply = match &question.tls {
+        Some(authority) => ask_over_tls(question.server, authority, &bytes, question.within_ms).ok(),
+        None => ask_raw(question.server, question.tcp, &bytes, question.within_ms),
+    };
     let micros = start.elapsed().as_micros() as u64;
     match reply.map(|bytes| Message::from_vec(&bytes)) {
         None => Answered { micros, ..Answered::default() },
@@ -151,16 +156,9 @@ pub fn ask(question: &Question) -> Answered {
 pub fn ask_raw(server: SocketAddr, tcp: bool, message: &[u8], within_ms: u64) -> Option<Vec<u8>> {
     let limit = Duration::from_millis(within_ms);
     if tcp {
-        let mut stream = TcpStream::connect_timeout(&server, limit).ok()?;
+        let stream = TcpStream::connect_timeout(&server, limit).ok()?;
         stream.set_read_timeout(Some(limit)).ok()?;
-        let mut framed = (message.len() as u16).to_be_bytes().to_vec();
-        framed.extend_from_slice(message);
-        stream.write_all(&framed).ok()?;
-        let mut length = [0; 2];
-        stream.read_exact(&mut length).ok()?;
-        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
-        stream.read_exact(&mut reply).ok()?;
-        return Some(reply);
+        return converse(stream, message).ok();
     }
     let start = now();
     let socket = connected(server, within_ms).ok()?;
@@ -180,6 +178,39 @@ pub fn ask_raw(server: SocketAddr, tcp: bool, message: &[u8], within_ms: u64) ->
             return None;
         }
     }
+}
+
+/// The same over TLS, with the server's name checked.
+fn ask_over_tls(
+    server: SocketAddr,
+    authority: &str,
+    message: &[u8],
+    within_ms: u64,
+) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let limit = Duration::from_millis(within_ms);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority)?)?;
+    let mut config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"dot".to_vec()];
+    let client = rustls::ClientConnection::new(Arc::new(config), TLS_NAME.try_into()?)?;
+    let stream = TcpStream::connect_timeout(&server, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    Ok(converse(rustls::StreamOwned::new(client, stream), message)?)
+}
+
+/// One message with its length there, one back.
+fn converse(mut stream: impl Read + Write, message: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut framed = (message.len() as u16).to_be_bytes().to_vec();
+    framed.extend_from_slice(message);
+    stream.write_all(&framed)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut reply)?;
+    Ok(reply)
 }
 
 /// A socket that hears ICMP errors about its one peer.
