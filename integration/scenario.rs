@@ -30,7 +30,10 @@
 //! pay reaches ADDRESS:PORT[/udp]               connects, or gets a datagram's echo; `rep:80` is the other pod
 //! pay is stopped at ADDRESS:PORT[/udp][: WHY]  doesn't; WHY is namegate's reason in the flow record
 //! pay opens c1 to ADDRESS:PORT                 a connection that stays, by a name of the scenario's
-//! c1 goes on      c1 ends                      an octet there and back; or it is over
+//! pay opens u1 to ADDRESS:PORT/udp             a socket that stays, after a datagram there and back
+//! c1 goes on      c1 ends      c1 closes       an octet there and back; or it is over; or the pod closes it
+//! pay knows ADDRESS as NAME… | nothing         `namegate fqdn list` has these names for it, within some seconds; `?` for
+//!                                              a grant of an earlier run whose name is not known
 //! pay sends KIND from ADDRESS:PORT to ADDRESS:PORT  arrives | is stopped[: WHY]
 //!                                              a frame past pay's own stack: syn, ack, udp, cut (half a UDP header),
 //!                                              protocol N; `from c1` bears the ends of a connection, whoever opened it

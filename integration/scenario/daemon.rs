@@ -147,6 +147,21 @@ impl Node {
         if found { Ok(()) } else { Err(format!("stopped, but the flow records say {last:?}")) }
     }
 
+    /// The names that `namegate fqdn list` has for an address.
+    fn names_of(&self, pod: Pod, address: IpAddr) -> Result<Vec<String>, String> {
+        let endpoint = format!("payments/{}", pod.name());
+        let (fine, said) = self.daemon()?.run("fqdn list", &["-o", "json", "--limit", "0", "--endpoint", &endpoint]);
+        let listing: Value = serde_json::from_str(&said).ok().filter(|_| fine).ok_or(said)?;
+        let holds = |one: &&Value| {
+            let addresses = one["addresses"].as_array().into_iter().flatten();
+            addresses.into_iter().any(|at| at["address"].as_str() == Some(&address.to_string()))
+        };
+        let names = listing["names"].as_array().into_iter().flatten().filter(holds);
+        let mut names: Vec<String> = names.filter_map(|one| Some(name_of(one["name"].as_str()?))).collect();
+        names.sort();
+        Ok(names)
+    }
+
     fn flows_seen(&self) -> usize {
         crate::lab::daemon::flows(&self.stage.world.directory).len()
     }
@@ -191,6 +206,18 @@ impl Subject for Node {
                 Reach::Reached => {}
                 other => return Err(format!("{other:?}")),
             },
+            Act::Closes { connection } => return self.stage.close(connection),
+            Act::Knows { pod, address, names } => {
+                let mut last = Ok(Vec::new());
+                // A sweep comes every 5 s.
+                let right = wait_until(Duration::from_secs(8), || {
+                    last = self.names_of(*pod, *address);
+                    last.as_ref() == Ok(names)
+                });
+                if !right {
+                    return Err(format!("{:?}", last?));
+                }
+            }
             Act::Ends { connection } => {
                 if self.stage.exchange(connection)? == Reach::Reached {
                     return Err("it goes on".into());
@@ -302,6 +329,12 @@ impl Stage {
     }
 
     fn open(&mut self, who: Pod, connection: &str, to: Target) -> Result<(), String> {
+        if to.udp {
+            let number = self.agent(who).open_udp(to.at).map_err(|reach| format!("{reach:?}"))?;
+            let from = SocketAddr::new(who.address(), 0);
+            self.connections.insert(connection.to_owned(), Kept { pod: who, number, from, to: to.at });
+            return Ok(());
+        }
         let before = self.local_ends(who, to.at);
         let number = self.agent(who).open(to.at).map_err(|reach| format!("{reach:?}"))?;
         let mut ends = self.local_ends(who, to.at);
@@ -321,6 +354,12 @@ impl Stage {
             (peer == to.to_string()).then(|| from.parse().ok()).flatten()
         });
         ends.collect()
+    }
+
+    fn close(&self, connection: &str) -> Result<(), String> {
+        let kept = self.connections.get(connection).ok_or_else(|| format!("{connection} was never opened"))?;
+        self.agent(kept.pod).done(Request::Close { connection: kept.number });
+        Ok(())
     }
 
     fn exchange(&self, connection: &str) -> Result<Reach, String> {
@@ -429,6 +468,11 @@ fn drop_of(record: &Value, to: SocketAddr) -> Option<String> {
     let dropped = flow["verdict"] == "DROPPED" && flow["Type"] == "L3_L4";
     let reason = summary.split("; ").nth(1)?.split(',').next()?;
     (ours && dropped).then(|| reason.to_owned())
+}
+
+/// A name as scenarios write it; `?` for none.
+pub fn name_of(text: &str) -> String {
+    if text.is_empty() { "?".to_owned() } else { text.trim_end_matches('.').to_owned() }
 }
 
 fn pod_of(endpoint: &Value) -> Option<Pod> {

@@ -71,6 +71,15 @@ pub enum Act {
     Ends {
         connection: String,
     },
+    Closes {
+        connection: String,
+    },
+    /// `namegate fqdn list` has these names for the address, sorted; `?` for a grant whose name is not known.
+    Knows {
+        pod: Pod,
+        address: IpAddr,
+        names: Vec<String>,
+    },
     Sends {
         pod: Pod,
         frame: Frame,
@@ -353,6 +362,13 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         }
         [pod, "opens", name, "to", to] => Act::Opens { who: who(pod)?, connection: name.into(), to: target(to)? },
         [name, "goes", "on"] => Act::GoesOn { connection: name.into() },
+        [name, "closes"] => Act::Closes { connection: name.into() },
+        [pod, "knows", at, "as", "nothing"] => Act::Knows { pod: who(pod)?, address: address(at)?, names: Vec::new() },
+        [pod, "knows", at, "as", ref names @ ..] => {
+            let mut names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            names.sort();
+            Act::Knows { pod: who(pod)?, address: address(at)?, names }
+        }
         [name, "ends"] => Act::Ends { connection: name.into() },
         ["server", server, "answers"] => Act::Fails { server: address(server)?, script: None },
         ["server", server, "says", ..] => {

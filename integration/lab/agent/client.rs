@@ -85,6 +85,15 @@ impl Agent {
         }
     }
 
+    /// Makes a UDP socket with one peer, sends a datagram there and back, and keeps it.
+    #[track_caller]
+    pub fn open_udp(&self, to: SocketAddr) -> Result<u32, Reach> {
+        match self.call(Request::OpenUdp { to, within_ms: ms(PATIENCE) }) {
+            Reply::Opened { connection } => Ok(connection),
+            other => Err(other.reach()),
+        }
+    }
+
     /// One octet there and back on a kept connection.
     #[track_caller]
     pub fn exchange(&self, connection: u32) -> Reach {

@@ -25,6 +25,8 @@ pub enum Request {
     Connect { to: SocketAddr, within_ms: u64 },
     /// Connects over TCP and keeps the connection for [`Request::Exchange`].
     Open { to: SocketAddr, within_ms: u64 },
+    /// Makes a UDP socket with this one peer and keeps it for [`Request::Exchange`], once a datagram came back.
+    OpenUdp { to: SocketAddr, within_ms: u64 },
     /// Sends an octet on a kept connection and waits for its echo.
     Exchange { connection: u32, within_ms: u64 },
     /// Sends octets on a kept connection until its other end or `for_ms` is reached; for revocation tests.
@@ -259,6 +261,7 @@ fn answer(request: Request) -> Reply {
     match request {
         Request::Connect { to, within_ms } => traffic::connect(to, within_ms),
         Request::Open { to, within_ms } => traffic::open(to, within_ms),
+        Request::OpenUdp { to, within_ms } => traffic::open_udp(to, within_ms),
         Request::Exchange { connection, within_ms } => traffic::exchange(connection, within_ms),
         Request::Chatter { connection, every_ms, for_ms } => traffic::chatter(connection, every_ms, for_ms),
         Request::Close { connection } => traffic::close(connection),

@@ -15,6 +15,9 @@ use super::{Answered, Question, Reach, Reply, failed};
 use crate::lab::clock::now;
 
 /// Kept connections, by the number that the test knows them by.
+static KEPT_UDP: Mutex<Vec<Option<Arc<UdpSocket>>>> = Mutex::new(Vec::new());
+/// The number of the first kept UDP socket.
+const UDP: u32 = 1 << 20;
 static KEPT: Mutex<Option<HashMap<u32, Arc<TcpStream>>>> = Mutex::new(None);
 
 pub fn connect(to: SocketAddr, within_ms: u64) -> Reply {
@@ -41,8 +44,31 @@ pub fn open(to: SocketAddr, within_ms: u64) -> Reply {
     }
 }
 
+pub fn open_udp(to: SocketAddr, within_ms: u64) -> Reply {
+    let start = now();
+    let socket = match connected(to, within_ms) {
+        Ok(socket) => socket,
+        Err(error) => return reached(reach_of(&error), start),
+    };
+    match exchange_datagram(&socket, within_ms) {
+        Reach::Reached => {
+            let mut kept = KEPT_UDP.lock().expect("no panic while locked");
+            kept.push(Some(Arc::new(socket)));
+            Reply::Opened { connection: UDP + kept.len() as u32 - 1 }
+        }
+        other => reached(other, start),
+    }
+}
+
 pub fn exchange(connection: u32, within_ms: u64) -> Reply {
     let start = now();
+    if let Some(at) = connection.checked_sub(UDP) {
+        let socket = KEPT_UDP.lock().expect("no panic while locked").get(at as usize).cloned().flatten();
+        return match socket {
+            Some(socket) => reached(exchange_datagram(&socket, within_ms), start),
+            None => failed("connection", connection),
+        };
+    }
     match kept(connection) {
         Some(stream) => reached(exchange_octet(&stream, within_ms), start),
         None => failed("connection", connection),
@@ -70,6 +96,12 @@ pub fn chatter(connection: u32, every_ms: u64, for_ms: u64) -> Reply {
 }
 
 pub fn close(connection: u32) -> Reply {
+    if let Some(at) = connection.checked_sub(UDP) {
+        if let Some(socket) = KEPT_UDP.lock().expect("no panic while locked").get_mut(at as usize) {
+            *socket = None;
+        }
+        return Reply::Done;
+    }
     if let Some(kept) = KEPT.lock().expect("no panic while locked").as_mut() {
         kept.remove(&connection);
     }
@@ -164,6 +196,15 @@ pub fn reach_of(error: &std::io::Error) -> Reach {
         Some(libc::ECONNREFUSED | libc::EACCES | libc::EPERM | libc::ECONNRESET) => Reach::Refused,
         Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Reach::Unreachable,
         _ => Reach::Silent,
+    }
+}
+
+fn exchange_datagram(socket: &UdpSocket, within_ms: u64) -> Reach {
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(within_ms.max(1))));
+    let mut octets = [0; 16];
+    match socket.send(b"e").and_then(|_| socket.recv(&mut octets)) {
+        Ok(_) => Reach::Reached,
+        Err(error) => reach_of(&error),
     }
 }
 
