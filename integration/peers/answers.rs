@@ -170,7 +170,9 @@ fn same_answers(world: &World, server: u8, questions: &[Question], share: usize,
         batches.iter().map(|(way, batch)| ask_all(who, server, *way, batch)).collect()
     };
     // A resolver's first answers may differ from its later ones: it has to look for them.
-    ask(&world.rep);
+    if resolver {
+        ask(&world.rep);
+    }
     let direct = ask(&world.rep);
     let over_udp: Vec<Replies> = batches
         .iter()
@@ -203,6 +205,12 @@ fn same_answers(world: &World, server: u8, questions: &[Question], share: usize,
                 }
             }
         }
+        // The control: it was the cache that answered, or was not.
+        let kept: f64 =
+            ["from=\"hit\"", "from=\"hot\""].map(|from| daemon.metric("namegate_answers_total", &[from])).iter().sum();
+        let asked: usize = batches.iter().map(|(_, batch)| batch.len()).sum();
+        let enough = if cache == "on" { kept > 0.5 * asked as f64 } else { kept == 0.0 };
+        assert!(enough, "cache {cache}: {kept} answers were kept ones, of {asked} asked {passes} times");
         drop(daemon);
     }
     let pairs = questions.len();
