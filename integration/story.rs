@@ -262,7 +262,8 @@ impl Stage {
                 (String::new(), "CNAME".into(), canonical.to_owned()),
                 (canonical.into(), family.qtype().to_owned(), family.outside(last).to_string()),
             ];
-            self.world.outside.say(RDS, family.qtype(), Script { records, ttl: 5, ..Script::default() });
+            // 0: not kept, so that nobody has to wait until the name moves.
+            self.world.outside.say(RDS, family.qtype(), Script { records, ttl: 0, ..Script::default() });
         }
     }
 
