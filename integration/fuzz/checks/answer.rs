@@ -205,7 +205,11 @@ fn goes_out(out: &[u8], query: &Query<'_>, answer: &Answer<'_>, read_before: boo
     assert_eq!(places.end, out.len(), "octets behind the last record");
     assert_eq!(out[HEADER..places.question_end], query.question[..]);
     let flags = word(out, 2).expect("a header");
-    assert_eq!((flags & 0x8000, flags & 0x110), (0x8000, query.flags & 0x110), "QR; RD and CD as asked");
+    assert_eq!(
+        (flags & 0x8000, flags & 0x110),
+        (0x8000, query.flags & 0x100 | answer.flags & 0x10),
+        "QR; RD as asked, CD as answered"
+    );
     assert_eq!(places.records.iter().filter(|record| record.rtype == OPT).count(), usize::from(query.edns.is_some()));
     let theirs = match read_before {
         true => naive::read(out, "what goes out"),
