@@ -18,7 +18,7 @@
 //!
 //! ```text
 //! at 3s                                        first clause of any step: not before this time
-//! pay asks NAME TYPE [over tcp] [of ADDRESS] [without edns]
+//! pay asks NAME TYPE [over tcp|tls] [of ADDRESS] [without edns | taking OCTETS]
 //!   upstream says WHAT                         what the name server says to it from now on
 //!   reply RCODE [ADDRESS…] [ttl N] [ede N] [saying TEXT] [with TEXT] [without TEXT] [truncated]
 //!   reply none                                 the addresses are all that the reply holds, in any order; TEXT is in
@@ -30,7 +30,10 @@
 //! pay reaches ADDRESS:PORT[/udp]               connects, or gets a datagram's echo; `rep:80` is the other pod
 //! pay is stopped at ADDRESS:PORT[/udp][: WHY]  doesn't; WHY is namegate's reason in the flow record
 //! pay opens c1 to ADDRESS:PORT                 a connection that stays, by a name of the scenario's
-//! c1 goes on      c1 ends                      an octet there and back; or it is over
+//! pay opens u1 to ADDRESS:PORT/udp             a socket that stays, after a datagram there and back
+//! c1 goes on      c1 ends      c1 closes       an octet there and back; or it is over; or the pod closes it
+//! pay knows ADDRESS as NAME… | nothing         `namegate fqdn list` has these names for it, within some seconds; `?` for
+//!                                              a grant of an earlier run whose name is not known
 //! pay sends KIND from ADDRESS:PORT to ADDRESS:PORT  arrives | is stopped[: WHY]
 //!                                              a frame past pay's own stack: syn, ack, udp, cut (half a UDP header),
 //!                                              protocol N; `from c1` bears the ends of a connection, whoever opened it
@@ -47,8 +50,9 @@
 //! The name servers are kube-dns' and, for `dns.upstreams`, 203.0.113.55 and 203.0.113.56. `by ADDRESS` in WHAT: only that
 //! one says so.
 //!
-//! WHAT: `ADDRESS…`, `[OWNER TYPE DATA]…` (no owner: the name asked for), `ttl N` (60 if not said), `rcode R`, `tc`, `silent`,
-//! `late 300ms`, and before all that over UDP `forged number|question|case|port|address ADDRESS` or `forged header`.
+//! WHAT: `ADDRESS…`, `[OWNER TYPE DATA]…` (no owner: the name asked for), `ttl N` (60 if not said), `rcode R`, `soa N` (in the
+//! authority section, its TTL and least TTL), `tc`, `silent`,
+//! `late 300ms`, `lost N` (datagrams of the question), `folded` (over UDP the name comes back in lower case), and before all that over UDP `forged number|question|case|port|address ADDRESS` or `forged header`.
 //!
 //! **The control:** before the daemon starts, everything that the file says is stopped is tried in the same world, and
 //! must arrive; else the scenario is INVALID, for it would pass whatever namegate does.

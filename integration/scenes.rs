@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -51,6 +51,10 @@ pub fn trials() -> Vec<Trial> {
         scene("detach_at_the_end_leaves_nothing", detach_at_end),
         scene("the_detach_command_leaves_nothing", detach_command),
         scene("starting_twice_after_kill_9_changes_nothing", start_after_start),
+        scene("a_damaged_checkpoint_is_set_aside_and_the_maps_stay_the_truth", damaged_checkpoint),
+        scene("flow_records_after_kill_9_have_their_names", names_after_a_kill),
+        scene("only_root_and_its_own_user_may_ask_on_the_admin_socket", admin_socket),
+        scene("names_are_listed_with_their_time_and_their_policy", names_listed),
         scene("the_page_of_metrics_counts_what_happened", metrics),
     ]
 }
@@ -405,6 +409,130 @@ fn start_after_start() {
         assert_eq!(scene.pins(), pins);
         scene.stands();
     }
+}
+
+/// The files that names are written down in.
+fn checkpoints(scene: &Scene) -> Vec<std::path::PathBuf> {
+    let mut found = Vec::new();
+    list(&scene.world.directory.join("state/names"), &mut found);
+    found.into_iter().map(Into::into).collect()
+}
+
+/// Waits until the names of both servers are written down.
+#[track_caller]
+fn written_down(scene: &Scene) {
+    let written = || {
+        let whole = checkpoints(scene).into_iter().filter(|path| path.extension().is_none());
+        let texts = whole.filter_map(|path| fs::read_to_string(path).ok());
+        texts.filter(|text| text.contains(ONE.0) && text.contains(TWO.0)).count() == 1
+    };
+    assert!(clock::wait_until(Duration::from_secs(4), written), "{:?}", checkpoints(scene));
+}
+
+fn damaged_checkpoint() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    written_down(&scene);
+    let connection = scene.world.pay.open(SocketAddr::new(Family::V4.outside(ONE.1), 443)).expect("it is allowed");
+    scene.kill();
+    for path in checkpoints(&scene) {
+        let mut octets = fs::read(&path).expect("it is there");
+        let middle = octets.len() / 2;
+        octets[middle] ^= 1;
+        fs::write(&path, octets).expect("writable");
+    }
+    scene.restart();
+    scene.daemon().wait_for_log("was damaged (");
+    assert!(checkpoints(&scene).iter().any(|path| path.extension().is_some_and(|end| end == "damaged")));
+    assert_eq!(scene.world.pay.exchange(connection), Reach::Reached, "what is open stays so");
+    for family in FAMILIES {
+        scene.sees(family, ONE, 443, Reach::Reached);
+        scene.sees(family, ONE, 5432, Reach::Refused);
+        scene.sees(family, TWO, 5432, Reach::Reached);
+    }
+    let (fine, said) = scene.daemon().run("fqdn list", &[]);
+    assert!(fine && said.contains("payments/payment-processor  -  "), "{said}");
+    scene.stands();
+}
+
+fn names_after_a_kill() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    written_down(&scene);
+    scene.kill();
+    scene.write_policy(&snapshot::policy("payment-processor", SECOND_ITEM));
+    scene.restart();
+    let before = scene.daemon().flows().len();
+    scene.sees(Family::V4, ONE, 443, Reach::Refused);
+    scene.sees(Family::V4, TWO, 5432, Reach::Reached);
+    let address = Family::V4.outside(TWO.1).to_string();
+    let named = clock::wait_until(Duration::from_secs(3), || {
+        let flows = scene.daemon().flows();
+        flows.iter().skip(before).any(|record| {
+            let flow = &record["flow"];
+            flow["IP"]["destination"].as_str() == Some(&address)
+                && flow["verdict"] == "FORWARDED"
+                && flow["destination_names"][0].as_str().is_some_and(|name| name.trim_end_matches('.') == TWO.0)
+        })
+    });
+    assert!(
+        named,
+        "no flow record names it: {:?}",
+        scene.daemon().flows().into_iter().skip(before).collect::<Vec<_>>()
+    );
+}
+
+fn admin_socket() {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    let socket = scene.world.directory.join("run/admin.sock");
+    let mode = |path: &Path| fs::metadata(path).expect("it is there").permissions().mode() & 0o777;
+    assert_eq!(mode(&socket), 0o600);
+    let ask = |user: &str| {
+        let mut command = crate::lab::process::inside(&scene.world.namespace("node"), "setpriv");
+        command.args(["--reuid", user, "--regid", user, "--clear-groups", "curl", "--silent", "--max-time", "3"]);
+        command.args(["--output", "/dev/null", "--write-out", "%{http_code}", "--unix-socket"]);
+        command.arg(&socket).arg("http://namegate/status");
+        let output = crate::lab::process::output(command).expect("setpriv and curl start");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!((ask("0").as_str(), ask("65534").as_str()), ("200", "000"), "the file's mode");
+    // Someone opens it to all, on the whole way.
+    for path in socket.ancestors().take_while(|path| path.parent().is_some()) {
+        let open = fs::Permissions::from_mode(mode(path) | 0o777);
+        fs::set_permissions(path, open).expect("root may");
+        if path == scene.world.directory {
+            break;
+        }
+    }
+    assert_eq!((ask("0").as_str(), ask("65534").as_str()), ("200", "403"), "the kernel's word for who asks");
+}
+
+fn names_listed() {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    let list = |more: &[&str]| -> serde_json::Value {
+        let (fine, said) = scene.daemon().run("fqdn list", &[&["-o", "json"], more].concat());
+        assert!(fine, "{said}");
+        serde_json::from_str(&said).expect("JSON")
+    };
+    let all = list(&[]);
+    assert_eq!((all["names"].as_array().map(Vec::len), &all["more"]), (Some(2), &false.into()), "{all}");
+    let one = list(&["--name", "one.*.net", "--endpoint", "payments/payment-processor"]);
+    let name = &one["names"][0];
+    assert_eq!(
+        (&name["name"], &name["policies"][0]),
+        (&"one.example.net.".into(), &"payments/payment-processor".into())
+    );
+    assert_eq!(name["addresses"].as_array().map(Vec::len), Some(2), "both families: {one}");
+    assert!(name["addresses"][0]["seconds_left"].as_u64().is_some_and(|left| (340..=356).contains(&left)), "{one}");
+    assert_eq!(list(&["--limit", "1"])["more"], true);
+    assert_eq!(list(&["--endpoint", "payments/reports"])["names"].as_array().map(Vec::len), Some(0));
+    let (fine, said) = scene.daemon().run("fqdn list", &["--endpoint", "payments/nobody"]);
+    assert!(!fine && said.contains("payments/nobody"), "{said}");
+    let (fine, said) = scene.daemon().run("fqdn list", &[]);
+    assert!(fine && said.starts_with("ENDPOINT ") && said.contains("two.example.net."), "{said}");
+    let (fine, said) = scene.daemon().run("status", &[]);
+    assert!(fine && said.contains("\ncache: "), "{said}");
 }
 
 fn metrics() {

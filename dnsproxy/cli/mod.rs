@@ -4,6 +4,7 @@
 //! the configuration is wrong.
 
 mod check;
+mod fqdn;
 mod node;
 mod ready;
 mod settings;
@@ -51,6 +52,9 @@ enum Command {
     Ready(ready::ReadyArgs),
     /// Show what the running namegate does
     Status(status::StatusArgs),
+    /// Show what the running namegate has learned of names
+    #[command(subcommand)]
+    Fqdn(fqdn::FqdnCommand),
     /// Read a directory of Kubernetes objects as the node would, and say what would be refused
     Check(check::CheckArgs),
     /// List every setting with its default, range, variable and when a change takes effect
@@ -101,6 +105,7 @@ impl Cli {
             Command::Detach(args) => configured(&args.source(), |config| crate::run::detach(&config)),
             Command::Ready(args) => args.run(),
             Command::Status(args) => args.run(),
+            Command::Fqdn(command) => command.run(),
             Command::Check(args) => args.run(),
             Command::Settings(args) => args.run(),
             Command::Completions { shell } => {

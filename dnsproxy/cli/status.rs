@@ -11,6 +11,7 @@ use super::table::Table;
 use super::{FAILED, Output, complain, print, usage};
 use crate::observe::text::clean;
 use crate::operate::{Status, client};
+use crate::upstream::health::ServerHealth;
 
 /// What `namegate status` takes.
 #[derive(Args, Debug)]
@@ -105,8 +106,47 @@ pub(super) fn text(status: &Status) -> String {
             text.push_str(&table.text());
         }
     }
+    if !status.upstreams.is_empty() {
+        let _ = write!(text, "\n{}", upstreams(&status.upstreams).text());
+    }
+    if let Some(cache) = &status.cache {
+        let mebibytes = |octets: u64| octets as f64 / f64::from(1 << 20);
+        let used = match cache.hit_percent() {
+            Some(percent) => format!("{percent:.1} % of answers came from it"),
+            None => "not asked yet".to_owned(),
+        };
+        let _ = writeln!(
+            text,
+            "\ncache: {} answers, {:.1} of {:.1} MiB; {used} ({} hits, {} hot, {} stale, {} misses)",
+            cache.entries,
+            mebibytes(cache.bytes),
+            mebibytes(cache.max_bytes),
+            cache.hits,
+            cache.hot_hits,
+            cache.stale,
+            cache.misses
+        );
+    }
     if status.events_lost > 0 {
         let _ = writeln!(text, "\n{} flow events were lost; no verdict depends on them", status.events_lost);
     }
     text
+}
+
+fn upstreams(servers: &[ServerHealth]) -> Table {
+    let mut table = Table::new(&["SERVER", "ROUND TRIP", "QUERIES", "ANSWERS", "TIMEOUTS", "STATE"]);
+    for server in servers {
+        table.row([
+            server.server.clone(),
+            server.srtt_us.map_or_else(String::new, |us| format!("{:.1} ms", us as f64 / 1_000.0)),
+            server.queries.to_string(),
+            server.answers.to_string(),
+            server.timeouts.to_string(),
+            match server.held_ms {
+                Some(ms) => format!("held down, asked again in {:.1} s", ms as f64 / 1_000.0),
+                None => "in use".to_owned(),
+            },
+        ]);
+    }
+    table
 }

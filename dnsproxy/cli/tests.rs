@@ -4,9 +4,10 @@ use super::*;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
-    AttachedBy, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness, RefusalStatus, Server,
-    Status,
+    AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness,
+    RefusalStatus, Server, Status,
 };
+use crate::upstream::health::ServerHealth;
 
 fn words(line: &str) -> impl Iterator<Item = OsString> {
     std::iter::once("namegate").chain(line.split_whitespace()).map(OsString::from).collect::<Vec<_>>().into_iter()
@@ -102,6 +103,36 @@ fn status() -> Status {
             problem: String::new(),
         }],
         maps: vec![MapStatus { name: "grants".to_owned(), rows: 5, max: 262_144 }],
+        upstreams: vec![
+            ServerHealth {
+                server: "198.51.100.53:53".to_owned(),
+                transport: "plain".to_owned(),
+                srtt_us: Some(1_250),
+                queries: 10,
+                answers: 9,
+                timeouts: 1,
+                unanswered: 0,
+                held_ms: None,
+            },
+            ServerHealth {
+                server: "tls://198.51.100.54:853#dns.example".to_owned(),
+                transport: "tls".to_owned(),
+                queries: 3,
+                timeouts: 3,
+                unanswered: 3,
+                held_ms: Some(1_500),
+                ..ServerHealth::default()
+            },
+        ],
+        cache: Some(CacheStatus {
+            entries: 40,
+            bytes: 3 << 20,
+            max_bytes: 64 << 20,
+            hits: 20,
+            hot_hits: 70,
+            misses: 10,
+            stale: 0,
+        }),
         events_lost: 0,
     }
 }
@@ -119,7 +150,41 @@ fn the_status_for_people_says_everything() {
          veth-rep   payments/reports  7   enforced  tcx       yes      5       9      -\n\
          \n\
          MAP     ROWS  MAX\n\
-         grants  5     262144\n"
+         grants  5     262144\n\
+         \n\
+         SERVER                               ROUND TRIP  QUERIES  ANSWERS  TIMEOUTS  STATE\n\
+         198.51.100.53:53                     1.2 ms      10       9        1         in use\n\
+         tls://198.51.100.54:853#dns.example  -           3        0        3         held down, asked again in 1.5 s\n\
+         \n\
+         cache: 40 answers, 3.0 of 64.0 MiB; 90.0 % of answers came from it (20 hits, 70 hot, 0 stale, 10 misses)\n"
+    );
+}
+
+#[test]
+fn the_names_for_people_say_how_long_they_stay() {
+    use crate::operate::names::{AddressStatus, NameStatus};
+    let address = |last: u8, seconds_left, connections| AddressStatus {
+        address: [203, 0, 113, last].into(),
+        seconds_left,
+        connections,
+    };
+    let name = |name: &str, addresses, policies: &[&str]| NameStatus {
+        endpoint: "payments/reports".to_owned(),
+        name: name.to_owned(),
+        addresses,
+        policies: policies.iter().map(|policy| (*policy).to_owned()).collect(),
+    };
+    let names = vec![
+        name("a\u{1b}[2J.test.", vec![address(1, 60, true), address(2, 0, true)], &["payments/egress", "all"]),
+        name("", vec![address(3, 0, false)], &[]),
+    ];
+    assert_eq!(
+        fqdn::text(&fqdn::Listing { names, more: true }),
+        "ENDPOINT          NAME              ADDRESS      LEFT                        POLICIES\n\
+         payments/reports  a\\u{1b}[2J.test.  203.0.113.1  60s                         payments/egress, all\n\
+         payments/reports  a\\u{1b}[2J.test.  203.0.113.2  while its connections live  payments/egress, all\n\
+         payments/reports  -                 203.0.113.3  over                        -\n\
+         2 names are listed and there are more: --limit 0 lists all\n"
     );
 }
 
@@ -139,6 +204,7 @@ fn ready_waits_until_it_is_and_says_why_not() {
         metrics: Arc::new(Metrics::new()),
         readiness: readiness.clone(),
         status: Box::new(status),
+        names: Box::new(|_| Ok(Default::default())),
         refresh: Box::new(|_| ()),
     };
     let _server = Server::start(None, &socket, Arc::new(operator)).unwrap();

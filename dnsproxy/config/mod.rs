@@ -344,8 +344,8 @@ pub const ENDPOINT_MAX_IP_PER_HOSTNAME: Bounded<u32> = Bounded { default: 1_000,
 
 /// How many queries a second poller and prefetch together may send.
 pub const BACKGROUND_QUERIES_PER_SECOND: Bounded<u32> = Bounded { default: 50, min: 1, max: 10_000 };
-/// How long an address that a name no longer has stays granted while connections to it are idle, beyond its deadline.
-/// Cilium's `tofqdns-idle-connection-grace-period`.
+/// How much longer than its timeout a connection may be idle and still count as alive: it goes on, and an address whose
+/// grant is over stays for it. It lets no new connection in. Cilium's `tofqdns-idle-connection-grace-period`.
 pub const IDLE_CONNECTION_GRACE_PERIOD: Bounded<Duration> = Bounded { default: secs(0), min: secs(0), max: hours(24) };
 /// How many expired addresses of one endpoint are kept because connections to them live. Cilium's
 /// `tofqdns-max-deferred-connection-deletes`.

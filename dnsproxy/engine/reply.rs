@@ -149,10 +149,12 @@ pub fn least_octets(query: &Query<'_>, answer: &Answer<'_>) -> usize {
     end + if query.edns.is_some() { opt } else { 0 }
 }
 
-/// Whether the answer is whole without its authority section (RFC 2181 section 9): it has records, and the asker wants
-/// no proofs. Servers leave it out themselves before they say TC; ours may have been asked with more room.
+/// Whether the answer is whole without its authority section (RFC 2181 section 9): it has records, and the section no
+/// proofs for an asker who wants them. Servers leave it out themselves before they say TC; ours may have been asked with
+/// more room.
 fn authority_is_optional(query: &Query<'_>, answer: &Answer<'_>) -> bool {
-    answer.rcode() == Rcode::NoError as u16 && answer.counts[0] > 0 && !query.dnssec_ok()
+    let proofs = || answer.records(1).any(|record| matches!(record.rtype, rtype::NSEC | rtype::NSEC3));
+    answer.rcode() == Rcode::NoError as u16 && answer.counts[0] > 0 && !(query.dnssec_ok() && proofs())
 }
 
 /// Nothing but the question, marked as cut: the asker comes back over TCP.

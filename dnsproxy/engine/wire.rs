@@ -32,6 +32,10 @@ pub mod rtype {
     pub const AAAA: u16 = 28;
     /// EDNS (RFC 6891).
     pub const OPT: u16 = 41;
+    /// Next secure name (RFC 4034).
+    pub const NSEC: u16 = 47;
+    /// Next secure name, hashed (RFC 5155).
+    pub const NSEC3: u16 = 50;
     /// Service binding (RFC 9460).
     pub const SVCB: u16 = 64;
     /// Service binding of https (RFC 9460).

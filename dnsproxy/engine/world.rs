@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use super::endpoint::PodRef;
 use super::labels::Labels;
+use super::name::Name;
 use super::policy::Policy;
 use super::ruleset::{PeerId, Protocol};
 
@@ -46,10 +47,21 @@ pub struct Pod {
     pub host_network: bool,
     /// It has ended (Succeeded or Failed): its addresses may already be another's.
     pub finished: bool,
+    /// Under which suffixes its resolver library looks for a name.
+    pub search: Search,
     /// Whether all of it could be read. If not, nothing that asks for its labels allows it, and every denial meets it.
     pub readable: bool,
     /// `file:line:column`.
     pub place: String,
+}
+
+/// The suffixes that a pod's resolver library tries, as far as its object says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Search {
+    /// `dnsPolicy` keeps those of the cluster out: `None`, `Default`, and `ClusterFirst` for a pod on its node's network.
+    pub only_own: bool,
+    /// `dnsConfig.searches`.
+    pub own: Vec<Name>,
 }
 
 /// A namespace.
@@ -278,6 +290,7 @@ mod tests {
             node: None,
             host_network: false,
             finished: false,
+            search: Search::default(),
             readable: true,
             place: String::new(),
         }

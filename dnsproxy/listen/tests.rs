@@ -15,6 +15,7 @@ use crate::engine::grant::{GrantWrite, open_at};
 use crate::engine::guard::Guard;
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
+use crate::engine::query::Query;
 use crate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 use crate::engine::verdict::{RuleRef, RuleText};
 use crate::kernel::GrantStore;

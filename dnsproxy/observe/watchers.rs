@@ -183,7 +183,7 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
-    use crate::engine::world::{Namespace, Node, Pod, Service};
+    use crate::engine::world::{Namespace, Node, Pod, Search, Service};
 
     fn pod(address: &str) -> Pod {
         Pod {
@@ -195,6 +195,7 @@ mod tests {
             node: Some("node-1".to_owned()),
             host_network: false,
             finished: false,
+            search: Search::default(),
             readable: true,
             place: String::new(),
         }

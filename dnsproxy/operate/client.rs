@@ -1,4 +1,4 @@
-//! The other end of the admin socket: what `namegate ready` and `namegate status` ask.
+//! The other end of the admin socket: what `namegate ready`, `namegate status` and `namegate fqdn` ask.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! /metrics, /readyz and /livez over TCP, and the same and /status on the admin socket.
+//! /metrics, /readyz and /livez over TCP, and the same, /status and /names on the admin socket.
 //!
 //! On a thread of its own, so that a slow reader never holds up a query, and a busy resolver never holds up a probe.
 
@@ -25,6 +25,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
 use super::metrics::Metrics;
+use super::names::{AskedError, NamesAsked, NamesPage};
 use super::ready::Readiness;
 use super::status::Status;
 use crate::observe::text::clean;
@@ -46,9 +47,14 @@ pub struct Operator {
     pub readiness: Readiness,
     /// For /status: makes it anew. Called on the server's thread.
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
+    /// For /names. Called on the server's thread.
+    pub names: Box<TellNames>,
     /// Called before /metrics is written: the place to read the kernel's counters.
     pub refresh: Box<dyn Fn(&Metrics) + Send + Sync>,
 }
+
+/// Makes one page of names.
+pub type TellNames = dyn Fn(&NamesAsked) -> Result<NamesPage, AskedError> + Send + Sync;
 
 /// Why the pages can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -142,8 +148,35 @@ impl Drop for Server {
     }
 }
 
+/// Who asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Asker {
+    /// Anyone who reaches the metrics' address.
+    Anyone,
+    /// Root, or the user that namegate runs as, on the admin socket.
+    Admin,
+    /// Another user, on the admin socket: whatever the file's mode says, nothing is told.
+    Stranger,
+}
+
+impl Asker {
+    /// Who is at the other end of the admin socket, by what the kernel says of it (SO_PEERCRED, unix(7)).
+    fn of(stream: &tokio::net::UnixStream) -> Asker {
+        // SAFETY: reads a number.
+        let own = unsafe { libc::geteuid() };
+        match stream.peer_cred() {
+            Ok(peer) if peer.uid() == 0 || peer.uid() == own => Asker::Admin,
+            _ => Asker::Stranger,
+        }
+    }
+}
+
 /// What is answered to a request.
-fn answer(operator: &Operator, method: &Method, path: &str, admin: bool) -> Response<Full<Bytes>> {
+fn answer(operator: &Operator, method: &Method, path: &str, query: &str, asker: Asker) -> Response<Full<Bytes>> {
+    if asker == Asker::Stranger {
+        return page(StatusCode::FORBIDDEN, TEXT, "only root and the user that namegate runs as may ask here\n");
+    }
+    let admin = asker == Asker::Admin;
     if method != Method::GET && method != Method::HEAD {
         let mut response = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are allowed\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
@@ -168,6 +201,13 @@ fn answer(operator: &Operator, method: &Method, path: &str, admin: bool) -> Resp
                 serde_json::to_vec(&(operator.status)()).expect("a status has no map keys that are no strings");
             page(StatusCode::OK, "application/json", status)
         }
+        "/names" if admin => match NamesAsked::from_query(query).and_then(|asked| (operator.names)(&asked)) {
+            Ok(names) => {
+                let names = serde_json::to_vec(&names).expect("a page has no map keys that are no strings");
+                page(StatusCode::OK, "application/json", names)
+            }
+            Err(error) => page(StatusCode::BAD_REQUEST, TEXT, format!("{error}\n")),
+        },
         _ => page(StatusCode::NOT_FOUND, TEXT, "no such page; there are /metrics, /readyz and /livez\n"),
     }
 }
@@ -192,7 +232,7 @@ async fn tcp_loop(listener: Option<TcpListener>, operator: Arc<Operator>) -> io:
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connection(stream, &slots, &operator, false),
+            Ok((stream, _)) => connection(stream, &slots, &operator, Asker::Anyone),
             Err(error) => pause(&error).await,
         }
     }
@@ -206,7 +246,10 @@ async fn unix_loop(listener: UnixListener, operator: Arc<Operator>) -> io::Error
     let slots = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         match listener.accept().await {
-            Ok((stream, _)) => connection(stream, &slots, &operator, true),
+            Ok((stream, _)) => {
+                let asker = Asker::of(&stream);
+                connection(stream, &slots, &operator, asker);
+            }
             Err(error) => pause(&error).await,
         }
     }
@@ -218,14 +261,15 @@ async fn pause(error: &io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-fn connection<S>(stream: S, slots: &Arc<Semaphore>, operator: &Arc<Operator>, admin: bool)
+fn connection<S>(stream: S, slots: &Arc<Semaphore>, operator: &Arc<Operator>, asker: Asker)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
     let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
     let operator = Arc::clone(operator);
     let service = service_fn(move |request: Request<Incoming>| {
-        let response = answer(&operator, request.method(), request.uri().path(), admin);
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+        let response = answer(&operator, request.method(), path, query, asker);
         std::future::ready(Ok::<_, Infallible>(response))
     });
     tokio::spawn(async move {

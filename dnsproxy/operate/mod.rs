@@ -4,9 +4,12 @@ pub mod client;
 pub mod http;
 pub mod log;
 pub mod metrics;
+pub mod names;
 mod ready;
 mod status;
 
 pub use http::{Operator, Server};
 pub use ready::Readiness;
-pub use status::{AttachedBy, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status};
+pub use status::{
+    AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status,
+};

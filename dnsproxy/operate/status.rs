@@ -2,6 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::serve::cache::CacheFigures;
+use crate::upstream::health::ServerHealth;
+
 /// The whole state in figures, as the admin socket's /status has it in JSON.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -24,6 +27,10 @@ pub struct Status {
     pub endpoints: Vec<EndpointStatus>,
     /// The kernel's tables.
     pub maps: Vec<MapStatus>,
+    /// The DNS servers that were asked.
+    pub upstreams: Vec<ServerHealth>,
+    /// The answer cache; none while it is off.
+    pub cache: Option<CacheStatus>,
     /// Events that the kernel could not hand over.
     pub events_lost: u64,
 }
@@ -143,4 +150,40 @@ pub struct MapStatus {
     pub rows: u64,
     /// Rows it has room for.
     pub max: u64,
+}
+
+/// How full the answer cache is, and how often it was of use.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CacheStatus {
+    /// Answers.
+    pub entries: u64,
+    /// Octets that they take, bookkeeping included.
+    pub bytes: u64,
+    /// Octets that they may take.
+    pub max_bytes: u64,
+    /// Answers given from the shared cache.
+    pub hits: u64,
+    /// Replies that a worker had ready.
+    pub hot_hits: u64,
+    /// Answers that had to be asked for.
+    pub misses: u64,
+    /// Answers given beyond their TTL.
+    pub stale: u64,
+}
+
+impl CacheStatus {
+    /// How many of a hundred answers were there already; none before the first.
+    pub fn hit_percent(&self) -> Option<f64> {
+        let kept = self.hits + self.hot_hits + self.stale;
+        let all = kept + self.misses;
+        (all > 0).then(|| 100.0 * kept as f64 / all as f64)
+    }
+}
+
+impl From<CacheFigures> for CacheStatus {
+    fn from(figures: CacheFigures) -> CacheStatus {
+        let CacheFigures { entries, bytes, max_bytes, hits, hot, misses, stale } = figures;
+        CacheStatus { entries, bytes, max_bytes, hits, hot_hits: hot, misses, stale }
+    }
 }

@@ -1,6 +1,6 @@
 //! The checkpoint: which names and deadlines are behind the kernel's grants, so that the next process knows what it adopts.
 //!
-//! A file an endpoint (`names/NUMBER` in the state directory), written aside and renamed, by a thread of its own: no query
+//! A file an endpoint (`names/NUMBER` in the state directory), written aside, renamed and synced, by a thread of its own: no query
 //! waits for it but for the tables' locks, and those it holds for a thousand rows at a time. Only what changed is written,
 //! at most once a second, and seldom enough that this thread is at rest nineteen twentieths of the time.
 //!
@@ -191,8 +191,9 @@ fn write_file(path: &Path, body: &str) -> io::Result<()> {
     let mut file = File::create(&beside)?;
     file.write_all(header(body).as_bytes())?;
     file.write_all(body.as_bytes())?;
-    file.sync_all()?;
-    fs::rename(beside, path)
+    // Renamed before it is synced: what a slow disk has not taken yet must outlive a kill, and means nothing after a boot.
+    fs::rename(beside, path)?;
+    file.sync_all()
 }
 
 /// Reads what is known of an endpoint's names; a file that is not good is set aside.

@@ -2,6 +2,7 @@
 
 mod attachments;
 pub mod checkpoint;
+mod names;
 mod node;
 mod packets;
 mod reload;

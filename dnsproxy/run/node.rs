@@ -13,7 +13,7 @@ use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{packets, reload, steering, upkeep};
+use super::{names, packets, reload, steering, upkeep};
 use crate::clock;
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
@@ -112,7 +112,8 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
     // The admin socket is also the lock: a second process finds the first here, before it touches anything.
-    let server = serve_pages(&config, &metrics, &readiness, &status)?;
+    let people = packets::People::default();
+    let server = serve_pages(&config, &metrics, &readiness, &status, people.clone())?;
     let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
@@ -125,7 +126,6 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let state = read_state(&config, &kernel)?;
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
-    let people = packets::People::default();
     let teller = packets::teller(watchers.clone(), people.clone());
 
     let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
@@ -231,6 +231,7 @@ fn serve_pages(
     metrics: &Arc<Metrics>,
     readiness: &Readiness,
     status: &Arc<Mutex<Status>>,
+    people: packets::People,
 ) -> anyhow::Result<Server> {
     let held = status.clone();
     let ready = readiness.clone();
@@ -241,6 +242,7 @@ fn serve_pages(
             let status = held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
             Status { ready: ready.is_ready(), reasons: ready.reasons(), ..status }
         }),
+        names: Box::new(move |asked| names::page(&people, asked)),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
     };
     Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))

@@ -26,6 +26,14 @@ impl People {
     pub fn know(&self, people: ByNumber) {
         self.0.store(Arc::new(people));
     }
+
+    /// Everyone, by pod.
+    pub fn everyone(&self) -> Vec<(String, Arc<Served>)> {
+        let mut everyone: Vec<_> =
+            self.0.load().values().map(|(served, _)| (served.pod.to_string(), served.clone())).collect();
+        everyone.sort_by(|one, other| one.0.cmp(&other.0));
+        everyone
+    }
 }
 
 /// What to do with each event.

@@ -22,7 +22,7 @@ use crate::engine::guard::Guard;
 use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
-use crate::engine::world::World;
+use crate::engine::world::{Search, World};
 use crate::kernel::rules::{ADDRESSES, FlowLimits, ProxyPorts};
 use crate::kernel::{GrantStore, KernelError};
 use crate::observe::Known;
@@ -365,7 +365,8 @@ impl Node {
         for endpoint in self.endpoints.values_mut() {
             let rules = endpoint.rules.clone().unwrap_or_else(|| Arc::new(closed_rules()));
             let (interface, bridge) = endpoint.attachment.map_or((0, None), |at| (at.ifindex, at.bridge));
-            let search = search_of(&endpoint.pod.namespace, &self.config.dns.cluster_domain);
+            let own = world.pods.get(&endpoint.pod).map(|pod| &pod.search).cloned().unwrap_or_default();
+            let search = search_of(&endpoint.pod.namespace, &self.config.dns.cluster_domain, &own);
             let served = match &endpoint.served {
                 Some(served) => {
                     Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() }
@@ -526,9 +527,10 @@ pub fn cluster_dns(world: &World) -> Vec<IpAddr> {
     service.map_or_else(Vec::new, |service| service.addresses.iter().copied().collect())
 }
 
-/// What kubelet writes into a pod's resolv.conf with `dnsPolicy: ClusterFirst`.
-pub fn search_of(namespace: &str, domain: &Name) -> Vec<Name> {
+/// What kubelet writes into a pod's resolv.conf, but for what it takes from the node's own.
+pub fn search_of(namespace: &str, domain: &Name, own: &Search) -> Vec<Name> {
     let domain = domain.to_string();
     let texts = [format!("{namespace}.svc.{domain}"), format!("svc.{domain}"), domain];
-    texts.iter().filter_map(|text| Name::parse(text).ok()).collect()
+    let cluster = texts.iter().filter(|_| !own.only_own).filter_map(|text| Name::parse(text).ok());
+    cluster.chain(own.own.iter().cloned()).collect()
 }

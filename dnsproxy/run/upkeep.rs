@@ -203,6 +203,8 @@ impl Node {
                 .into_iter()
                 .map(|(table, rows, max)| MapStatus { name: table.text().to_owned(), rows, max })
                 .collect(),
+            upstreams: self.upstreams.snapshot(),
+            cache: self.proxy.cache().map(|cache| cache.figures().into()),
             ..Status::default()
         };
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;

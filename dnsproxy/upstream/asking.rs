@@ -93,10 +93,7 @@ impl Shared {
         };
         pending.add_copy(Copy { socket: socket.clone(), id, at, sent: now, told: false });
         let opt = !pending.tried(at).without_opt;
-        let mut cookie = Vec::new();
-        if opt {
-            plain.cookies.option(&self.chance, now, &mut cookie);
-        }
+        let cookie = plain.cookies.option(&self.chance, now);
         let first = socket.queue(|out, start| {
             out.extend_from_slice(&pending.message);
             message::set_id(&mut out[start..], id);

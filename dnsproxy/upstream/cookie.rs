@@ -24,6 +24,30 @@ const LIFE: Duration = Duration::from_secs(3_600);
 /// How long a server that dislikes cookies gets none.
 const OFF: Duration = Duration::from_secs(3_600);
 
+/// Octets of the longest option.
+const LONGEST: usize = OPTION_HEADER + CLIENT + 32;
+
+/// A COOKIE option, or nothing.
+pub(super) struct OptionOctets {
+    octets: [u8; LONGEST],
+    length: usize,
+}
+
+impl OptionOctets {
+    fn put(&mut self, octets: &[u8]) {
+        self.octets[self.length..self.length + octets.len()].copy_from_slice(octets);
+        self.length += octets.len();
+    }
+}
+
+impl std::ops::Deref for OptionOctets {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.octets[..self.length]
+    }
+}
+
 /// What was agreed with one server.
 #[derive(Default)]
 pub(super) struct Cookies {
@@ -46,11 +70,11 @@ pub(super) enum Verdict {
 }
 
 impl Cookies {
-    /// Fills in the option for a query that is sent now; empty when the server gets none.
-    pub fn option(&self, chance: &RefCell<Chance>, now: Instant, option: &mut Vec<u8>) {
-        option.clear();
+    /// The option for a query that is sent now; empty when the server gets none.
+    pub fn option(&self, chance: &RefCell<Chance>, now: Instant) -> OptionOctets {
+        let mut option = OptionOctets { octets: [0; LONGEST], length: 0 };
         if !self.is_on(now) {
-            return;
+            return option;
         }
         let mine = match self.mine.get() {
             Some((made, mine)) if now.saturating_duration_since(made) < LIFE => mine,
@@ -64,10 +88,11 @@ impl Cookies {
             }
         };
         let theirs = self.theirs.borrow();
-        option.extend_from_slice(&COOKIE.to_be_bytes());
-        option.extend_from_slice(&((CLIENT + theirs.len()) as u16).to_be_bytes());
-        option.extend_from_slice(&mine);
-        option.extend_from_slice(&theirs);
+        option.put(&COOKIE.to_be_bytes());
+        option.put(&((CLIENT + theirs.len()) as u16).to_be_bytes());
+        option.put(&mine);
+        option.put(&theirs);
+        option
     }
 
     /// Whether the server gets cookies.
@@ -192,8 +217,7 @@ mod tests {
     #[test]
     fn only_our_cookie_is_good_once_a_server_is_known_to_repeat_it() {
         let (cookies, chance, now) = (Cookies::default(), RefCell::new(Chance::new()), clock::now());
-        let mut option = Vec::new();
-        cookies.option(&chance, now, &mut option);
+        let option = cookies.option(&chance, now);
         assert_eq!((option.len(), &option[..4]), (12, &b"\0\x0a\0\x08"[..]));
         let mine = option[4..].to_vec();
         assert_eq!(cookies.judge(None), Verdict::Good, "it may do none");
@@ -201,17 +225,16 @@ mod tests {
         assert_eq!(cookies.judge(Some(b"1234567")), Verdict::Wrong);
         assert_eq!(cookies.judge(Some(&[&mine[..], b"ABCDEFGH"].concat())), Verdict::Good);
         assert_eq!(cookies.judge(None), Verdict::Missing);
-        cookies.option(&chance, now, &mut option);
+        let option = cookies.option(&chance, now);
         assert_eq!(option[4..], [&mine[..], b"ABCDEFGH"].concat(), "the server's goes back to it");
 
-        cookies.option(&chance, now + LIFE, &mut option);
+        let option = cookies.option(&chance, now + LIFE);
         assert_eq!(option.len(), 12);
         assert_ne!(option[4..], mine, "another one after an hour");
         assert_eq!(cookies.judge(Some(&[&mine[..], b"ABCDEFGH"].concat())), Verdict::Good, "an answer to the last");
         cookies.stop(now);
-        cookies.option(&chance, now, &mut option);
+        let option = cookies.option(&chance, now);
         assert!(option.is_empty());
-        cookies.option(&chance, now + OFF, &mut option);
-        assert!(!option.is_empty());
+        assert!(!cookies.option(&chance, now + OFF).is_empty());
     }
 }

@@ -191,10 +191,10 @@ impl Drop for Daemon {
     }
 }
 
-/// `namegate COMMAND` with a world's directories, in its node: whether it succeeded, and what it said.
+/// `namegate COMMAND` (`status`, `fqdn list`) with a world's directories, in its node: whether it succeeded, and what it said.
 pub fn run(namespace: &str, directory: &Path, command: &str, more: &[&str]) -> (bool, String) {
     let mut child: Command = inside(namespace, program().to_str().expect("a path in UTF-8"));
-    child.arg(command).args(common(directory)).args(more);
+    child.args(command.split(' ')).args(common(directory)).args(more);
     let output = output(child).expect("namegate starts");
     let text = [output.stdout, output.stderr].concat();
     (output.status.success(), String::from_utf8_lossy(&text).into_owned())

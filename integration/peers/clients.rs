@@ -12,7 +12,8 @@ use std::time::Duration;
 use libtest_mimic::Trial;
 
 use super::servers::{needs, run};
-use crate::lab::agent::{Request, Script};
+use crate::lab::agent::servers::certificate;
+use crate::lab::agent::{Reach, Request, Script};
 use crate::lab::clock::{now, wait_until};
 use crate::lab::process::{fresh_prefix, guard, has, inside, spawn};
 use crate::lab::world::{Family, Options, World};
@@ -160,6 +161,7 @@ pub fn trials() -> Vec<Trial> {
             .with_ignored_flag(!has("go")),
         trial("systemd_resolved_resolves_what_is_allowed_and_says_no_where_it_is_not", resolved),
         trial("dig_and_kdig_hear_what_they_ask_for", tools),
+        trial("kdig_is_served_over_tls_what_it_may_ask", over_tls),
         trial("curl_gets_its_page_and_fails_at_once_where_it_may_not", curl),
     ]
 }
@@ -403,6 +405,49 @@ fn tools() {
         }
         sees(&format!("{tool} both.allowed.example ANY +notcp"), &["REFUSED"], &["NOERROR"]);
     }
+    drop(scene);
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// The listener for DNS over TLS, which stands for the resolver that is asked.
+fn over_tls() {
+    const NAME: &str = "kube-dns.lab.example";
+    needs("kdig");
+    let made = certificate(vec![NAME.to_owned()]).expect("a certificate can be made");
+    let directory = guard::directory(&fresh_prefix());
+    fs::create_dir_all(&directory).expect("a directory can be made");
+    let file = |name: &str, text: String| {
+        let path = directory.join(name);
+        fs::write(&path, text).expect("a file can be written");
+        path.to_str().expect("a path in UTF-8").to_owned()
+    };
+    let authority = file("authority.pem", made.authority);
+    let certificate = format!("dns.tls_certificate={}", file("tls.crt", made.leaf.pem()));
+    let key = format!("dns.tls_key={}", file("tls.key", made.key.serialize_pem()));
+    let scene = Scene::new(&["--set", "dns.tls_port=15853", "--set", &certificate, "--set", &key]);
+    let asks = |more: &str| {
+        let line = format!("kdig +tls +edns +tls-ca={authority} +tls-hostname={NAME} {more}");
+        scene.run("pay", &[V4], &line.split_whitespace().collect::<Vec<_>>())
+    };
+    let mut wrong = Vec::new();
+    for (more, wanted) in [
+        ("both.allowed.example A", &["NOERROR", "203.0.113.101"][..]),
+        ("@2001:db8:18::a both.allowed.example AAAA", &["NOERROR", "2001:db8:2::101"]),
+        ("+keepopen both.allowed.example A four.allowed.example A", &["203.0.113.101", "203.0.113.102"]),
+        ("big.allowed.example A", &["198.19.0.0", "198.19.0.99"]),
+        ("none.allowed.example A", &["NXDOMAIN"]),
+        ("denied.example A", &["REFUSED", "payments/payment-processor", "ANSWER: 0"]),
+        // Another name than the certificate's: kdig must not go on, or it would have checked nothing.
+        ("+tls-hostname=other.example both.allowed.example A", &["certificate"]),
+    ] {
+        let seen = asks(more);
+        if !wanted.iter().all(|text| seen.contains(text)) {
+            wrong.push(format!("{more}: wanted {wanted:?}, seen:\n{seen}"));
+        }
+    }
+    // What was learned over TLS opens as well.
+    let reach = scene.world.pay.connect(SocketAddr::new(F4.outside(102), 443));
+    assert_eq!(reach, Reach::Reached);
     drop(scene);
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

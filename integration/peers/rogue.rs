@@ -116,6 +116,7 @@ fn misbehaves(settings: &[&str]) {
                 name: format!("{how}.rogue.example."),
                 qtype: "A".into(),
                 tcp: false,
+                tls: None,
                 edns: Some(1232),
                 within_ms: 10_000,
             }))

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
@@ -10,7 +11,7 @@ use serde_json::Value;
 use super::language::{Act, Asked, Expected, Frame, Kind, Pod, Scenario, Source, Target};
 use super::run::Subject;
 use crate::lab::agent::client::Agent;
-use crate::lab::agent::{Answered, Question, Reach, Reply, Request, hex, unhex};
+use crate::lab::agent::{Answered, Question, Reach, Reply, Request, TLS_NAME, hex, unhex};
 use crate::lab::clock::{now, wait_until};
 use crate::lab::world::{NODE_MAC, Options, PODS};
 use crate::lab::{Daemon, Topology, World, frame, grants, snapshot};
@@ -21,6 +22,9 @@ const SOON: Duration = Duration::from_secs(5);
 const OTHERS: [[u8; 4]; 2] = [[203, 0, 113, 55], [203, 0, 113, 56]];
 /// How long a frame is waited for that must not arrive.
 const QUIET: Duration = Duration::from_millis(300);
+
+/// What namegate shows over TLS, in the world's directory.
+const CERTIFICATE: &str = "tls.crt";
 
 /// A world, and namegate in its node.
 pub struct Node {
@@ -87,7 +91,11 @@ impl Node {
         for (name, text) in &scenario.files {
             fs::write(directory.join(name), text).map_err(|error| format!("{name}: {error}"))?;
         }
-        let settings = scenario.settings.iter().flat_map(|setting| ["--set".to_owned(), setting.clone()]).collect();
+        let mut settings: Vec<String> = scenario.settings.clone();
+        if settings.iter().any(|setting| setting.starts_with("dns.tls_port=")) {
+            settings.extend(certificate(&stage.world.directory)?);
+        }
+        let settings = settings.into_iter().flat_map(|setting| ["--set".to_owned(), setting]).collect();
         let mut node = Node { stage, daemon: None, settings, ids: BTreeMap::new(), start: now() };
         node.begin();
         node.start = now();
@@ -147,6 +155,21 @@ impl Node {
         if found { Ok(()) } else { Err(format!("stopped, but the flow records say {last:?}")) }
     }
 
+    /// The names that `namegate fqdn list` has for an address.
+    fn names_of(&self, pod: Pod, address: IpAddr) -> Result<Vec<String>, String> {
+        let endpoint = format!("payments/{}", pod.name());
+        let (fine, said) = self.daemon()?.run("fqdn list", &["-o", "json", "--limit", "0", "--endpoint", &endpoint]);
+        let listing: Value = serde_json::from_str(&said).ok().filter(|_| fine).ok_or(said)?;
+        let holds = |one: &&Value| {
+            let addresses = one["addresses"].as_array().into_iter().flatten();
+            addresses.into_iter().any(|at| at["address"].as_str() == Some(&address.to_string()))
+        };
+        let names = listing["names"].as_array().into_iter().flatten().filter(holds);
+        let mut names: Vec<String> = names.filter_map(|one| Some(name_of(one["name"].as_str()?))).collect();
+        names.sort();
+        Ok(names)
+    }
+
     fn flows_seen(&self) -> usize {
         crate::lab::daemon::flows(&self.stage.world.directory).len()
     }
@@ -191,6 +214,18 @@ impl Subject for Node {
                 Reach::Reached => {}
                 other => return Err(format!("{other:?}")),
             },
+            Act::Closes { connection } => return self.stage.close(connection),
+            Act::Knows { pod, address, names } => {
+                let mut last = Ok(Vec::new());
+                // A sweep comes every 5 s.
+                let right = wait_until(Duration::from_secs(8), || {
+                    last = self.names_of(*pod, *address);
+                    last.as_ref() == Ok(names)
+                });
+                if !right {
+                    return Err(format!("{:?}", last?));
+                }
+            }
             Act::Ends { connection } => {
                 if self.stage.exchange(connection)? == Reach::Reached {
                     return Err("it goes on".into());
@@ -302,6 +337,12 @@ impl Stage {
     }
 
     fn open(&mut self, who: Pod, connection: &str, to: Target) -> Result<(), String> {
+        if to.udp {
+            let number = self.agent(who).open_udp(to.at).map_err(|reach| format!("{reach:?}"))?;
+            let from = SocketAddr::new(who.address(), 0);
+            self.connections.insert(connection.to_owned(), Kept { pod: who, number, from, to: to.at });
+            return Ok(());
+        }
         let before = self.local_ends(who, to.at);
         let number = self.agent(who).open(to.at).map_err(|reach| format!("{reach:?}"))?;
         let mut ends = self.local_ends(who, to.at);
@@ -323,6 +364,12 @@ impl Stage {
         ends.collect()
     }
 
+    fn close(&self, connection: &str) -> Result<(), String> {
+        let kept = self.connections.get(connection).ok_or_else(|| format!("{connection} was never opened"))?;
+        self.agent(kept.pod).done(Request::Close { connection: kept.number });
+        Ok(())
+    }
+
     fn exchange(&self, connection: &str) -> Result<Reach, String> {
         let kept = self.connections.get(connection).ok_or_else(|| format!("{connection} was never opened"))?;
         Ok(self.agent(kept.pod).exchange(kept.number))
@@ -330,11 +377,12 @@ impl Stage {
 
     fn ask(&self, pod: Pod, question: &Asked, patiently: bool) -> Answered {
         self.agent(pod).ask_as(Question {
-            server: question.server,
+            server: if question.tls { (question.server.ip(), 853).into() } else { question.server },
             name: question.name.clone(),
             qtype: question.qtype.clone(),
             tcp: question.tcp,
-            edns: question.edns.then_some(1232),
+            tls: question.tls.then(|| self.world.directory.join(CERTIFICATE).display().to_string()),
+            edns: question.edns,
             within_ms: if patiently { 1000 } else { 6000 },
         })
     }
@@ -399,6 +447,15 @@ impl Stage {
     }
 }
 
+/// A certificate for namegate and its key, as files, and the settings that name them.
+fn certificate(directory: &Path) -> Result<[String; 2], String> {
+    let made = rcgen::generate_simple_self_signed(vec![TLS_NAME.to_owned()]).map_err(|error| error.to_string())?;
+    let (certificate, key) = (directory.join(CERTIFICATE), directory.join("tls.key"));
+    fs::write(&certificate, made.cert.pem()).map_err(|error| error.to_string())?;
+    fs::write(&key, made.signing_key.serialize_pem()).map_err(|error| error.to_string())?;
+    Ok([format!("dns.tls_certificate={}", certificate.display()), format!("dns.tls_key={}", key.display())])
+}
+
 /// Holds a reply against what must be in it.
 pub fn compare(seen: &Answered, expected: Option<&Expected>) -> Result<(), String> {
     let Some(expected) = expected else {
@@ -429,6 +486,11 @@ fn drop_of(record: &Value, to: SocketAddr) -> Option<String> {
     let dropped = flow["verdict"] == "DROPPED" && flow["Type"] == "L3_L4";
     let reason = summary.split("; ").nth(1)?.split(',').next()?;
     (ours && dropped).then(|| reason.to_owned())
+}
+
+/// A name as scenarios write it; `?` for none.
+pub fn name_of(text: &str) -> String {
+    if text.is_empty() { "?".to_owned() } else { text.trim_end_matches('.').to_owned() }
 }
 
 fn pod_of(endpoint: &Value) -> Option<Pod> {

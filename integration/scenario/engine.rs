@@ -24,6 +24,7 @@ use namegate::engine::answer::{self, Match};
 use namegate::engine::bits::Bits;
 use namegate::engine::compile::Compiler;
 use namegate::engine::endpoint::{EndpointId, PodRef};
+use namegate::engine::fqdn::{Meaning, Remembered};
 use namegate::engine::grant::{GrantWrite, MonoNs, SLOTS, Slot, open_at};
 use namegate::engine::guard::Guard;
 use namegate::engine::query::Query;
@@ -39,7 +40,7 @@ use namegate::serve::{Directory, Next, Packet, Proxy, Resolver, Served};
 use namegate::upstream::route::Route;
 use namegate::upstream::{Reply, Resolve, UpstreamError};
 
-use super::daemon::compare;
+use super::daemon::{compare, name_of};
 use super::language::{Act, Asked, Pod, Scenario, Target};
 use super::run::Subject;
 use crate::lab::agent::{Answered, Forgery, Script, names, traffic};
@@ -49,6 +50,8 @@ use crate::lab::snapshot;
 const START: u64 = 1_000_000_000_000;
 /// How often rows are written again that are due, and background questions asked.
 const UPKEEP: Duration = Duration::from_millis(250);
+/// How often flows and grants are swept.
+const SWEEP: Duration = Duration::from_secs(5);
 
 thread_local! {
     /// The story's clock. Each trial has a thread of its own.
@@ -74,6 +77,9 @@ pub struct Model {
     memory: Memory,
     pods: BTreeMap<Pod, Endpoint>,
     connections: HashMap<String, (Pod, Target)>,
+    /// Connections that were closed, and until when the kernel remembers them.
+    closed: Vec<(Pod, IpAddr, u64)>,
+    sweep_at: u64,
 }
 
 /// A pod, and what the kernel knows of it.
@@ -82,6 +88,8 @@ struct Endpoint {
     history: Vec<Group>,
     closed: bool,
     served: Arc<Served>,
+    /// What a dead process had written down.
+    checkpoint: Vec<Remembered>,
 }
 
 /// The kernel's map of grants.
@@ -185,8 +193,11 @@ impl Model {
             let rules = Arc::new(RuleSet::unselected());
             let mut served =
                 Served::new(EndpointId(number), subject, vec![pod.address()], number, rules.clone(), caps(&config));
-            served.search = search_of("payments", &config.dns.cluster_domain);
-            (pod, Endpoint { rules, history: Vec::new(), closed: true, served: Arc::new(served) })
+            served.search = search_of("payments", &config.dns.cluster_domain, &Default::default());
+            (
+                pod,
+                Endpoint { rules, history: Vec::new(), closed: true, served: Arc::new(served), checkpoint: Vec::new() },
+            )
         };
         let mut model = Model {
             outside: Outside::default(),
@@ -201,6 +212,8 @@ impl Model {
             memory: Memory::new(),
             pods: [(1, Pod::Pay), (2, Pod::Rep)].into_iter().map(endpoint).collect(),
             connections: HashMap::new(),
+            closed: Vec::new(),
+            sweep_at: START,
             config,
         };
         model.reload();
@@ -322,6 +335,20 @@ impl Model {
         Ok(Some(traffic::describe(&message, 0)))
     }
 
+    /// A start finds what is in the kernel.
+    fn adopt(&mut self) {
+        for pod in [Pod::Pay, Pod::Rep] {
+            let rows = self.rows(pod);
+            let Some(endpoint) = self.pods.get_mut(&pod) else { continue };
+            let meaning = Meaning::of(&endpoint.history);
+            let checkpoint = std::mem::take(&mut endpoint.checkpoint);
+            for (address, slots) in rows {
+                let names = checkpoint.iter().find(|names| names.address == address);
+                endpoint.served.table().adopt(&GrantWrite { address, slots }, names, &meaning, now());
+            }
+        }
+    }
+
     /// What time brings: rows to be written again, background questions.
     fn upkeep(&mut self) {
         if !self.alive {
@@ -332,11 +359,35 @@ impl Model {
             let due = table.rewrites_due(now());
             endpoint.served.carry_out(&*self.kernel, &mut table, due).expect("a model takes all");
         }
+        if NOW.get() >= self.sweep_at {
+            self.sweep();
+        }
         self.outside.tcp.set(false);
         for due in self.proxy.due(&mut self.memory, true) {
             let done = at_once(self.proxy.ask_unasked(due, &self.outside));
             self.memory.learn(&done, now());
         }
+    }
+}
+
+impl Model {
+    /// What is over goes, but for connections that live; one that is closed is remembered for a while.
+    fn sweep(&mut self) {
+        self.sweep_at = NOW.get() + SWEEP.as_nanos() as u64;
+        self.closed.retain(|(_, _, until)| *until > NOW.get());
+        for (pod, endpoint) in &self.pods {
+            let open = self.connections.values().filter(|(who, _)| who == pod).map(|(_, to)| to.at.ip());
+            let closed = self.closed.iter().filter(|(who, ..)| who == pod).map(|(_, address, _)| *address);
+            let mut table = endpoint.served.table();
+            table.set_live(open.chain(closed).collect());
+            let over = table.expire(now());
+            endpoint.served.carry_out(&*self.kernel, &mut table, over).expect("a model takes all");
+        }
+    }
+
+    fn closes(&mut self, who: Pod, to: Target) {
+        let until = now().after(self.config.enforcement.closed_timeout);
+        self.closed.push((who, to.at.ip(), until.0));
     }
 }
 
@@ -366,7 +417,7 @@ impl Subject for Model {
                 return compare(&seen, reply.as_ref());
             }
             Act::Reaches { who, to } => match self.verdict(*who, *to, false) {
-                verdict if verdict.passes() => {}
+                verdict if verdict.passes() => self.closes(*who, *to),
                 other => return Err(format!("{other:?}")),
             },
             Act::Stopped { who, to, why } => match self.verdict(*who, *to, false) {
@@ -389,6 +440,21 @@ impl Subject for Model {
                     return Err(format!("{verdict:?}"));
                 }
             }
+            Act::Closes { connection } => {
+                let (who, to) = self.connections.remove(connection).ok_or("it was never opened")?;
+                self.closes(who, to);
+            }
+            Act::Knows { pod, address, names } => {
+                self.closed.clear(); // the daemon is given some seconds
+                self.sweep();
+                let table = self.pods.get(pod).ok_or("not a pod")?.served.table();
+                let mut seen: Vec<String> = table.names_of(*address).map(|name| name_of(&name.to_string())).collect();
+                seen.extend(table.unnamed().filter(|(at, _)| at == address).map(|_| name_of("")));
+                seen.sort();
+                if seen != *names {
+                    return Err(format!("{seen:?}"));
+                }
+            }
             Act::File { name, text } => {
                 match text {
                     Some(text) => drop(self.files.insert(name.clone(), text.clone())),
@@ -398,8 +464,9 @@ impl Subject for Model {
             }
             Act::Kill | Act::Terminate => {
                 self.alive = false;
-                // The kernel's rows stay, the names go.
+                // The kernel's rows stay; of the names, what is written down.
                 for endpoint in self.pods.values_mut() {
+                    endpoint.checkpoint = endpoint.served.table().remember(None, usize::MAX).0;
                     endpoint.served.table().clear();
                 }
                 self.memory = Memory::new();
@@ -408,6 +475,9 @@ impl Subject for Model {
                 }
             }
             Act::Start | Act::Hangup => {
+                if !self.alive {
+                    self.adopt();
+                }
                 self.alive = true;
                 self.reload();
             }
@@ -455,9 +525,9 @@ fn question(asked: &Asked) -> Result<Vec<u8>, String> {
     let mut message = Message::new(7, MessageType::Query, OpCode::Query);
     message.metadata.recursion_desired = true;
     message.add_query(Wanted::query(wire_name(&asked.name), qtype));
-    if asked.edns {
+    if let Some(octets) = asked.edns {
         let mut edns = Edns::new();
-        edns.set_max_payload(1232).set_version(0);
+        edns.set_max_payload(octets).set_version(0);
         message.set_edns(edns);
     }
     message.to_vec().map_err(|error| error.to_string())
@@ -474,6 +544,7 @@ fn answered(name: &str, qtype: &str, script: Option<&Script>, known: bool, cut: 
     };
     if let (Some(script), false) = (script, cut) {
         message.add_answers(names::records(script, &wire_name(name)));
+        message.add_authorities(names::soa(script, &wire_name(name)));
     }
     message.to_vec().expect("an answer can be written")
 }

@@ -71,6 +71,15 @@ pub enum Act {
     Ends {
         connection: String,
     },
+    Closes {
+        connection: String,
+    },
+    /// `namegate fqdn list` has these names for the address, sorted; `?` for a grant whose name is not known.
+    Knows {
+        pod: Pod,
+        address: IpAddr,
+        names: Vec<String>,
+    },
     Sends {
         pod: Pod,
         frame: Frame,
@@ -113,8 +122,11 @@ pub struct Target {
 pub struct Asked {
     pub name: String,
     pub qtype: String,
+    /// Over TLS too.
     pub tcp: bool,
-    pub edns: bool,
+    pub tls: bool,
+    /// The size of a datagram that the asker takes; none: no OPT record.
+    pub edns: Option<u16>,
     pub server: SocketAddr,
 }
 
@@ -305,17 +317,26 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
             Act::File { name: format!("{}.yaml", pod.word()), text: Some(text) }
         }
         [pod, "asks", name, qtype, ref how @ ..] => {
-            let mut question =
-                Asked { name: name.into(), qtype: qtype.into(), tcp: false, edns: true, server: kube_dns() };
+            let mut question = Asked {
+                name: name.into(),
+                qtype: qtype.into(),
+                tcp: false,
+                tls: false,
+                edns: Some(1232),
+                server: kube_dns(),
+            };
             let mut how = how.iter();
             while let Some(word) = how.next() {
                 match (*word, how.next().copied()) {
                     ("over", Some("tcp")) => question.tcp = true,
                     ("of", Some(server)) => question.server = SocketAddr::new(address(server)?, 53),
-                    ("without", Some("edns")) => question.edns = false,
+                    ("over", Some("tls")) => (question.tcp, question.tls) = (true, true),
+                    ("without", Some("edns")) => question.edns = None,
+                    ("taking", Some(octets)) => question.edns = Some(number(octets)? as u16),
                     _ => {
                         return Err(format!(
-                            "found {word} after a question; over tcp, of ADDRESS or without edns can be there"
+                            "found {word} after a question; over tcp, over tls, of ADDRESS, taking OCTETS or without \
+                             edns can be there"
                         ));
                     }
                 }
@@ -353,6 +374,13 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         }
         [pod, "opens", name, "to", to] => Act::Opens { who: who(pod)?, connection: name.into(), to: target(to)? },
         [name, "goes", "on"] => Act::GoesOn { connection: name.into() },
+        [name, "closes"] => Act::Closes { connection: name.into() },
+        [pod, "knows", at, "as", "nothing"] => Act::Knows { pod: who(pod)?, address: address(at)?, names: Vec::new() },
+        [pod, "knows", at, "as", ref names @ ..] => {
+            let mut names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+            names.sort();
+            Act::Knows { pod: who(pod)?, address: address(at)?, names }
+        }
         [name, "ends"] => Act::Ends { connection: name.into() },
         ["server", server, "answers"] => Act::Fails { server: address(server)?, script: None },
         ["server", server, "says", ..] => {
@@ -400,9 +428,12 @@ fn script(text: &str) -> Result<Script, String> {
         };
         match word() {
             "ttl" => script.ttl = number(word())?,
+            "soa" => script.soa = number(word())?,
             "rcode" => script.rcode = word().into(),
             "tc" => script.truncate = true,
             "by" => script.by = Some(address(word())?),
+            "folded" => script.folds = true,
+            "lost" => script.loses = number(word())?,
             "silent" => script.silent = true,
             "late" => {
                 script.delay_ms = u64::try_from(duration(word())?.as_millis()).map_err(|error| error.to_string())?
@@ -432,7 +463,7 @@ fn script(text: &str) -> Result<Script, String> {
 
 /// `[OWNER] TYPE DATA`.
 fn record_of(text: &str) -> Result<(String, String, String), String> {
-    const TYPES: [&str; 6] = ["A", "AAAA", "CNAME", "HTTPS", "TXT", "SVCB"];
+    const TYPES: [&str; 9] = ["A", "AAAA", "CNAME", "HTTPS", "TXT", "SVCB", "PTR", "SRV", "MX"];
     let mut words = text.split_whitespace();
     let first = words.next().ok_or("an empty record")?;
     let (owner, qtype) =

@@ -9,8 +9,9 @@ use std::net::IpAddr;
 use super::{Kind, Object, names};
 use crate::cluster::fields::Field;
 use crate::engine::endpoint::PodRef;
+use crate::engine::name::Name;
 use crate::engine::ruleset::Protocol;
-use crate::engine::world::{EndpointSlice, Namespace, Node, Pod, Service, ServicePort, SlicePort};
+use crate::engine::world::{EndpointSlice, Namespace, Node, Pod, Search, Service, ServicePort, SlicePort};
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
@@ -40,12 +41,29 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
         addresses,
         node: spec_text("nodeName"),
         host_network: spec.and_then(|spec| spec.get_some("hostNetwork")?.boolean()).unwrap_or(false),
+        search: spec.map(search).unwrap_or_default(),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
         readable: object.faults() == 0,
         place: object.place(),
     };
     let (namespace, name) = placed(object, namespace, name);
     Object::Pod(PodRef { namespace, name }, pod)
+}
+
+/// What a pod's spec says of its search list. A suffix that is no name is left out: it can't be what a query ends in.
+fn search(spec: &Field<'_>) -> Search {
+    let on_node = spec.get_some("hostNetwork").and_then(|on| on.boolean()).unwrap_or(false);
+    let policy = spec.get_some("dnsPolicy");
+    let only_own = match policy.as_ref().and_then(|policy| policy.node.as_text()) {
+        Some("None" | "Default") => true,
+        Some("ClusterFirstWithHostNet") => false,
+        _ => on_node,
+    };
+    let config = spec.get_some("dnsConfig");
+    let list = config.as_ref().and_then(|config| config.get_some("searches"));
+    let texts = list.iter().filter_map(Field::list).flatten();
+    let own = texts.filter_map(|text| Name::parse(text.node.as_text()?).ok()).filter(|name| !name.is_root()).collect();
+    Search { only_own, own }
 }
 
 /// Reads a namespace.

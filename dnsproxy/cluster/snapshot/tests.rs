@@ -286,6 +286,26 @@ fn a_pod_that_can_not_be_read_is_opened_by_no_label_and_no_block() {
 }
 
 #[test]
+fn a_pods_search_list_is_what_its_dns_settings_say() {
+    let said = |spec: &str| {
+        let pod = format!("apiVersion: v1\nkind: Pod\nmetadata: {{name: p, namespace: shop}}\nspec: {{{spec}}}\n");
+        let file = File { name: "pod.yaml".to_owned(), content: Ok(pod.into_bytes()) };
+        let snapshot = assemble(&[file], &LastGood::default(), OnInvalid::Refuse);
+        assert_eq!(snapshot.refusals.len(), 0, "{spec}");
+        let search = snapshot.world.pods.into_values().next().expect("a pod").search;
+        (search.only_own, search.own.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
+    };
+    assert_eq!(said(""), (false, String::new()));
+    assert_eq!(said("dnsConfig: {searches: [A.example, b.test.]}"), (false, "a.example. b.test.".to_owned()));
+    assert_eq!(said("dnsPolicy: None, dnsConfig: {searches: [a.example]}"), (true, "a.example.".to_owned()));
+    assert_eq!(said("dnsPolicy: Default"), (true, String::new()));
+    assert_eq!(said("hostNetwork: true"), (true, String::new()));
+    assert_eq!(said("hostNetwork: true, dnsPolicy: ClusterFirstWithHostNet"), (false, String::new()));
+    // What is no name can't be what a query ends in, and is no reason to mistrust the pod.
+    assert_eq!(said("dnsConfig: {searches: [., a..b, 7]}"), (false, String::new()));
+}
+
+#[test]
 fn json_and_json_lines_say_the_same_as_yaml() {
     let yaml = CLUSTER.to_owned() + "---\n" + &allow("192.0.2.0/24");
     let lines: String = tree::yaml(&yaml).unwrap().iter().map(|node| write_json(node) + "\n").collect();

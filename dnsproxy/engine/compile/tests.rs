@@ -17,7 +17,7 @@ use crate::engine::policy::{NameRule, Policy, PortRule, Ports, Section, Subject,
 use crate::engine::reference::{self, Attempt};
 use crate::engine::ruleset::{GroupKey, PacketVerdict, Protocol};
 use crate::engine::verdict::RuleText;
-use crate::engine::world::{EndpointSlice, Namespace, Node, Pod, Service, ServicePort, SlicePort};
+use crate::engine::world::{EndpointSlice, Namespace, Node, Pod, Search, Service, ServicePort, SlicePort};
 
 const NAMES: [&str; 4] = ["a.example", "b.example", "c.d.example", "e.test"];
 const PORTS: [u16; 5] = [80, 8080, 53, 5353, 7];
@@ -138,6 +138,7 @@ fn pod() -> impl Strategy<Value = Pod> {
         node: None,
         host_network: flags[0],
         finished: flags[1],
+        search: Search::default(),
         readable: !flags[2],
         place: String::new(),
     })
@@ -399,6 +400,7 @@ fn many_groups(ports: u16) -> World {
             node: None,
             host_network: false,
             finished: false,
+            search: Search::default(),
             readable: true,
             place: String::new(),
         },

@@ -1,7 +1,7 @@
 use std::net::IpAddr;
 
 use hickory_proto::op::{Edns as HickoryEdns, Message, MessageType, OpCode, Query as HickoryQuery, ResponseCode};
-use hickory_proto::rr::rdata::{A, CNAME, MX, NS, SOA, SRV};
+use hickory_proto::rr::rdata::{A, CNAME, MX, NS, NULL, SOA, SRV};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use proptest::prelude::*;
 
@@ -136,12 +136,25 @@ fn proofs_and_what_says_that_there_is_none_are_not_optional() {
     let answer = Answer::parse(&octets).expect("an answer");
     let left = relayed_within(&Query::parse(&asked).expect("a query"), &answer, Additional::OptOnly, 12);
     assert_eq!(Answer::parse(&left).expect("a reply").counts[1], 1);
-    let octets = full_answer().to_vec().expect("octets");
-    let answer = Answer::parse(&octets).expect("an answer");
     let flags = asked.len() - 4;
     asked[flags] |= 0x80; // DO
-    let left = relayed_within(&Query::parse(&asked).expect("a query"), &answer, Additional::OptOnly, 12);
-    assert_eq!(Answer::parse(&left).expect("a reply").counts[1], 1);
+    assert_eq!(authority_left(&asked, RecordType::NS), 0);
+    assert_eq!(authority_left(&asked, RecordType::Unknown(47)), 1);
+    assert_eq!(authority_left(&asked, RecordType::Unknown(50)), 1);
+}
+
+/// How many records of the authority section stay when it is too long, if they are of this type.
+#[track_caller]
+fn authority_left(asked: &[u8], rtype: RecordType) -> u16 {
+    let mut sent = full_answer();
+    if let RecordType::Unknown(code) = rtype {
+        let data = RData::Unknown { code: rtype, rdata: NULL::with(vec![0, 0, 1, code as u8]) };
+        sent.authorities = vec![Record::from_rdata(name("www.example.com."), 60, data)];
+    }
+    let octets = sent.to_vec().expect("octets");
+    let answer = Answer::parse(&octets).expect("an answer");
+    let left = relayed_within(&Query::parse(asked).expect("a query"), &answer, Additional::OptOnly, 12);
+    Answer::parse(&left).expect("a reply").counts[1]
 }
 
 #[test]

@@ -74,6 +74,74 @@ fn many_queries_at_once_are_all_answered() {
 }
 
 #[test]
+fn flags_of_the_asker_go_up_and_those_of_the_server_come_back() {
+    const AD: u8 = 0x20;
+    const CD: u8 = 0x10;
+    let world = World::new(Setup::default(), |asked| {
+        let with_do = asked.octets.windows(2).any(|part| part == [0x80, 0]);
+        let reply =
+            with(answer(&asked.octets, &["@ 60 A 192.0.2.1"]), |octets| octets[3] |= if with_do { AD } else { 0 });
+        vec![Say::Reply(reply)]
+    });
+    let asks = |name: &str, flags: u8, dnssec_ok: u8| {
+        let asked = with(query(name, 1, Some(1232)), |octets| {
+            octets[3] |= flags;
+            let at = octets.len() - 4;
+            octets[at] = dnssec_ok;
+        });
+        let reply = world.exchange(&asked);
+        let up = world.server.seen().last().expect("asked").octets.clone();
+        let went = Query::parse(&up).expect("a query");
+        assert_eq!((went.flags & 0x30, went.dnssec_ok()), (u16::from(flags), dnssec_ok > 0), "{name}");
+        let opt = Answer::parse(&reply).expect("a reply").opt.expect("an OPT record").0;
+        (reply[3] & (AD | CD), reply[opt + 7] & 0x80)
+    };
+    assert_eq!(asks("plain.test", 0, 0), (0, 0));
+    assert_eq!(asks("checked.test", AD, 0x80), (AD, 0x80));
+    assert_eq!(asks("unchecked.test", CD, 0x80), (AD | CD, 0x80));
+    assert_eq!(asks("unchecked.example", CD, 0), (CD, 0));
+}
+
+#[test]
+fn a_cookie_of_the_asker_is_taken_and_goes_nowhere() {
+    let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
+    let asked = with(query("www.test", 1, Some(1232)), |octets| {
+        let at = octets.len() - 1;
+        octets[at] = 12;
+        octets.extend(b"\0\x0a\0\x08monsters");
+    });
+    let reply = world.exchange(&asked);
+    assert_eq!(understood(&reply).1, ["192.0.2.1"]);
+    let holds = |octets: &[u8]| octets.windows(8).any(|part| part == b"monsters");
+    // Without a secret of ours there is nothing to answer, and RFC 7873 section 5.4 lets us leave it (5.2.1 for the asker).
+    assert!(!holds(&reply) && !world.server.seen().iter().any(|asked| holds(&asked.octets)));
+}
+
+#[test]
+fn each_of_two_resolvers_answers_from_its_own_address() {
+    let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
+    let second = Scripted::start(always(&["@ 60 A 192.0.2.2"]));
+    let first = Resolver::new(world.server.address, true);
+    let guard = Guard::new(Vec::new(), Name::parse("cluster.local").expect("a name"));
+    let resolvers = [("127.0.0.1", first), ("127.0.0.9", Resolver::new(second.address, true))]
+        .map(|(local, resolver)| (local.parse().expect("an address"), resolver));
+    world.directory.store(Arc::new(Directory::new(Settings::default(), guard, [world.served.clone()], resolvers)));
+    // As `options rotate` does; a connected socket hears only whom it asked.
+    for at in 0..6 {
+        let (local, address) = [("127.0.0.1", "192.0.2.1"), ("127.0.0.9", "192.0.2.2")][at % 2];
+        let client = world.client("127.0.0.1", local);
+        client.send(&query("www.test", 1, None)).expect("sent");
+        let mut buffer = [0; 512];
+        let length = client.recv(&mut buffer).expect("a reply from whom was asked");
+        assert_eq!(understood(&buffer[..length]).1, [address]);
+        let mut stream = TcpStream::connect((local, world.listeners.port())).expect("connected");
+        stream.write_all(&framed(&query("www.test", 1, None))).expect("sent");
+        assert_eq!(understood(&receive(&mut stream)).1, [address]);
+    }
+    assert_eq!(world.kernel.open(1), ["192.0.2.1", "192.0.2.2"]);
+}
+
+#[test]
 fn the_askers_letters_come_back() {
     let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
     let asked = with(query("www.test", 1, None), |octets| octets[13] = b'W');

@@ -85,6 +85,15 @@ impl Agent {
         }
     }
 
+    /// Makes a UDP socket with one peer, sends a datagram there and back, and keeps it.
+    #[track_caller]
+    pub fn open_udp(&self, to: SocketAddr) -> Result<u32, Reach> {
+        match self.call(Request::OpenUdp { to, within_ms: ms(PATIENCE) }) {
+            Reply::Opened { connection } => Ok(connection),
+            other => Err(other.reach()),
+        }
+    }
+
     /// One octet there and back on a kept connection.
     #[track_caller]
     pub fn exchange(&self, connection: u32) -> Reach {
@@ -105,6 +114,7 @@ impl Agent {
             name: name.into(),
             qtype: qtype.into(),
             tcp: false,
+            tls: None,
             edns: Some(1232),
             within_ms: 6000,
         })

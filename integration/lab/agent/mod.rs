@@ -25,6 +25,8 @@ pub enum Request {
     Connect { to: SocketAddr, within_ms: u64 },
     /// Connects over TCP and keeps the connection for [`Request::Exchange`].
     Open { to: SocketAddr, within_ms: u64 },
+    /// Makes a UDP socket with this one peer and keeps it for [`Request::Exchange`], once a datagram came back.
+    OpenUdp { to: SocketAddr, within_ms: u64 },
     /// Sends an octet on a kept connection and waits for its echo.
     Exchange { connection: u32, within_ms: u64 },
     /// Sends octets on a kept connection until its other end or `for_ms` is reached; for revocation tests.
@@ -104,6 +106,9 @@ pub enum Reach {
     Ended,
 }
 
+/// The name in namegate's own certificate.
+pub const TLS_NAME: &str = "dns.test";
+
 /// A question to a name server.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct Question {
@@ -111,6 +116,8 @@ pub struct Question {
     pub name: String,
     pub qtype: String,
     pub tcp: bool,
+    /// Over TLS, with a certificate for [`TLS_NAME`] that this file's authority vouches for.
+    pub tls: Option<String>,
     /// The EDNS payload size; none: no OPT record.
     pub edns: Option<u16>,
     pub within_ms: u64,
@@ -144,10 +151,16 @@ pub struct Script {
     pub delay_ms: u64,
     /// Never answers.
     pub silent: bool,
+    /// The zone's SOA record comes along, with this TTL and this least one; 0: it doesn't.
+    pub soa: u32,
     /// TC=1 over UDP.
     pub truncate: bool,
     /// Only the server at this address says so.
     pub by: Option<IpAddr>,
+    /// Over UDP it repeats the name in lower case, as some old servers do.
+    pub folds: bool,
+    /// How many datagrams of the question are lost before one is heard.
+    pub loses: u32,
     /// What else is sent over UDP before the answer, to try the proxy's checks.
     pub forged: Vec<Forgery>,
 }
@@ -259,6 +272,7 @@ fn answer(request: Request) -> Reply {
     match request {
         Request::Connect { to, within_ms } => traffic::connect(to, within_ms),
         Request::Open { to, within_ms } => traffic::open(to, within_ms),
+        Request::OpenUdp { to, within_ms } => traffic::open_udp(to, within_ms),
         Request::Exchange { connection, within_ms } => traffic::exchange(connection, within_ms),
         Request::Chatter { connection, every_ms, for_ms } => traffic::chatter(connection, every_ms, for_ms),
         Request::Close { connection } => traffic::close(connection),

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use hickory_proto::op::{Edns, HeaderCounts, Message, MessageType, Metadata, Query, ResponseCode};
+use hickory_proto::rr::rdata::SOA;
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 use hickory_server::net::runtime::Time;
 use hickory_server::net::xfer::Protocol;
@@ -16,15 +17,20 @@ use hickory_server::zone_handler::MessageResponseBuilder;
 
 use super::{Forgery, Reply, Script, failed};
 
-/// (name without final dot in lower case, type, at which address only) → what to say. `*.suffix` answers for all names
-/// below it.
-static ZONE: Mutex<Option<HashMap<(String, String, Option<IpAddr>), Script>>> = Mutex::new(None);
+/// Name without final dot in lower case, type, at which address only.
+type Key = (String, String, Option<IpAddr>);
+
+/// What to say. `*.suffix` answers for all names below it.
+static ZONE: Mutex<Option<HashMap<Key, Script>>> = Mutex::new(None);
 /// What a server does to every question.
 static FAILING: Mutex<Option<HashMap<IpAddr, Script>>> = Mutex::new(None);
 static ASKED: Mutex<Vec<String>> = Mutex::new(Vec::new());
+/// Datagrams that were lost of each question, as its script has it.
+static LOST: Mutex<BTreeMap<(String, String), u32>> = Mutex::new(BTreeMap::new());
 
 pub fn say(name: &str, qtype: &str, script: Script) -> Reply {
     let key = (fold(name), qtype.to_owned(), script.by);
+    LOST.lock().expect("no panic while locked").remove(&(key.0.clone(), key.1.clone()));
     ZONE.lock().expect("no panic while locked").get_or_insert_default().insert(key, script);
     Reply::Done
 }
@@ -108,6 +114,9 @@ impl RequestHandler for Zone {
                 self.forge(request, &name, qtype, *forgery);
             }
         }
+        if udp && script.as_ref().is_some_and(|script| is_lost(script, &name, qtype)) {
+            return nothing(request);
+        }
         let delay = script.as_ref().map_or(0, |script| script.delay_ms);
         if delay > 0 {
             tokio::time::sleep(Duration::from_millis(delay)).await;
@@ -127,6 +136,11 @@ impl RequestHandler for Zone {
             None if is_known(&name) => {}
             None => metadata.response_code = ResponseCode::NXDomain,
         }
+        let soa = script.as_ref().and_then(|script| soa(script, &name));
+        if udp && script.is_some_and(|script| script.folds) {
+            self.answer_in_lower_case(request, &name, qtype, metadata, answers);
+            return nothing(request);
+        }
         let edns = request.edns.as_ref().map(|_| {
             let mut edns = Edns::new();
             edns.set_max_payload(1232).set_version(0);
@@ -136,12 +150,30 @@ impl RequestHandler for Zone {
         if let Some(edns) = &edns {
             builder.edns(edns);
         }
-        let response = builder.build(metadata, answers.iter(), &[], &[], &[]);
+        let soa: Vec<Record> = soa.into_iter().collect();
+        let response = builder.build(metadata, answers.iter(), &[], soa.iter(), &[]);
         out.send_response(response).await.unwrap_or_else(|_| nothing(request))
     }
 }
 
 impl Zone {
+    fn answer_in_lower_case(
+        &self,
+        request: &Request,
+        asked: &Name,
+        qtype: RecordType,
+        metadata: Metadata,
+        answers: Vec<Record>,
+    ) {
+        let mut message = Message::new(metadata.id, MessageType::Response, metadata.op_code);
+        message.metadata = metadata;
+        message.add_query(Query::query(asked.to_lowercase(), qtype));
+        message.add_answers(answers);
+        if let Ok(bytes) = message.to_vec() {
+            let _ = self.own.send_to(&bytes, request.src());
+        }
+    }
+
     /// Sends a wrong answer before the right one.
     fn forge(&self, request: &Request, name: &Name, qtype: RecordType, forgery: Forgery) {
         let mut metadata = Metadata::response_from_request(&request.metadata);
@@ -201,6 +233,15 @@ impl Zone {
     }
 }
 
+/// Counts one more datagram of the question as lost, if it is to be.
+fn is_lost(script: &Script, name: &Name, qtype: RecordType) -> bool {
+    let mut lost = LOST.lock().expect("no panic while locked");
+    let lost = lost.entry((fold(&name.to_string()), qtype.to_string())).or_default();
+    let more = *lost < script.loses;
+    *lost += u32::from(more);
+    more
+}
+
 fn look_up(name: &Name, qtype: RecordType, at: Option<IpAddr>) -> Option<Script> {
     let zone = ZONE.lock().expect("no panic while locked");
     let zone = zone.as_ref()?;
@@ -238,6 +279,12 @@ pub fn records(script: &Script, asked: &Name) -> Vec<Record> {
         }
     }
     built
+}
+
+/// The SOA record of the zone that the name lies in: its parent.
+pub fn soa(script: &Script, asked: &Name) -> Option<Record> {
+    let data = SOA::new(name("ns.example.net."), name("host.example.net."), 1, 3_600, 600, 86_400, script.soa);
+    (script.soa > 0).then(|| Record::from_rdata(asked.base_name(), script.soa, RData::SOA(data)))
 }
 
 fn name(text: &str) -> Name {

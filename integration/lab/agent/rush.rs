@@ -40,6 +40,7 @@ fn one(rush: &Rush, number: u32, total: &Mutex<Rushed>) {
                 name: rush.pattern.replace("{}", &number.to_string()),
                 qtype: if rush.server.is_ipv4() { "A".into() } else { "AAAA".into() },
                 tcp: false,
+                tls: None,
                 edns: Some(1232),
                 within_ms: 6000,
             });

@@ -10,11 +10,16 @@ use std::time::{Duration, Instant};
 use hickory_proto::op::{Edns, Message, MessageType, OpCode, Query};
 use hickory_proto::rr::rdata::opt::EdnsOption;
 use hickory_proto::rr::{Name, RData, RecordType};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
 
-use super::{Answered, Question, Reach, Reply, failed};
+use super::{Answered, Question, Reach, Reply, TLS_NAME, failed};
 use crate::lab::clock::now;
 
 /// Kept connections, by the number that the test knows them by.
+static KEPT_UDP: Mutex<Vec<Option<Arc<UdpSocket>>>> = Mutex::new(Vec::new());
+/// The number of the first kept UDP socket.
+const UDP: u32 = 1 << 20;
 static KEPT: Mutex<Option<HashMap<u32, Arc<TcpStream>>>> = Mutex::new(None);
 
 pub fn connect(to: SocketAddr, within_ms: u64) -> Reply {
@@ -41,8 +46,31 @@ pub fn open(to: SocketAddr, within_ms: u64) -> Reply {
     }
 }
 
+pub fn open_udp(to: SocketAddr, within_ms: u64) -> Reply {
+    let start = now();
+    let socket = match connected(to, within_ms) {
+        Ok(socket) => socket,
+        Err(error) => return reached(reach_of(&error), start),
+    };
+    match exchange_datagram(&socket, within_ms) {
+        Reach::Reached => {
+            let mut kept = KEPT_UDP.lock().expect("no panic while locked");
+            kept.push(Some(Arc::new(socket)));
+            Reply::Opened { connection: UDP + kept.len() as u32 - 1 }
+        }
+        other => reached(other, start),
+    }
+}
+
 pub fn exchange(connection: u32, within_ms: u64) -> Reply {
     let start = now();
+    if let Some(at) = connection.checked_sub(UDP) {
+        let socket = KEPT_UDP.lock().expect("no panic while locked").get(at as usize).cloned().flatten();
+        return match socket {
+            Some(socket) => reached(exchange_datagram(&socket, within_ms), start),
+            None => failed("connection", connection),
+        };
+    }
     match kept(connection) {
         Some(stream) => reached(exchange_octet(&stream, within_ms), start),
         None => failed("connection", connection),
@@ -70,6 +98,12 @@ pub fn chatter(connection: u32, every_ms: u64, for_ms: u64) -> Reply {
 }
 
 pub fn close(connection: u32) -> Reply {
+    if let Some(at) = connection.checked_sub(UDP) {
+        if let Some(socket) = KEPT_UDP.lock().expect("no panic while locked").get_mut(at as usize) {
+            *socket = None;
+        }
+        return Reply::Done;
+    }
     if let Some(kept) = KEPT.lock().expect("no panic while locked").as_mut() {
         kept.remove(&connection);
     }
@@ -106,7 +140,10 @@ pub fn ask(question: &Question) -> Answered {
         message.set_edns(edns);
     }
     let bytes = message.to_vec().expect("a question can be written");
-    let reply = ask_raw(question.server, question.tcp, &bytes, question.within_ms);
+    let reply = match &question.tls {
+        Some(authority) => ask_over_tls(question.server, authority, &bytes, question.within_ms).ok(),
+        None => ask_raw(question.server, question.tcp, &bytes, question.within_ms),
+    };
     let micros = start.elapsed().as_micros() as u64;
     match reply.map(|bytes| Message::from_vec(&bytes)) {
         None => Answered { micros, ..Answered::default() },
@@ -119,16 +156,9 @@ pub fn ask(question: &Question) -> Answered {
 pub fn ask_raw(server: SocketAddr, tcp: bool, message: &[u8], within_ms: u64) -> Option<Vec<u8>> {
     let limit = Duration::from_millis(within_ms);
     if tcp {
-        let mut stream = TcpStream::connect_timeout(&server, limit).ok()?;
+        let stream = TcpStream::connect_timeout(&server, limit).ok()?;
         stream.set_read_timeout(Some(limit)).ok()?;
-        let mut framed = (message.len() as u16).to_be_bytes().to_vec();
-        framed.extend_from_slice(message);
-        stream.write_all(&framed).ok()?;
-        let mut length = [0; 2];
-        stream.read_exact(&mut length).ok()?;
-        let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
-        stream.read_exact(&mut reply).ok()?;
-        return Some(reply);
+        return converse(stream, message).ok();
     }
     let start = now();
     let socket = connected(server, within_ms).ok()?;
@@ -150,6 +180,39 @@ pub fn ask_raw(server: SocketAddr, tcp: bool, message: &[u8], within_ms: u64) ->
     }
 }
 
+/// The same over TLS, with the server's name checked.
+fn ask_over_tls(
+    server: SocketAddr,
+    authority: &str,
+    message: &[u8],
+    within_ms: u64,
+) -> Result<Vec<u8>, Box<dyn std::error::Error>> {
+    let limit = Duration::from_millis(within_ms);
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(authority)?)?;
+    let mut config = rustls::ClientConfig::builder_with_provider(rustls::crypto::ring::default_provider().into())
+        .with_safe_default_protocol_versions()?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.alpn_protocols = vec![b"dot".to_vec()];
+    let client = rustls::ClientConnection::new(Arc::new(config), TLS_NAME.try_into()?)?;
+    let stream = TcpStream::connect_timeout(&server, limit)?;
+    stream.set_read_timeout(Some(limit))?;
+    Ok(converse(rustls::StreamOwned::new(client, stream), message)?)
+}
+
+/// One message with its length there, one back.
+fn converse(mut stream: impl Read + Write, message: &[u8]) -> std::io::Result<Vec<u8>> {
+    let mut framed = (message.len() as u16).to_be_bytes().to_vec();
+    framed.extend_from_slice(message);
+    stream.write_all(&framed)?;
+    let mut length = [0; 2];
+    stream.read_exact(&mut length)?;
+    let mut reply = vec![0; usize::from(u16::from_be_bytes(length))];
+    stream.read_exact(&mut reply)?;
+    Ok(reply)
+}
+
 /// A socket that hears ICMP errors about its one peer.
 pub fn connected(to: SocketAddr, within_ms: u64) -> std::io::Result<UdpSocket> {
     let socket = UdpSocket::bind(if to.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
@@ -164,6 +227,15 @@ pub fn reach_of(error: &std::io::Error) -> Reach {
         Some(libc::ECONNREFUSED | libc::EACCES | libc::EPERM | libc::ECONNRESET) => Reach::Refused,
         Some(libc::EHOSTUNREACH | libc::ENETUNREACH) => Reach::Unreachable,
         _ => Reach::Silent,
+    }
+}
+
+fn exchange_datagram(socket: &UdpSocket, within_ms: u64) -> Reach {
+    let _ = socket.set_read_timeout(Some(Duration::from_millis(within_ms.max(1))));
+    let mut octets = [0; 16];
+    match socket.send(b"e").and_then(|_| socket.recv(&mut octets)) {
+        Ok(_) => Reach::Reached,
+        Err(error) => reach_of(&error),
     }
 }
 
