@@ -14,7 +14,9 @@ use super::status::EndpointState;
 use crate::clock;
 use crate::engine::ruleset::Direction;
 use crate::observe::{CacheUse, Counted, Outcome, Reason};
+use crate::serve::background::Background;
 
+mod cache;
 mod upstreams;
 
 macro_rules! tables {
@@ -123,6 +125,7 @@ pub struct Metrics {
     lost: IntCounterVec,
     endpoints: IntGaugeVec,
     ready: IntGauge,
+    cache: cache::Cache,
     upstreams: upstreams::Upstreams,
 }
 
@@ -217,6 +220,7 @@ impl Metrics {
             ),
             endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
             ready: gauge(r, "namegate_ready", "1 if namegate is ready as /readyz has it, else 0."),
+            cache: cache::Cache::new(r),
             upstreams: upstreams::Upstreams::new(r),
             registry: registry.clone(),
         };
@@ -349,6 +353,7 @@ impl Metrics {
             self.reloads.with_label_values(&[result.text()]);
         }
         self.upstreams(&[]);
+        self.background(&Background::default());
         EndpointState::ALL.iter().for_each(|state| self.endpoints(*state, 0));
         self.refused(0, 0);
     }
@@ -525,6 +530,7 @@ mod tests {
         words.extend(["passed", "dropped", "egress", "ingress", "yes", "no", "applied", "unchanged", "failed"]);
         words.extend(["kernel_event", "suppressed_event", "flow_record", "verbose_line", env!("CARGO_PKG_VERSION")]);
         words.extend([CacheUse::Miss, CacheUse::Hit, CacheUse::Hot, CacheUse::Stale].map(CacheUse::text));
+        words.extend(["prefetch", "poller", "answered", "held_back"]);
         words.extend(["allowed", "NOERROR"]); // the sample's reason and code
         let values = text.lines().filter(|line| !line.starts_with('#')).flat_map(|line| {
             let labels = line.split_once('{').map_or("", |(_, rest)| rest.split_once('}').unwrap().0);

@@ -12,6 +12,7 @@ use crate::kernel::load::LoadSettings;
 use crate::observe::text::rfc3339;
 use crate::operate::metrics::Table;
 use crate::operate::{AttachedBy, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status};
+use crate::serve::cache::Cache;
 
 /// How long a datagram without a reply is remembered, at most (RFC 4787, REQ-5, has two minutes for a mapping in use).
 pub(super) const UNANSWERED_DATAGRAM: Duration = Duration::from_secs(60);
@@ -166,6 +167,9 @@ impl Node {
         let grants: Vec<u64> = self.endpoints.values().map(grants_of).collect();
         metrics.grants(grants.iter().sum());
         metrics.ready(self.readiness.is_ready());
+        let cache = self.proxy.cache().map(Cache::figures);
+        metrics.cache(&cache.unwrap_or_default());
+        metrics.background(self.proxy.background());
         metrics.upstreams(&self.upstreams.snapshot());
         self.watchers.count_lost();
         let tables = self.tables(grants.iter().sum());
@@ -204,7 +208,7 @@ impl Node {
                 .map(|(table, rows, max)| MapStatus { name: table.text().to_owned(), rows, max })
                 .collect(),
             upstreams: self.upstreams.snapshot(),
-            cache: self.proxy.cache().map(|cache| cache.figures().into()),
+            cache: cache.map(Into::into),
             ..Status::default()
         };
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
