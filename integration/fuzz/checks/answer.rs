@@ -6,7 +6,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use hickory_proto::op::{Message, OpCode};
-use hickory_proto::rr::{DNSClass, Name, RData, Record};
+use hickory_proto::rr::{DNSClass, RData, Record};
 use namegate::engine::answer::{Answer, AnswerError, CHAIN, Learned, Nothing};
 use namegate::engine::lifetime::{age, ttl_places};
 use namegate::engine::query::Query;

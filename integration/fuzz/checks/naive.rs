@@ -232,11 +232,19 @@ pub fn foreign(rtype: u16) -> Option<(usize, usize)> {
     })
 }
 
-/// The data of such a record: octets, names in lower case, octets. `None`: the names are not whole.
-pub fn foreign_data(message: &[u8], record: &Record) -> Option<(Vec<u8>, Vec<Vec<u8>>, Vec<u8>)> {
+/// The data of such a record: octets, names in lower case, octets.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Foreign {
+    before: Vec<u8>,
+    names: Vec<Vec<u8>>,
+    behind: Vec<u8>,
+}
+
+/// Reads it; `None`: the names are not whole.
+pub fn foreign_data(message: &[u8], record: &Record) -> Option<Foreign> {
     let (before, count) = foreign(record.rtype)?;
     let mut at = record.data + before;
-    let head = message[..record.end].get(record.data..at)?.to_vec();
+    let before = message[..record.end].get(record.data..at)?.to_vec();
     let mut names = Vec::new();
     for _ in 0..count {
         let (read, end) = name(message, at)?;
@@ -246,7 +254,7 @@ pub fn foreign_data(message: &[u8], record: &Record) -> Option<(Vec<u8>, Vec<Vec
         names.push(read.to_ascii_lowercase());
         at = end;
     }
-    Some((head, names, message[at..record.end].to_vec()))
+    Some(Foreign { before, names, behind: message[at..record.end].to_vec() })
 }
 
 /// Whether an OPT record's options fill its data.
