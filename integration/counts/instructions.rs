@@ -13,6 +13,8 @@ use super::{asker, valgrind};
 const WORSE: f64 = 0.05;
 /// Rounds that are counted.
 const ROUNDS: usize = 50;
+/// Runs at most. The least counts: what a busy machine adds (a timer that fires within a round) is no cost of a reply.
+const RUNS: usize = 4;
 
 /// Why the figures of this build can't be compared with the file's.
 pub fn not_comparable() -> Option<String> {
@@ -31,9 +33,16 @@ pub fn not_comparable() -> Option<String> {
 /// Whether a reply costs at most what the file says, and a little.
 pub fn compare(kind: Kind) -> Result<(), String> {
     let allowed = file()[kind.name()].as_f64().ok_or("benches/instructions.json does not say")?;
-    let counted = count(kind);
+    let most = allowed * (1.0 + WORSE);
+    let mut counted = f64::INFINITY;
+    for _ in 0..RUNS {
+        counted = counted.min(count(kind));
+        if counted <= most {
+            break;
+        }
+    }
     println!("{{\"figure\":\"instructions_{}\",\"counted\":{counted:.0},\"file\":{allowed}}}", kind.name());
-    if counted > allowed * (1.0 + WORSE) {
+    if counted > most {
         return Err(format!(
             "{counted:.0} instructions; benches/instructions.json says {allowed}, and 5 % more are allowed. If that is as it \
              must be: cargo test --release --test counts -- refresh"
@@ -50,7 +59,8 @@ pub fn refresh() -> bool {
     }
     let mut figures = json!({"compiler": compiler()});
     for kind in Kind::ALL {
-        figures[kind.name()] = count(kind).round().into();
+        let least = (0..RUNS).map(|_| count(kind)).fold(f64::INFINITY, f64::min);
+        figures[kind.name()] = least.round().into();
     }
     let text = serde_json::to_string_pretty(&figures).expect("JSON") + "\n";
     fs::write(path(), &text).expect("the file can be written");

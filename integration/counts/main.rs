@@ -28,7 +28,11 @@ fn main() -> ExitCode {
         }
         ["refresh"] if instructions::refresh() => ExitCode::SUCCESS,
         ["refresh"] => ExitCode::FAILURE,
-        _ => libtest_mimic::run(&Arguments::from_args(), trials()).exit_code(),
+        _ => {
+            // One after the other: they would disturb each other.
+            let arguments = Arguments { test_threads: Some(1), ..Arguments::from_args() };
+            libtest_mimic::run(&arguments, trials()).exit_code()
+        }
     }
 }
 

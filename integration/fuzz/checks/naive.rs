@@ -181,7 +181,7 @@ impl Binding {
             }
         }
         let there: Vec<u16> = left.iter().map(|(key, _)| *key).collect();
-        let gone = |key: u16| matches!(key, 4 | 6) && !there.contains(&key);
+        let gone = |key: u16| self.parameters.iter().any(|(known, _)| *known == key) && !there.contains(&key);
         if let Some((0, mandatory)) = left.first_mut() {
             let keys = mandatory.chunks(2).filter(|key| !gone(u16::from_be_bytes([key[0], key[1]])));
             *mandatory = keys.flatten().copied().collect();
@@ -216,6 +216,45 @@ pub fn address(message: &[u8], record: &Record) -> Option<IpAddr> {
         AAAA => <[u8; 16]>::try_from(data).ok().map(IpAddr::from),
         _ => None,
     }
+}
+
+/// Octets before the names, and how many names, in the data of the types whose names RFC 3597 section 4 lets be compressed
+/// and which hickory takes for opaque.
+pub fn foreign(rtype: u16) -> Option<(usize, usize)> {
+    Some(match rtype {
+        3 | 4 | 7..=9 | 23 | 30 | 39 => (0, 1), // MD, MF, MB, MG, MR, NSAP-PTR, NXT, DNAME
+        14 => (0, 2),                           // MINFO
+        17 => (0, 2),                           // RP
+        18 | 21 | 36 => (2, 1),                 // AFSDB, RT, KX
+        24 => (18, 1),                          // SIG
+        26 => (2, 2),                           // PX
+        _ => return None,
+    })
+}
+
+/// The data of such a record: octets, names in lower case, octets.
+#[derive(PartialEq, Eq, Debug)]
+pub struct Foreign {
+    before: Vec<u8>,
+    names: Vec<Vec<u8>>,
+    behind: Vec<u8>,
+}
+
+/// Reads it; `None`: the names are not whole.
+pub fn foreign_data(message: &[u8], record: &Record) -> Option<Foreign> {
+    let (before, count) = foreign(record.rtype)?;
+    let mut at = record.data + before;
+    let before = message[..record.end].get(record.data..at)?.to_vec();
+    let mut names = Vec::new();
+    for _ in 0..count {
+        let (read, end) = name(message, at)?;
+        if end > record.end {
+            return None;
+        }
+        names.push(read.to_ascii_lowercase());
+        at = end;
+    }
+    Some(Foreign { before, names, behind: message[at..record.end].to_vec() })
 }
 
 /// Whether an OPT record's options fill its data.
