@@ -53,7 +53,8 @@ pub struct Caps {
     pub deferred: usize,
     /// Rows in the kernel; above that nothing more is granted. 16 384.
     pub grants: usize,
-    /// Pairs of name and address. 65 536, about 100 octets each.
+    /// Pairs of name and address. 65 536, about 100 octets each. Above that a name on an address that others hold is
+    /// one with them; elsewhere nothing more is granted.
     pub claims: usize,
 }
 
@@ -189,9 +190,16 @@ impl FqdnTable {
             let claim = Claim { name: learned.name.clone(), bits, until };
             rows += usize::from(holder.is_none());
             claims += usize::from(mine.is_none());
-            let edit = if mine.is_none() && known.len() >= CLAIMS_PER_ADDRESS {
+            let edit = if mine.is_some() {
+                Edit::Claim { claim, gives_way: None }
+            } else if known.len() >= CLAIMS_PER_ADDRESS {
                 claims -= 1;
                 squeeze(known, claim)?
+            } else if claims > self.caps.claims
+                && let Ok(squeezed) = squeeze(known, claim.clone())
+            {
+                claims -= 1;
+                squeezed
             } else {
                 Edit::Claim { claim, gives_way: None }
             };

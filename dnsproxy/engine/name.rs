@@ -166,7 +166,9 @@ impl Name {
 
     /// Whether some label holds a dot or a NUL: text in which such a name stands is ambiguous to who reads it later.
     pub fn is_refused_always(&self) -> bool {
-        self.labels().any(|label| label.iter().any(|octet| matches!(octet, b'.' | 0)))
+        // The usual name holds neither; length octets may be as high as a dot.
+        let rare = self.0[..self.0.len() - 1].iter().any(|octet| matches!(octet, b'.' | 0));
+        rare && self.labels().any(|label| label.iter().any(|octet| matches!(octet, b'.' | 0)))
     }
 
     /// Whether every octet of every label is one that patterns can match: `[-a-z0-9_]`.

@@ -11,6 +11,8 @@
 use std::collections::HashMap;
 use std::fmt;
 
+use foldhash::quality::RandomState;
+
 use super::name::{Labels, Name, is_pattern_octet};
 use super::verdict::RuleRef;
 
@@ -236,7 +238,7 @@ struct Entry<V> {
 
 #[derive(Clone, Default)]
 struct Node {
-    texts: HashMap<Box<[u8]>, u32>,
+    texts: HashMap<Box<[u8]>, u32, RandomState>,
     globs: Vec<(Glob, u32)>,
     /// Entries that end here.
     here: Vec<u32>,

@@ -8,6 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use foldhash::quality::RandomState;
+
 use crate::engine::answer::Answer;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::grant::MonoNs;
@@ -152,7 +154,7 @@ pub enum Found {
 
 /// Answers by their keys, bounded in octets. The least used go first.
 pub struct Cache {
-    answers: moka::sync::Cache<Key, Arc<Kept>>,
+    answers: moka::sync::Cache<Key, Arc<Kept>, RandomState>,
     max_bytes: u64,
     uses: Uses,
     cleared: AtomicU64,
@@ -190,7 +192,10 @@ impl Cache {
     /// An empty cache of at most `max_bytes` octets, bookkeeping included.
     pub fn new(max_bytes: u64) -> Cache {
         let weigh = |key: &Key, kept: &Arc<Kept>| (kept.weight() + key.name.as_wire().len()) as u32;
-        let answers = moka::sync::Cache::builder().max_capacity(max_bytes).weigher(weigh).build();
+        let answers = moka::sync::Cache::builder()
+            .max_capacity(max_bytes)
+            .weigher(weigh)
+            .build_with_hasher(RandomState::default());
         Cache { answers, max_bytes, uses: Uses::default(), cleared: AtomicU64::new(0) }
     }
 

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
+use foldhash::quality::RandomState;
 
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{Caps, FqdnTable, Plan, Timing};
@@ -27,7 +28,7 @@ pub struct Directory {
     pub guard: Guard,
     /// Whom the operator put in place of the resolvers.
     pub routes: Routes,
-    endpoints: HashMap<(u32, IpAddr), Arc<Served>>,
+    endpoints: HashMap<(u32, IpAddr), Arc<Served>, RandomState>,
     by_id: BTreeMap<EndpointId, Arc<Served>>,
     resolvers: BTreeMap<IpAddr, Resolver>,
 }
@@ -203,7 +204,7 @@ impl Directory {
         endpoints: impl IntoIterator<Item = Arc<Served>>,
         resolvers: impl IntoIterator<Item = (IpAddr, Resolver)>,
     ) -> Directory {
-        let (mut by_place, mut by_id) = (HashMap::new(), BTreeMap::new());
+        let (mut by_place, mut by_id) = (HashMap::default(), BTreeMap::new());
         for served in endpoints {
             by_id.insert(served.id, served.clone());
             let interface = served.bridge.unwrap_or(served.interface);

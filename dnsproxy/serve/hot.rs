@@ -5,11 +5,12 @@
 //! the same epoch of the endpoint's grants, and while these outlast what the reply promises (I4, I7).
 
 use std::collections::HashMap;
-use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
+
+use foldhash::quality::RandomState;
 
 use crate::engine::answer::Answer;
 use crate::engine::endpoint::EndpointId;
@@ -27,8 +28,8 @@ use super::cache::Kept;
 use super::directory::Directory;
 use super::record::Record;
 
-/// Octets of one generation of replies; there are two. A worker's share of memory is twice this.
-const GENERATION: usize = 2 << 20;
+/// Octets of one generation of replies; there are two. A worker's share of memory is twice this, if so much is hot.
+const GENERATION: usize = 8 << 20;
 /// Octets that an entry costs beside its reply.
 const OVERHEAD: usize = 512;
 
@@ -105,9 +106,8 @@ impl Asked {
         }
         let mut name = [0; NAME_OCTETS];
         // Length octets are at most 63, so that folding can't touch them.
-        for (folded, octet) in name.iter_mut().zip(wire) {
-            *folded = octet.to_ascii_lowercase();
-        }
+        name.get_mut(..wire.len())?.copy_from_slice(wire);
+        name[..wire.len()].make_ascii_lowercase();
         Some(Asked {
             endpoint,
             local: packet.local,
@@ -134,7 +134,7 @@ impl Hot {
             young: HashMap::default(),
             old: HashMap::default(),
             octets: 0,
-            hasher: RandomState::new(),
+            hasher: RandomState::default(),
         }
     }
 
@@ -153,8 +153,7 @@ impl Hot {
     fn hash(&self, asked: &Asked) -> u64 {
         let mut hasher = self.hasher.build_hasher();
         hasher.write(asked.name());
-        hasher.write_u32(asked.endpoint.0);
-        hasher.write_u32(u32::from(asked.qtype) << 16 | u32::from(asked.flags));
+        hasher.write_u64(u64::from(asked.endpoint.0) << 32 | u64::from(asked.qtype) << 16 | u64::from(asked.flags));
         match asked.local {
             IpAddr::V4(local) => hasher.write(&local.octets()),
             IpAddr::V6(local) => hasher.write(&local.octets()),

@@ -732,3 +732,16 @@ proptest! {
         prop_assert!(died.kernel.is_empty() && died.table.claims == 0 && died.table.names.is_empty(), "nothing stays for ever");
     }
 }
+
+#[test]
+fn ever_new_names_on_known_addresses_are_granted_also_when_the_table_is_full() {
+    let mut bench = Bench::new(Caps { claims: 8, ..Caps::default() });
+    let rules = rules(&[("*.test", 3)]);
+    for at in 0..100u64 {
+        let answer = learned(&format!("n{at}.test"), &[(at % 4) as u16 + 1], 60);
+        bench.learn(&answer, &rules, 100 + at).expect("room");
+        bench.is_open_until((at % 4) as u16 + 1, 3, 100 + at + 115);
+    }
+    assert!(bench.table.claims().count() <= 8);
+    bench.learn(&learned("other.test", &[9], 60), &rules, 200).expect_err("a new address needs room of its own");
+}
