@@ -5,7 +5,9 @@ use std::io;
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
+use std::time::Duration;
 
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
@@ -18,6 +20,8 @@ use super::datagrams::{Outbox, Outgoing};
 /// Replies that wait for a socket that takes no more; above that they are lost, as datagrams may be.
 const QUEUE: usize = 4_096;
 
+/// How long a full socket is left alone. Not watched for room: each datagram that leaves would wake the worker for nothing.
+const FULL: Duration = Duration::from_millis(1);
 /// Buffers kept for further replies.
 const SPARE: usize = 256;
 
@@ -34,7 +38,7 @@ pub(super) struct Listener {
 impl Listener {
     pub(super) fn new(socket: UdpSocket) -> io::Result<Listener> {
         // SAFETY: a UdpSocket owns its descriptor, which stays the same and open until it is dropped.
-        let socket = unsafe { AsyncFd::register(socket)? };
+        let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
         Ok(Listener {
             socket,
             queue: RefCell::default(),
@@ -150,13 +154,8 @@ pub(super) async fn flush(listener: Rc<Listener>) {
         listener.filled.notified().await;
         listener.send();
         while !listener.queue.borrow().is_empty() {
-            let Ok(mut ready) = listener.socket.writable().await else { return };
-            let waiting = listener.queue.borrow().len();
+            tokio::time::sleep(FULL).await;
             listener.send();
-            // If it is still full, the next edge is waited for.
-            if listener.queue.borrow().len() == waiting {
-                ready.clear_ready();
-            }
         }
     }
 }

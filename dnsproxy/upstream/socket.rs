@@ -13,6 +13,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Type};
+use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::task::{AbortHandle, spawn_local};
 
@@ -61,7 +62,8 @@ impl Socket {
         socket.connect(&server.into())?;
         socket.set_nonblocking(true)?;
         // SAFETY: a UdpSocket owns its descriptor, which stays the same and open until it is dropped.
-        let inner = unsafe { AsyncFd::register(UdpSocket::from(socket))? };
+        // Watched for answers only: each query that leaves would wake the worker for nothing.
+        let inner = unsafe { AsyncFd::register_with_interest(UdpSocket::from(socket), Interest::READABLE)? };
         let socket = Rc::new(Socket {
             inner,
             waiting: RefCell::default(),
