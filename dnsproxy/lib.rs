@@ -30,7 +30,8 @@
 //!
 //! # The rooms, in reading order
 //!
-//! 1. [`serve`]: one query from packet to reply; the only file that knows the order.
+//! 1. [`serve`]: one query from packet to reply; the only file that knows the order. Beside it what is kept between queries:
+//!    [`serve::cache`] for all workers, ready replies for each, [`serve::background`] for what is asked unasked.
 //! 2. [`engine`]: decides. Names, patterns, policies, rule sets, verdicts, answers, grants: no sockets, no clock.
 //! 3. [`listen`] and [`upstream`]: the clients' side and the resolvers' side of a query.
 //! 4. [`kernel`]: the BPF side; its programs are in `bpf/`, and `bpf/include/abi.h` is what both share.

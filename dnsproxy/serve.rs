@@ -28,6 +28,7 @@ use crate::upstream::{Resolve, UpstreamError};
 pub mod background;
 pub mod cache;
 pub mod directory;
+mod ending;
 mod hot;
 pub mod rate;
 mod record;
@@ -36,6 +37,7 @@ use background::{Background, Memory};
 use cache::{Cache, Found, Kept, Key, User};
 use directory::Taken;
 pub use directory::{Directory, RejectCode, Resolver, Served, Settings};
+use ending::{Ending, denied_reply, ede_of, no_room, rcode_of, unreadable_answer};
 use hot::{Asked, Fresh, Now, Promise};
 use record::Record;
 
@@ -514,33 +516,6 @@ impl Proxy {
 /// How long servers may take when there is a stale answer (RFC 8767 section 5: clients wait for about two seconds).
 const STALE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(1_800);
 
-/// How a query ends: for the record, and what goes back.
-struct Ending {
-    outcome: Outcome,
-    reason: &'static str,
-    reply: Vec<u8>,
-    promise: Promise,
-}
-
-impl Ending {
-    /// An ending that is found anew each time.
-    fn new(outcome: Outcome, reason: &'static str, reply: Vec<u8>) -> Ending {
-        Ending { outcome, reason, reply, promise: Promise::Once }
-    }
-
-    fn failed(reason: &'static str, query: &Query<'_>, ede: &Ede) -> Ending {
-        Ending::new(Outcome::Failed, reason, reply::failed(query, Rcode::ServFail, Some(ede)))
-    }
-}
-
-/// The code as the client reads it.
-fn rcode_of(ending: &Ending) -> Option<u16> {
-    match ending.reason {
-        "edns_version" => Some(Rcode::BadVers as u16),
-        _ => ending.reply.get(3).map(|flags| u16::from(flags & 0xf)),
-    }
-}
-
 impl Ask<'_> {
     /// The same, so that it outlives the packet.
     fn into_owned(self) -> Ask<'static> {
@@ -612,46 +587,6 @@ fn verdict(rules: &RuleSet, resolver: &Resolver, tcp: bool, query: &Query<'_>) -
 
 fn protocol(tcp: bool) -> Protocol {
     if tcp { Protocol::Tcp } else { Protocol::Udp }
-}
-
-fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, settings: &Settings) -> Vec<u8> {
-    let mut policies: Vec<String> = denied.rules().iter().map(ToString::to_string).collect();
-    policies.dedup();
-    let policies = policies.join(", ");
-    let (code, text) = match denied {
-        Denied::Server(_) => (EdeCode::Prohibited, format!("{policies}: this server may not be asked")),
-        Denied::Name(_) => (EdeCode::Blocked, format!("{policies}: the name is not allowed")),
-        Denied::Label => (EdeCode::Blocked, "the name is not allowed".to_owned()),
-        Denied::Type => (EdeCode::Prohibited, "this type may not be asked for".to_owned()),
-        Denied::Class => (EdeCode::Prohibited, "only class IN may be asked for".to_owned()),
-    };
-    // The hint first: the text is cut, and a list of policies may be long.
-    let text = denied.hint(&query.name).map_or(text.clone(), |hint| format!("{hint} ({text})"));
-    // After REFUSED glibc and musl give up the search list, and never come to the name that is meant.
-    let searched = matches!(denied, Denied::Name(_) | Denied::Label)
-        && served.search.iter().any(|suffix| query.name != *suffix && query.name.ends_with(suffix));
-    let rcode = match settings.reject {
-        RejectCode::Refused if !searched => Rcode::Refused,
-        RejectCode::Refused | RejectCode::NameError => Rcode::NxDomain,
-    };
-    reply::failed(query, rcode, Some(&Ede::new(code, text)))
-}
-
-fn no_room(query: &Query<'_>, full: Full) -> Ending {
-    Ending::failed("grants_full", query, &Ede::new(EdeCode::Other, full.to_string()))
-}
-
-fn unreadable_answer(query: &Query<'_>, error: &dyn std::error::Error) -> Ending {
-    Ending::failed("answer", query, &Ede::new(EdeCode::InvalidData, error.to_string()))
-}
-
-fn ede_of(error: UpstreamError) -> EdeCode {
-    match error {
-        UpstreamError::Timeout => EdeCode::NoReachableAuthority,
-        UpstreamError::Network(_) | UpstreamError::Tls => EdeCode::NetworkError,
-        UpstreamError::Truncated => EdeCode::InvalidData,
-        UpstreamError::Busy => EdeCode::Other,
-    }
 }
 
 #[cfg(test)]
