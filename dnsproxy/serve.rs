@@ -312,7 +312,7 @@ impl Proxy {
             }
             if ending.outcome == Outcome::Forwarded {
                 let (promise, message) = (ending.promise, &ending.reply[..]);
-                let fresh = Fresh { now, rules: ask.rules, kept: kept.clone(), promise, message, record: ask.record };
+                let fresh = Fresh { now, rules: ask.rules, life: kept.life(), promise, message, record: ask.record };
                 memory.hot.keep(asked, fresh);
             }
         }

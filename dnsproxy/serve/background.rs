@@ -6,8 +6,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use crate::engine::answer::Answer;
@@ -22,7 +22,7 @@ use crate::observe::Outcome;
 use crate::upstream::Resolve;
 use crate::upstream::route::Route;
 
-use super::cache::{Cache, Found, Kept, Key, User};
+use super::cache::{Cache, Found, Kept, Key, Life, User};
 use super::directory::Directory;
 use super::hot::Hot;
 use super::rate::Rate;
@@ -63,7 +63,7 @@ pub struct Memory {
 /// Answers that are to be refreshed, by when.
 #[derive(Default)]
 pub(super) struct Refreshes {
-    due: BTreeMap<(MonoNs, u64), (Key, Arc<Kept>)>,
+    due: BTreeMap<(MonoNs, u64), (Key, Weak<Kept>)>,
     counter: u64,
 }
 
@@ -160,7 +160,7 @@ impl Memory {
     /// Takes note of what came of a question.
     pub fn learn(&mut self, done: &Done, now: MonoNs) {
         let Some(lifetime) = done.lifetime else { return };
-        let pause = Duration::from_secs((lifetime - (lifetime / 10).max(1).min(lifetime)).into()).max(SOONEST);
+        let pause = most_of(lifetime).max(SOONEST);
         for user in &done.users {
             let key = (user.endpoint, done.name.clone(), done.qtype);
             if let Some(poll) = self.polls.wanted.get_mut(&key) {
@@ -173,18 +173,22 @@ impl Memory {
 impl Refreshes {
     /// Remembers to refresh an answer that has been of use a second time, once a tenth of its life is left.
     pub(super) fn list(&mut self, key: &Key, kept: &Arc<Kept>) {
-        if kept.lifetime() < SHORTEST || self.due.len() >= LISTED || kept.listed.swap(true, Ordering::Relaxed) {
+        if kept.life().lifetime < SHORTEST || self.due.len() >= LISTED || kept.listed.swap(true, Ordering::Relaxed) {
             return;
         }
         self.counter += 1;
-        self.due.insert((refresh_at(kept), self.counter), (key.clone(), kept.clone()));
+        self.due.insert((refresh_at(kept.life()), self.counter), (key.clone(), Arc::downgrade(kept)));
     }
 }
 
 /// When a tenth of its life is left, at least a second.
-fn refresh_at(kept: &Kept) -> MonoNs {
-    let lead = (kept.lifetime() / 10).max(1);
-    kept.stored().after(Duration::from_secs((kept.lifetime() - lead.min(kept.lifetime())).into()))
+fn refresh_at(life: Life) -> MonoNs {
+    life.stored.after(most_of(life.lifetime))
+}
+
+/// Nine tenths of a lifetime, at least a second less than all of it.
+fn most_of(lifetime: u32) -> Duration {
+    Duration::from_secs(lifetime.saturating_sub((lifetime / 10).max(1)).into())
 }
 
 impl Background {
@@ -253,11 +257,11 @@ impl Proxy {
         let mut found = Vec::new();
         while let Some(first) = memory.refreshes.due.first_entry().filter(|first| first.key().0 <= now) {
             let (key, kept) = first.remove();
-            // What has expired meanwhile is asked for when it is needed.
-            let is_there = now < kept.ends() && directory.settings.prefetch;
-            if is_there
-                && self.background.may_ask(Purpose::Prefetch, directory.settings.background_queries_per_second, now)
-            {
+            // What has expired meanwhile, or had to go, is asked for when it is needed.
+            let kept = kept.upgrade().filter(|kept| now < kept.life().ends() && directory.settings.prefetch);
+            let Some(kept) = kept else { continue };
+            let rate = directory.settings.background_queries_per_second;
+            if self.background.may_ask(Purpose::Prefetch, rate, now) {
                 found.push(Due { purpose: Purpose::Prefetch, key, users: kept.users() });
             }
         }
@@ -346,7 +350,7 @@ impl Proxy {
                 if let Ok(answer) = Answer::parse(&octets) {
                     self.grant_unasked(user, &key, &query, &answer, &directory);
                 }
-                (poll.failures, poll.at) = (0, refresh_at(&kept).max(now.after(SOONEST)));
+                (poll.failures, poll.at) = (0, refresh_at(kept.life()).max(now.after(SOONEST)));
                 continue;
             } else if self.background.may_ask(Purpose::Poller, rate, now) {
                 found.push(Due { purpose: Purpose::Poller, key, users: vec![user] });
@@ -364,7 +368,7 @@ impl Proxy {
 /// An answer that is not about to be refreshed.
 fn lasting(cache: &Cache, key: &Key, now: MonoNs) -> Option<Arc<Kept>> {
     match cache.get(key, now, Duration::ZERO) {
-        Found::Fresh(kept) if now < refresh_at(&kept) => Some(kept),
+        Found::Fresh(kept) if now < refresh_at(kept.life()) => Some(kept),
         _ => None,
     }
 }
@@ -390,12 +394,12 @@ impl Polls {
             let rules = served.rules.load_full();
             let names: BTreeSet<Name> = rules.names.iter().filter_map(|found| found.pattern.exact()).collect();
             for name in names {
-                let trusted = |(local, resolver): &(IpAddr, &super::Resolver)| {
+                let trusted = |(_, resolver): &(IpAddr, &super::Resolver)| {
                     let server = resolver.address;
                     let known =
                         directory.route(&name, resolver).1 || rules.trusts(server.ip(), Protocol::Udp, server.port());
                     let query = Query::again(name.clone(), rtype::A, wire::RD, false);
-                    known && !local.is_unspecified() && verdict(&rules, resolver, false, &query).is_ok()
+                    known && verdict(&rules, resolver, false, &query).is_ok()
                 };
                 let Some((local, resolver)) = directory.resolvers().find(trusted) else { continue };
                 for qtype in [rtype::A, rtype::AAAA] {

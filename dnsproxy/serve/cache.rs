@@ -60,16 +60,36 @@ impl Key {
     }
 }
 
+/// When an answer was stored and how long it lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Life {
+    /// When it was stored.
+    pub stored: MonoNs,
+    /// Its least TTL then, seconds.
+    pub lifetime: u32,
+    /// No TTL above this is given, seconds.
+    pub ceiling: u32,
+}
+
+impl Life {
+    /// When its first TTL has run down.
+    pub fn ends(&self) -> MonoNs {
+        self.stored.after(Duration::from_secs(self.lifetime.into()))
+    }
+
+    /// Whole seconds since it was stored.
+    pub fn age(&self, now: MonoNs) -> u32 {
+        u32::try_from(now.0.saturating_sub(self.stored.0) / 1_000_000_000).unwrap_or(u32::MAX)
+    }
+}
+
 /// An answer that is kept.
 #[derive(Debug)]
 pub struct Kept {
     message: Box<[u8]>,
     /// Where its TTLs stand, and what they were.
     places: Box<[(usize, u32)]>,
-    stored: MonoNs,
-    lifetime: u32,
-    /// No TTL above it is given.
-    ceiling: u32,
+    life: Life,
     /// Until when no server is asked although it is stale.
     left_alone_until: AtomicU64,
     /// A refresh of it is on some worker's list.
@@ -87,36 +107,16 @@ pub struct User {
 }
 
 impl Kept {
-    /// When its first TTL has run down.
-    pub fn ends(&self) -> MonoNs {
-        self.stored.after(Duration::from_secs(self.lifetime.into()))
-    }
-
-    /// When it was stored.
-    pub fn stored(&self) -> MonoNs {
-        self.stored
-    }
-
-    /// Its least TTL when it was stored, seconds.
-    pub fn lifetime(&self) -> u32 {
-        self.lifetime
-    }
-
-    /// No TTL above this is given, seconds.
-    pub fn ceiling(&self) -> u32 {
-        self.ceiling
-    }
-
-    /// Whole seconds since it was stored.
-    pub fn age(&self, now: MonoNs) -> u32 {
-        u32::try_from(now.0.saturating_sub(self.stored.0) / 1_000_000_000).unwrap_or(u32::MAX)
+    /// When it was stored and how long it lives.
+    pub fn life(&self) -> Life {
+        self.life
     }
 
     /// The message as it is now; what is stale has 30 seconds.
     pub fn aged(&self, now: MonoNs) -> Vec<u8> {
         let mut message = self.message.to_vec();
-        if now < self.ends() {
-            age(&mut message, self.places.iter().copied(), self.age(now), self.ceiling);
+        if now < self.life.ends() {
+            age(&mut message, self.places.iter().copied(), self.life.age(now), self.life.ceiling);
         } else {
             set_ttls(&mut message, self.places.iter().copied(), STALE_TTL);
         }
@@ -202,8 +202,8 @@ impl Cache {
     /// What there is for `key`; stale answers for as long as `serve_stale` says.
     pub fn get(&self, key: &Key, now: MonoNs, serve_stale: Duration) -> Found {
         match self.answers.get(key) {
-            Some(kept) if now < kept.ends() => Found::Fresh(kept),
-            Some(kept) if now < kept.ends().after(serve_stale) => {
+            Some(kept) if now < kept.life.ends() => Found::Fresh(kept),
+            Some(kept) if now < kept.life.ends().after(serve_stale) => {
                 let left_alone = now.0 < kept.left_alone_until.load(Ordering::Relaxed);
                 Found::Stale(kept, left_alone)
             }
@@ -222,9 +222,7 @@ impl Cache {
         let kept = Arc::new(Kept {
             message: answer.message.into(),
             places: ttl_places(&answer).collect(),
-            stored: now,
-            lifetime,
-            ceiling: ceilings.ttl,
+            life: Life { stored: now, lifetime, ceiling: ceilings.ttl },
             left_alone_until: AtomicU64::new(0),
             listed: AtomicBool::new(false),
             users: Mutex::default(),

@@ -24,7 +24,7 @@ use crate::engine::ruleset::RuleSet;
 use crate::engine::wire::{self, HEADER, NAME_OCTETS};
 
 use super::Packet;
-use super::cache::Kept;
+use super::cache::Life;
 use super::directory::Directory;
 use super::record::Record;
 
@@ -56,7 +56,7 @@ pub(super) struct Asked {
     limit: usize,
 }
 
-/// A reply that is ready.
+/// A reply that is ready. It holds nothing of the kept answer, which may be much longer and is to go when the cache says so.
 struct Ready {
     endpoint: EndpointId,
     local: IpAddr,
@@ -66,7 +66,7 @@ struct Ready {
     edns: Option<bool>,
     limit: usize,
     rules: Arc<RuleSet>,
-    kept: Arc<Kept>,
+    life: Life,
     promise: Promise,
     message: Box<[u8]>,
     /// Where its TTLs stand, and what they were when the answer was stored.
@@ -181,7 +181,7 @@ impl Hot {
         }
         let ready = self.young.get_mut(&hash).filter(|ready| ready.answers(asked))?;
         ready.write(now.at, packet, outline, out)?;
-        ready.record.again(packet, ready.ttl.min(ready.kept.ceiling()).saturating_sub(ready.kept.age(now.at)));
+        ready.record.again(packet, ready.ttl.min(ready.life.ceiling).saturating_sub(ready.life.age(now.at)));
         Some(&ready.record)
     }
 
@@ -196,7 +196,7 @@ impl Hot {
         }
         let Ok(name) = Name::from_wire(asked.name()) else { return };
         // As they were when the answer was stored; what came back has already aged.
-        let aged = fresh.kept.age(fresh.now);
+        let aged = fresh.life.age(fresh.now);
         let places = ttl_places(&answer).map(|(at, ttl)| (at, ttl.saturating_add(aged))).collect();
         let ready = Ready {
             endpoint: asked.endpoint,
@@ -207,7 +207,7 @@ impl Hot {
             edns: asked.edns,
             limit: asked.limit,
             rules: fresh.rules,
-            kept: fresh.kept,
+            life: fresh.life,
             promise: fresh.promise.when_stored(aged),
             message: fresh.message.into(),
             places,
@@ -247,7 +247,7 @@ pub(super) struct Now<'a> {
 pub(super) struct Fresh<'a> {
     pub now: MonoNs,
     pub rules: Arc<RuleSet>,
-    pub kept: Arc<Kept>,
+    pub life: Life,
     pub promise: Promise,
     pub message: &'a [u8],
     pub record: Record,
@@ -262,14 +262,14 @@ impl Ready {
 
     /// The grants outlast the reply's TTL (or the least one that they are reckoned with) and what comes on top.
     fn is_good(&self, now: &Now<'_>) -> bool {
-        if now.at >= self.kept.ends() || !Arc::ptr_eq(&self.rules, now.rules) {
+        if now.at >= self.life.ends() || !Arc::ptr_eq(&self.rules, now.rules) {
             return false;
         }
         match self.promise {
             Promise::Nothing => true,
             Promise::Once => false,
             Promise::Held { until, epoch, ttl } => {
-                let left = Duration::from_secs(ttl.saturating_sub(self.kept.age(now.at)).into());
+                let left = Duration::from_secs(ttl.saturating_sub(self.life.age(now.at)).into());
                 epoch == now.epoch && now.at.after(left.max(now.timing.min_ttl)).after(now.timing.grace) <= until
             }
         }
@@ -282,7 +282,7 @@ impl Ready {
         out.get_mut(..2)?.copy_from_slice(&outline.id.to_be_bytes());
         let question = HEADER..outline.name_end;
         out.get_mut(question.clone())?.copy_from_slice(packet.bytes.get(question)?);
-        age(out, self.places.iter().copied(), self.kept.age(now), self.kept.ceiling());
+        age(out, self.places.iter().copied(), self.life.age(now), self.life.ceiling);
         Some(())
     }
 }
