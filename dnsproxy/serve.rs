@@ -263,10 +263,11 @@ impl Proxy {
             }
             return self.give_stale(ask, &kept, now, directory);
         }
+        let route = &key.route;
         let octets = match &resolved {
             Ok(octets) => octets.as_ref(),
             Err(error) => {
-                let ede = Ede::new(ede_of(*error), format!("{}: {error}", ask.resolver.address));
+                let ede = Ede::new(ede_of(*error), format!("{route}: {error}"));
                 return Ending::failed(error.reason(), &ask.query, &ede);
             }
         };

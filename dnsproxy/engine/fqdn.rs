@@ -64,6 +64,9 @@ impl Default for Caps {
     }
 }
 
+/// The longest TTL that a grant is reckoned with, whatever an answer says: a week (RFC 8767 section 4).
+pub const LONGEST_TTL: Duration = Duration::from_secs(7 * 24 * 3_600);
+
 /// Names on one address that are told apart; above that, one whose groups another holds for longer gives way.
 pub const CLAIMS_PER_ADDRESS: usize = 512;
 
@@ -174,7 +177,7 @@ impl FqdnTable {
         if bits.is_empty() {
             return Ok(plan);
         }
-        let ttl = Duration::from_secs(learned.ttl.into()).max(timing.min_ttl);
+        let ttl = Duration::from_secs(learned.ttl.into()).min(LONGEST_TTL).max(timing.min_ttl);
         let until = now.after(ttl).after(timing.grace).second_up();
         self.make_room(learned, now, &mut plan)?;
         let mut rows = self.addresses.len();

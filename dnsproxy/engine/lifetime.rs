@@ -1,8 +1,9 @@
 //! How long an answer may be kept, and what its TTLs are by then.
 
 use super::answer::Answer;
+use super::name::Name;
 use super::query::Query;
-use super::wire::{CLASS_IN, rtype, skip_name, u32_at};
+use super::wire::{CLASS_IN, NameBuf, rtype, skip_name, u32_at};
 
 /// What the operator allows, seconds.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,6 +36,11 @@ pub fn lifetime(answer: &Answer<'_>, query: &Query<'_>, ceilings: &Ceilings) -> 
         least?.min(ceilings.ttl)
     } else {
         let soa = answer.records(1).find(|record| record.rtype == rtype::SOA && record.class == CLASS_IN)?;
+        // Of the zone that the name lies in, or that its alias leads to; another zone's says nothing about it.
+        let zone = Name::from_wire(NameBuf::read_folded(answer.message, soa.start)?.as_wire()).ok()?;
+        if !query.name.is_in(&zone) && !answer.cnames().any(|target| target.is_in(&zone)) {
+            return None;
+        }
         let minimum = soa_minimum(answer.message, soa.data, soa.end)?;
         least?.min(minimum).min(ceilings.negative)
     };
@@ -87,8 +93,12 @@ mod tests {
     }
 
     fn soa(ttl: u32, minimum: u32) -> Record {
+        soa_of("test.", ttl, minimum)
+    }
+
+    fn soa_of(zone: &str, ttl: u32, minimum: u32) -> Record {
         let data = SOA::new(name("ns.test."), name("host.test."), 1, 2, 3, 4, minimum);
-        Record::from_rdata(name("test."), ttl, RData::SOA(data))
+        Record::from_rdata(name(zone), ttl, RData::SOA(data))
     }
 
     fn a(ttl: u32) -> Record {
@@ -140,6 +150,17 @@ mod tests {
             lives(&message(rcode, vec![], vec![soa(600, 40)]), Ceilings { negative: 0, ..Ceilings::default() }, None);
             lives(&message(rcode, vec![alias(10)], vec![]), Ceilings::default(), None);
         }
+    }
+
+    #[test]
+    fn the_soa_of_another_zone_says_nothing() {
+        let foreign = soa_of("other.", 600, 40);
+        lives(&message(NXDomain, vec![], vec![foreign]), Ceilings::default(), None);
+        let root = soa_of(".", 600, 40);
+        lives(&message(NXDomain, vec![], vec![root]), Ceilings::default(), Some(40));
+        let alias = Record::from_rdata(name("www.test."), 50, RData::CNAME(CNAME(name("gone.other."))));
+        let theirs = soa_of("other.", 600, 40);
+        lives(&message(NXDomain, vec![alias], vec![theirs]), Ceilings::default(), Some(40));
     }
 
     #[test]

@@ -176,6 +176,11 @@ impl Name {
         self.labels().all(|label| label.iter().copied().all(is_pattern_octet))
     }
 
+    /// Whether it is the name of the zone or a name below it; everything is below the root.
+    pub fn is_in(&self, zone: &Name) -> bool {
+        zone.is_root() || self.ends_with(zone)
+    }
+
     /// Whether it is `ancestor` or a name below it.
     pub fn ends_with(&self, ancestor: &Name) -> bool {
         let Some(cut) = self.0.len().checked_sub(ancestor.0.len()) else {

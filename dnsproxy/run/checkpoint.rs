@@ -21,6 +21,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::files;
 use crate::clock;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::fqdn::{FqdnTable, Remembered};
@@ -154,6 +155,9 @@ impl Writer {
             if self.written.get(id) == Some(&version) {
                 continue;
             }
+            if fs::symlink_metadata(&self.directory).is_ok_and(|kind| !kind.is_dir()) {
+                files::set_aside(&self.directory, &self.directory.with_extension("damaged"))?;
+            }
             fs::create_dir_all(&self.directory)?;
             self.write(*id, table)?;
             self.written.insert(*id, version);
@@ -188,7 +192,7 @@ impl Writer {
 
 fn write_file(path: &Path, body: &str) -> io::Result<()> {
     let beside = path.with_extension("new");
-    let mut file = File::create(&beside)?;
+    let mut file = files::create(&beside)?;
     file.write_all(header(body).as_bytes())?;
     file.write_all(body.as_bytes())?;
     // Renamed before it is synced: what a slow disk has not taken yet must outlive a kill, and means nothing after a boot.
@@ -202,12 +206,9 @@ fn write_file(path: &Path, body: &str) -> io::Result<()> {
 /// The file is there and can't be read, or can't be set aside.
 pub fn read(state_dir: &Path, id: EndpointId) -> io::Result<Read> {
     let path = path(&directory(state_dir), id);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Read::Missing),
-        Err(error) => return Err(error),
-    };
-    match parse(&text, &boot_id()?) {
+    let Some(text) = files::read(&path)? else { return Ok(Read::Missing) };
+    let boot = boot_id()?;
+    match text.and_then(|text| parse(&text, &boot)) {
         Ok(Some(names)) => Ok(Read::Good(names)),
         Ok(None) => {
             fs::remove_file(&path)?;
@@ -215,7 +216,7 @@ pub fn read(state_dir: &Path, id: EndpointId) -> io::Result<Read> {
         }
         Err(why) => {
             let aside = path.with_extension("damaged");
-            fs::rename(&path, &aside)?;
+            files::set_aside(&path, &aside)?;
             Ok(Read::Damaged(aside, why))
         }
     }
@@ -405,5 +406,18 @@ mod tests {
         write_file(&path, "another-boot 0\n203.0.113.1 00000000 5 a.test.\n").expect("writable");
         assert!(matches!(read(directory.path(), ONE).expect("readable"), Read::Missing));
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_no_file_or_no_directory_is_set_aside_and_written_anew() {
+        let directory = tempfile::tempdir().expect("a directory");
+        fs::write(super::directory(directory.path()), "a file").expect("written");
+        assert!(matches!(read(directory.path(), ONE).expect("readable"), Read::Missing));
+        written(directory.path(), vec![(ONE, table())]);
+        good(directory.path(), ONE);
+        let path = path(&super::directory(directory.path()), ONE);
+        fs::remove_file(&path).expect("there");
+        fs::create_dir(&path).expect("a directory");
+        assert!(matches!(read(directory.path(), ONE).expect("readable"), Read::Damaged(..)));
     }
 }

@@ -2,6 +2,7 @@
 
 mod attachments;
 pub mod checkpoint;
+mod files;
 mod names;
 mod node;
 mod packets;

@@ -91,13 +91,22 @@ impl Node {
                 self.loaded.generation += 1;
                 self.loaded.when = Some(clock::wall());
                 self.loaded.problem.clear();
-                self.readiness.set("policy", Vec::new());
+                self.readiness.set("policy", self.nothing_read());
                 self.metrics.policy(self.loaded.generation);
                 self.metrics.reload(Reload::Applied);
                 tracing::info!(generation = self.loaded.generation, "the snapshot is in force");
             }
             Err(error) => self.not_loaded(format!("{error:#}")),
         }
+    }
+
+    /// Why there is no policy at all, if the snapshot as a whole could not be read and nothing of an earlier one is known.
+    fn nothing_read(&self) -> Vec<String> {
+        let nothing = self.world.as_ref().is_some_and(|world| world.pods.is_empty());
+        if nothing && snapshot::generation_hash(&self.config.snapshot).is_none() {
+            return vec![format!("snapshot: {} can't be read: nothing passes", self.config.snapshot.display())];
+        }
+        Vec::new()
     }
 
     /// What was in force stays so.

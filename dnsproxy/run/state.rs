@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use super::files;
 use crate::cluster::snapshot::LastGood;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::Group;
@@ -73,16 +74,12 @@ fn path(directory: &Path) -> PathBuf {
 /// The file is there and can't be read, or can't be set aside.
 pub fn read(directory: &Path) -> io::Result<Read> {
     let path = path(directory);
-    let text = match fs::read(&path) {
-        Ok(text) => text,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Read::Missing),
-        Err(error) => return Err(error),
-    };
-    match parse(&text) {
+    let Some(text) = files::read(&path)? else { return Ok(Read::Missing) };
+    match text.and_then(|text| parse(&text)) {
         Ok(state) => Ok(Read::Good(state)),
         Err(why) => {
             let aside = path.with_extension("json.damaged");
-            fs::rename(&path, &aside)?;
+            files::set_aside(&path, &aside)?;
             Ok(Read::Damaged(aside, why))
         }
     }
@@ -108,7 +105,7 @@ pub fn write(directory: &Path, state: &State) -> io::Result<()> {
     let body = serde_json::to_vec(state)?;
     let path = path(directory);
     let beside = path.with_extension("json.new");
-    let mut file = File::create(&beside)?;
+    let mut file = files::create(&beside)?;
     writeln!(file, "namegate-state {VERSION} {:08x}", crc32fast::hash(&body))?;
     file.write_all(&body)?;
     file.sync_all()?;

@@ -1,5 +1,6 @@
 //! Who is asked for a name: the resolver that the workload asked, or whom the operator put in its place.
 
+use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -30,6 +31,16 @@ impl Route {
     /// The servers.
     pub fn servers(&self) -> &[ServerAddress] {
         &self.0
+    }
+}
+
+/// Its servers, for people.
+impl fmt::Display for Route {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (at, server) in self.0.iter().enumerate() {
+            write!(f, "{}{server}", if at == 0 { "" } else { ", " })?;
+        }
+        Ok(())
     }
 }
 

@@ -745,3 +745,10 @@ fn ever_new_names_on_known_addresses_are_granted_also_when_the_table_is_full() {
     assert!(bench.table.claims().count() <= 8);
     bench.learn(&learned("other.test", &[9], 60), &rules, 200).expect_err("a new address needs room of its own");
 }
+
+#[test]
+fn no_answer_opens_an_address_for_more_than_a_week_and_the_grace() {
+    let mut bench = Bench::new(Caps::default());
+    bench.learn(&learned("a.test", &[1], u32::MAX >> 1), &rules(&[("*.test", 3)]), 100).expect("room");
+    bench.is_open_until(1, 3, 100 + 7 * 24 * 3_600 + 55);
+}
