@@ -23,7 +23,7 @@ use crate::upstream::Resolve;
 use crate::upstream::route::Route;
 
 use super::cache::{Cache, Found, Kept, Key, Life, User};
-use super::directory::Directory;
+use super::directory::{Directory, Taken};
 use super::hot::Hot;
 use super::rate::Rate;
 use super::record::Record;
@@ -71,7 +71,7 @@ pub(super) struct Refreshes {
 #[derive(Default)]
 pub struct Background {
     rate: Rate,
-    under_way: AtomicU32,
+    under_way: Arc<AtomicU32>,
     failures: AtomicU32,
     pauses: AtomicU32,
     paused_until: AtomicU64,
@@ -125,6 +125,8 @@ pub struct Due {
     key: Key,
     /// Who is granted what it finds.
     users: Vec<User>,
+    /// Counted as under way until it is dropped.
+    _slot: Taken,
 }
 
 /// What came of a question.
@@ -215,19 +217,17 @@ impl Background {
         now.0 < self.paused_until.load(Ordering::Relaxed)
     }
 
-    fn may_ask(&self, purpose: Purpose, per_second: u32, now: MonoNs) -> bool {
-        let room = self.under_way.load(Ordering::Relaxed) < AT_ONCE;
-        let may = room && !self.pauses(now) && self.rate.take(per_second, now);
-        if may {
-            self.under_way.fetch_add(1, Ordering::Relaxed);
-        } else {
+    /// Takes one of the questions that may be under way, unless that is too many, too soon, or servers don't answer.
+    fn may_ask(&self, purpose: Purpose, per_second: u32, now: MonoNs) -> Option<Taken> {
+        let slot =
+            Taken::take(&self.under_way, AT_ONCE).filter(|_| !self.pauses(now) && self.rate.take(per_second, now));
+        if slot.is_none() {
             self.tally(purpose).held_back.fetch_add(1, Ordering::Relaxed);
         }
-        may
+        slot
     }
 
     fn ended(&self, purpose: Purpose, answered: bool, now: MonoNs) {
-        self.under_way.fetch_sub(1, Ordering::Relaxed);
         let tally = self.tally(purpose);
         if answered {
             tally.answered.fetch_add(1, Ordering::Relaxed);
@@ -261,8 +261,8 @@ impl Proxy {
             let kept = kept.upgrade().filter(|kept| now < kept.life().ends() && directory.settings.prefetch);
             let Some(kept) = kept else { continue };
             let rate = directory.settings.background_queries_per_second;
-            if self.background.may_ask(Purpose::Prefetch, rate, now) {
-                found.push(Due { purpose: Purpose::Prefetch, key, users: kept.users() });
+            if let Some(slot) = self.background.may_ask(Purpose::Prefetch, rate, now) {
+                found.push(Due { purpose: Purpose::Prefetch, key, users: kept.users(), _slot: slot });
             }
         }
         if polls {
@@ -273,7 +273,7 @@ impl Proxy {
 
     /// Asks one background question and grants what it finds. To be told to [`Memory::learn`].
     pub async fn ask_unasked(&self, due: Due, upstream: &impl Resolve) -> Done {
-        let Due { purpose, key, users } = due;
+        let Due { purpose, key, users, _slot } = due;
         let within = self.directory.load().settings.upstream_timeout;
         let query = key.query();
         let resolved = upstream.resolve(&key.route, &query, within).await;
@@ -352,8 +352,8 @@ impl Proxy {
                 }
                 (poll.failures, poll.at) = (0, refresh_at(kept.life()).max(now.after(SOONEST)));
                 continue;
-            } else if self.background.may_ask(Purpose::Poller, rate, now) {
-                found.push(Due { purpose: Purpose::Poller, key, users: vec![user] });
+            } else if let Some(slot) = self.background.may_ask(Purpose::Poller, rate, now) {
+                found.push(Due { purpose: Purpose::Poller, key, users: vec![user], _slot: slot });
             } else {
                 break; // it stays due, and so does what comes behind it
             }
