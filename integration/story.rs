@@ -317,7 +317,7 @@ pub fn furnish(world: &World) {
                 family.outside(RDS_AT[0]).to_string(),
             ),
         ];
-        outside.say(RDS, family.qtype(), Script { records, ttl: 5, ..Script::default() });
+        outside.say(RDS, family.qtype(), Script { records, ttl: 0, ..Script::default() });
     }
 }
 
