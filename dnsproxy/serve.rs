@@ -264,6 +264,11 @@ impl Proxy {
             return self.give_stale(ask, &kept, now, directory);
         }
         let route = &key.route;
+        if directory.route(&ask.query.name, &ask.resolver).0 != route {
+            // Whether to believe an answer was decided for whoever is asked now.
+            let ede = Ede::new(EdeCode::Other, "the DNS servers were changed meanwhile");
+            return Ending::failed("servers_changed", &ask.query, &ede);
+        }
         let octets = match &resolved {
             Ok(octets) => octets.as_ref(),
             Err(error) => {
@@ -333,17 +338,13 @@ impl Proxy {
         let code = if answer.rcode() == Rcode::NxDomain as u16 { EdeCode::StaleNxDomain } else { EdeCode::Stale };
         let mut ending = self.answered(ask, &answer, directory);
         let ede = Ede::new(code, "no server answers; this is what one said before");
-        reply::explain(
-            &mut ending.reply,
-            &ede,
-            if ask.tcp { usize::from(u16::MAX) } else { reply::udp_limit(ask.query.edns) },
-        );
+        reply::explain(&mut ending.reply, &ede, ask.limit());
         ending
     }
 
     /// The stages answer, grant and reply. No await: the table stays locked from the plan until it is recorded.
     fn answered(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, directory: &Directory) -> Ending {
-        let limit = if ask.tcp { usize::from(u16::MAX) } else { reply::udp_limit(ask.query.edns) };
+        let limit = ask.limit();
         let served = ask.served.clone();
         let mut table = served.table();
         // The policy may have changed while the resolver thought.
@@ -430,11 +431,12 @@ impl Proxy {
     /// The answer to a selected name: only with addresses that were granted now or that need no name.
     fn filtered(&self, ask: &mut Ask<'_>, answer: &Answer<'_>, findings: &Findings<'_>) -> Ending {
         let Findings { rules, granted, withheld, limit, settings } = findings;
-        let clean =
-            answer.records(0).chain(answer.records(1)).filter(|record| record.leads_somewhere()).all(|record| {
-                record.class == CLASS_IN
-                    && record.address().is_some_and(|address| granted.binary_search(&address).is_ok())
-            });
+        let granted_now = |address| granted.binary_search(&address).is_ok();
+        let clean = answer
+            .records(0)
+            .chain(answer.records(1))
+            .filter(|record| record.leads_somewhere())
+            .all(|record| record.class == CLASS_IN && record.leads_only_where(granted_now));
         if clean && settings.compression {
             // Glue was granted to nobody, so it stays behind; it tells only what the workload can ask for.
             let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
@@ -446,7 +448,7 @@ impl Proxy {
             Some(Withheld::Room(full)) => full.to_string(),
             None => "the addresses do not belong to the name asked for".to_owned(),
         };
-        let keep = |address| granted.binary_search(&address).is_ok() || rules.opens_without_name(address);
+        let keep = |address| granted_now(address) || rules.opens_without_name(address);
         let nothing_left = Ede::new(EdeCode::Filtered, why);
         let changes = Changes { keep: Some(&keep), compress: settings.compression, nothing_left: Some(&nothing_left) };
         match rebuilt(&ask.query, answer, &changes) {
@@ -518,6 +520,11 @@ impl Proxy {
 const STALE_PATIENCE: std::time::Duration = std::time::Duration::from_millis(1_800);
 
 impl Ask<'_> {
+    /// Octets that the reply may have.
+    fn limit(&self) -> usize {
+        if self.tcp { usize::from(u16::MAX) } else { reply::udp_limit(self.query.edns) }
+    }
+
     /// The same, so that it outlives the packet.
     fn into_owned(self) -> Ask<'static> {
         let Ask { query, served, rules, resolver, local, tcp, record, slot, stale } = self;

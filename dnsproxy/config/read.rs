@@ -272,18 +272,24 @@ impl Reader<'_> {
         }
     }
 
-    fn patterns(&mut self, key: &'static str) -> Vec<(Pattern, Vec<IpNet>)> {
-        let allowed = "name patterns, each with a list of networks";
+    /// The entries of a table whose keys are free text, by key.
+    fn table(&mut self, key: &'static str, allowed: &str) -> Vec<(String, Value)> {
         self.note(key, "{}".to_owned(), allowed.to_owned());
         let Some(value) = self.find(key) else { return Vec::new() };
-        let ValueKind::Table(table) = &value.kind else {
+        let ValueKind::Table(table) = value.kind else {
             self.wrong(key, &value, allowed);
             return Vec::new();
         };
-        let mut entries: Vec<_> = table.iter().collect();
-        entries.sort_by_key(|(text, _)| *text);
+        let mut entries: Vec<(String, Value)> = table.into_iter().collect();
+        entries.sort_by(|(one, _), (other, _)| one.cmp(other));
+        entries
+    }
+
+    fn patterns(&mut self, key: &'static str) -> Vec<(Pattern, Vec<IpNet>)> {
+        let allowed = "name patterns, each with a list of networks";
+        let entries = self.table(key, allowed);
         let mut found = Vec::new();
-        for (text, value) in entries {
+        for (text, value) in &entries {
             let path = format!("{key}.{text}");
             let nets = self.items(&path, value, NETWORKS, &[',', ' '], |value| match &value.kind {
                 ValueKind::String(text) => network(text),
@@ -304,16 +310,9 @@ impl Reader<'_> {
 
     fn suffixes(&mut self, key: &'static str) -> Vec<(Name, Servers)> {
         let allowed = "domain names, each with a list of servers or [\"asked\"]";
-        self.note(key, "{}".to_owned(), allowed.to_owned());
-        let Some(value) = self.find(key) else { return Vec::new() };
-        let ValueKind::Table(table) = &value.kind else {
-            self.wrong(key, &value, allowed);
-            return Vec::new();
-        };
-        let mut entries: Vec<_> = table.iter().collect();
-        entries.sort_by_key(|(text, _)| *text);
+        let entries = self.table(key, allowed);
         let mut found: Vec<(Name, Servers)> = Vec::new();
-        for (text, value) in entries {
+        for (text, value) in &entries {
             let path = format!("{key}.{text}");
             let asked = |value: &Value| matches!(&value.kind, ValueKind::String(text) if text == "asked");
             let servers = match &value.kind {

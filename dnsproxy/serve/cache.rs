@@ -260,7 +260,7 @@ impl Cache {
         counter.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// For status and metrics; does what moka has put off, some tens of microseconds.
+    /// For status and metrics; does what moka has put off.
     pub fn figures(&self) -> CacheFigures {
         self.answers.run_pending_tasks();
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);

@@ -66,11 +66,15 @@ impl Observer for Last {
     }
 }
 
+type Deed = Box<dyn FnOnce()>;
+
 /// What the servers say to each name: records, or nothing at all.
 #[derive(Clone, Default)]
 struct Outside {
     says: Rc<RefCell<BTreeMap<String, Vec<String>>>>,
     asked: Rc<RefCell<Vec<String>>>,
+    /// Done before the answer comes.
+    meanwhile: Rc<RefCell<Option<Deed>>>,
 }
 
 impl Resolve for Outside {
@@ -78,6 +82,9 @@ impl Resolve for Outside {
         let sent = crate::upstream::message::build(query, crate::upstream::message::Letters::Lower, true);
         let name = name_in(&sent);
         self.asked.borrow_mut().push(name.clone());
+        if let Some(meanwhile) = self.meanwhile.take() {
+            meanwhile();
+        }
         let says = self.says.borrow();
         let records: Vec<&str> = says.get(&name).ok_or(UpstreamError::Timeout)?.iter().map(String::as_str).collect();
         let records: Vec<&str> = if query.qtype == 1 { records } else { Vec::new() };
@@ -535,6 +542,25 @@ proptest! {
             }
         }
     }
+}
+
+#[test]
+fn an_answer_of_servers_that_were_changed_meanwhile_is_not_believed() {
+    let mut bench = plain();
+    bench.says("www.test", &["@ 60 A 203.0.113.1"]);
+    // The resolver asked was nobody's choice; now the operator has others, and trusts those.
+    let resolver = |trusted| [(LOCAL, Resolver::new(([198, 51, 100, 53], 53).into(), trusted))];
+    let guard = || Guard::new(Vec::new(), Name::parse("cluster.local").expect("a name"));
+    let settings = Settings { queries_per_second: 0, ..Settings::default() };
+    let before = Directory::new(settings.clone(), guard(), bench.served.clone(), resolver(false));
+    let mut after = Directory::new(settings, guard(), bench.served.clone(), resolver(false));
+    after.routes.everywhere = Some(Route::to(([203, 0, 113, 9], 53).into()));
+    bench.proxy.directory.store(Arc::new(before));
+    let directory = bench.proxy.directory.clone();
+    *bench.outside.meanwhile.borrow_mut() = Some(Box::new(move || directory.store(Arc::new(after))));
+    assert_eq!(bench.ask_of(0, 1, "www.test").rcode, 2);
+    assert!(!bench.granted(1, "203.0.113.1"));
+    bench.gets(1, "www.test", "203.0.113.1", 60, CacheUse::Miss); // and so it is asked again, of those trusted now
 }
 
 #[test]

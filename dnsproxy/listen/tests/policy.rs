@@ -321,3 +321,14 @@ fn without_compression_every_reply_is_written_out() {
         assert_eq!(understood(&reply).1, ["192.0.2.1"]);
     }
 }
+
+#[test]
+fn a_binding_whose_hints_are_all_granted_goes_back_to_the_octet() {
+    // Its owner is written out: an answer written anew would point at the question.
+    const BINDING: &str = "www.test 60 HEX65 00010000040004cb00710a";
+    let world = World::new(Setup::default(), |asked: &Asked| vec![Say::Reply(answer(&asked.octets, &[BINDING]))]);
+    let asked = query("www.test", 65, None);
+    let sent = answer(&asked, &[BINDING]);
+    assert_eq!(world.exchange(&asked)[12..], sent[12..]);
+    assert_eq!(world.kernel.open(1), ["203.0.113.10"]);
+}
