@@ -12,6 +12,7 @@ use libc::umount2;
 use namegate::engine::bits::Bits;
 use namegate::engine::endpoint::EndpointId;
 use namegate::engine::grant::{GrantWrite, MonoNs, SLOTS, Slot};
+use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{Direction, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
 use namegate::kernel::abi::flag;
@@ -141,7 +142,7 @@ impl Lab {
             ports: vec![PortRow {
                 direction: Direction::Egress,
                 protocol: Protocol::Tcp,
-                port: 443,
+                ports: PortBlock::one(443),
                 allow: Bits::of(1),
                 deny: Bits::NONE,
             }],

@@ -143,6 +143,7 @@ enum peer_id {
 	PEER_HOST = 1,	   /* this node */
 	PEER_SERVICE = 2,  /* a Service's address: only a row of `services` opens it */
 	PEER_STEERING = 3, /* a local address of the proxy: never opened */
+	PEER_HOST_APISERVER = 4, /* this node, at an address at which the API server listens */
 	PEER_FIRST = 16,
 };
 

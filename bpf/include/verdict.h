@@ -137,7 +137,7 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 			return REASON_GRANTED;
 		return meets(&by_peer, &row->allow) ? REASON_PEER : REASON_CIDR;
 	}
-	if (direction == FLOW_INGRESS && peer && *peer == PEER_HOST)
+	if (direction == FLOW_INGRESS && peer && (*peer == PEER_HOST || *peer == PEER_HOST_APISERVER))
 		return REASON_HOST; /* kubelet's probes, as in Cilium */
 	if (!(c->endpoint.flags & (direction == FLOW_EGRESS ? ENDPOINT_DENY_EGRESS : ENDPOINT_DENY_INGRESS)))
 		return REASON_DEFAULT_ALLOW;

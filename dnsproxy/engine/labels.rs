@@ -41,7 +41,7 @@ pub enum Known {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Labels {
     k8s: BTreeMap<String, String>,
-    reserved: Option<&'static str>,
+    reserved: &'static [&'static str],
     known: Known,
 }
 
@@ -106,23 +106,23 @@ impl Labels {
         k8s.insert(CLUSTER.to_owned(), cluster.to_owned());
         k8s.insert(NAMESPACE.to_owned(), namespace.to_owned());
         let known = if namespace_labels.is_some() { Known::All } else { Known::AllButNamespaceLabels };
-        Labels { k8s, reserved: None, known }
+        Labels { k8s, reserved: &[], known }
     }
 
     /// The labels of a pod that could not be read, but for its namespace.
     pub fn unreadable(namespace: &str) -> Labels {
         let k8s = BTreeMap::from([(NAMESPACE.to_owned(), namespace.to_owned())]);
-        Labels { k8s, reserved: None, known: Known::Namespace }
+        Labels { k8s, reserved: &[], known: Known::Namespace }
     }
 
-    /// The labels of what is no pod: `host`, `remote-node`, `world`.
-    pub fn reserved(name: &'static str) -> Labels {
-        Labels { k8s: BTreeMap::new(), reserved: Some(name), known: Known::All }
+    /// The labels of what is no pod: `host`, `remote-node`, `kube-apiserver`, `world`.
+    pub fn reserved(names: &'static [&'static str]) -> Labels {
+        Labels { k8s: BTreeMap::new(), reserved: names, known: Known::All }
     }
 
     /// The value of a label; `Err` when it isn't known whether there is one.
     fn get(&self, source: Source, key: &str) -> Result<Option<&str>, ()> {
-        let reserved = (source != Source::K8s && self.reserved == Some(key)).then_some("");
+        let reserved = (source != Source::K8s && self.reserved.contains(&key)).then_some("");
         if reserved.is_some() || source == Source::Reserved {
             return Ok(reserved);
         }
@@ -246,12 +246,12 @@ mod tests {
     fn an_empty_selector_selects_everything() {
         assert_eq!(Selector::default().matches(&pod()), Match::Yes);
         assert_eq!(Selector::default().in_namespace("other").matches(&pod()), Match::No);
-        assert_eq!(Selector::default().in_any_namespace().matches(&Labels::reserved("host")), Match::No);
+        assert_eq!(Selector::default().in_any_namespace().matches(&Labels::reserved(&["host"])), Match::No);
     }
 
     #[test]
     fn a_node_is_selected_by_its_reserved_label_only() {
-        let host = Labels::reserved("host");
+        let host = Labels::reserved(&["host"]);
         answers(&host, Source::Reserved, "host", Operator::Exists, Match::Yes);
         answers(&host, Source::Reserved, "host", Operator::In(one("")), Match::Yes);
         answers(&host, Source::Any, "host", Operator::Exists, Match::Yes);

@@ -12,6 +12,7 @@ pub mod lifetime;
 pub mod name;
 pub mod pattern;
 pub mod policy;
+pub mod port;
 pub mod query;
 pub mod reference;
 pub mod reply;

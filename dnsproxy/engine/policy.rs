@@ -10,6 +10,7 @@ use ipnet::IpNet;
 
 use super::labels::Selector;
 use super::pattern::Pattern;
+use super::port::PortBlock;
 use super::ruleset::{Direction, Protocol};
 use super::verdict::RuleRef;
 
@@ -53,6 +54,17 @@ pub struct Section {
     pub allow: Vec<Item>,
     /// Items that deny, whatever allows.
     pub deny: Vec<Item>,
+    /// Items that would allow if namegate could enforce all that they demand: they allow nothing, and `explain` names them.
+    pub unenforced: Vec<Unenforced>,
+}
+
+/// An item with a demand that nobody would see to.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Unenforced {
+    /// What it would open, its demand aside.
+    pub item: Item,
+    /// Its demand: `rules.http`.
+    pub what: String,
 }
 
 /// One item: these peers on these ports.
@@ -73,12 +85,62 @@ pub enum Peers {
     Any,
     /// Pods that one of these selects, the policy's namespace already added. Empty: nobody.
     Endpoints(Vec<Selector>),
+    /// Nodes that one of these selects by the labels of their objects. Empty: nobody.
+    Nodes(Vec<Selector>),
     /// Addresses outside the cluster. Empty: nobody.
-    Networks(Vec<IpNet>),
+    Networks(Vec<Block>),
     /// Classes of peers. Empty: nobody.
     Entities(BTreeSet<Entity>),
+    /// What is behind these Services: the pods that a Service selects, or the addresses in its slices if it selects none.
+    /// Empty: nobody. Egress.
+    Services(Vec<ServicePeer>),
     /// Whatever these names resolve to. Empty: nobody. Egress, and never in a denial.
     Names(Vec<NameRule>),
+}
+
+/// A block of addresses, less some.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Block {
+    /// Which.
+    pub of: BlockOf,
+    /// Not these. No denial: another item may allow them.
+    pub except: Vec<IpNet>,
+}
+
+/// Where a block is written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum BlockOf {
+    /// In the policy itself.
+    Here(IpNet),
+    /// In the CiliumCIDRGroup of this name; one that isn't there has none.
+    Group(String),
+    /// In every CiliumCIDRGroup that this selects.
+    Groups(Selector),
+}
+
+impl From<IpNet> for Block {
+    fn from(network: IpNet) -> Block {
+        Block { of: BlockOf::Here(network), except: Vec::new() }
+    }
+}
+
+/// A Service, or several.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ServicePeer {
+    /// By namespace and name.
+    Named {
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+    },
+    /// By the labels of the Service objects.
+    Selected {
+        /// In this namespace; `None` in all.
+        namespace: Option<String>,
+        /// Which.
+        selector: Selector,
+    },
 }
 
 /// A class of peers.
@@ -88,10 +150,26 @@ pub enum Entity {
     All,
     /// Everyone outside the cluster.
     World,
-    /// All pods and nodes.
+    /// All pods and nodes, and the API server.
     Cluster,
+    /// The same for all clusters of a mesh: namegate knows of one.
+    ClusterMesh,
     /// The subject's own node.
     Host,
+    /// The other nodes, and the API server.
+    RemoteNode,
+    /// The API server, in the cluster or out of it.
+    KubeApiserver,
+    /// Cilium's own proxy for Ingress: nobody here.
+    Ingress,
+    /// Pods that have no labels yet: nobody here, as every pod of a snapshot has them.
+    Init,
+    /// Cilium's own health checks: nobody here.
+    Health,
+    /// Pods that Cilium doesn't manage: nobody here.
+    Unmanaged,
+    /// Nobody.
+    None,
 }
 
 /// The ports of an item.
@@ -103,15 +181,26 @@ pub enum Ports {
     These(Vec<PortRule>),
 }
 
-/// One entry of `toPorts`.
+/// One entry of `toPorts`, or an item's `icmps`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PortRule {
     /// Where it stands.
     pub at: RuleRef,
-    /// ANY is written out as TCP, UDP and SCTP; port 0 is every port of its protocol.
-    pub ports: BTreeSet<(Protocol, u16)>,
+    /// ANY is written out as TCP, UDP and SCTP.
+    pub ports: BTreeSet<(Protocol, Port)>,
+    /// namegate's own: the destination must be an address of this Service, by namespace and name.
+    pub service: Option<(String, String)>,
     /// `rules.dns`: only these names may be asked for on these ports, through the proxy; nothing else passes there.
     pub dns: Option<Vec<NameRule>>,
+}
+
+/// A port as it is written.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Port {
+    /// One, several (`endPort` written as blocks), or all of them (0). A type of ICMP.
+    Block(PortBlock),
+    /// The port that a container of the side that listens has under this name; none if it has none.
+    Named(String),
 }
 
 /// A `matchName` or `matchPattern`.
@@ -142,19 +231,18 @@ impl Section {
 
 impl Ports {
     /// The ports that the item opens in the kernel: without those of `rules.dns`, which the proxy answers for.
-    pub fn plain(&self) -> BTreeSet<(Protocol, u16)> {
+    pub fn plain(&self) -> BTreeSet<(Protocol, PortBlock)> {
         match self {
-            Ports::All => BTreeSet::from([(Protocol::Any, 0)]),
+            Ports::All => BTreeSet::from([(Protocol::Any, PortBlock::ANY)]),
             Ports::These(entries) => entries
                 .iter()
                 .filter(|entry| entry.dns.is_none())
-                .flat_map(|entry| entry.ports.iter().copied())
+                .flat_map(|entry| &entry.ports)
+                .filter_map(|(protocol, port)| match port {
+                    Port::Block(block) => Some((*protocol, *block)),
+                    Port::Named(_) => None,
+                })
                 .collect(),
         }
     }
-}
-
-/// Whether `wide`, a protocol and port with their wildcards, covers `narrow`.
-pub fn covers(wide: (Protocol, u16), narrow: (Protocol, u16)) -> bool {
-    wide == narrow || wide == (Protocol::Any, 0) || (wide.1 == 0 && wide.0 == narrow.0)
 }

@@ -7,7 +7,8 @@ use super::endpoint::PodRef;
 use super::labels::{Labels, Match};
 use super::name::Name;
 use super::pattern::{Bare, PatternTrie};
-use super::policy::{Entity, Item, Peers, Rule, covers};
+use super::policy::{BlockOf, Entity, Item, Peers, Rule};
+use super::port::holds;
 use super::ruleset::{Direction, PacketVerdict, Protocol};
 use super::world::{Holder, World};
 
@@ -122,7 +123,7 @@ fn ask_backend(world: &World, rules: &[(&Rule, bool)], attempt: Attempt<'_>) -> 
 }
 
 fn on_port(item: &Item, attempt: Attempt<'_>) -> bool {
-    item.ports.plain().into_iter().any(|wide| covers(wide, (attempt.protocol, attempt.port)))
+    item.ports.plain().into_iter().any(|wide| holds(wide, attempt.protocol, attempt.port))
 }
 
 fn with(item: &Item, world: &World, holders: &[Holder], service: bool, attempt: Attempt<'_>, deny: bool) -> bool {
@@ -137,17 +138,20 @@ fn with(item: &Item, world: &World, holders: &[Holder], service: bool, attempt: 
             Peers::Entities(entities) => {
                 entities.contains(&Entity::Cluster) || (entities.contains(&Entity::Host) && *holder == Holder::Host)
             }
-            Peers::Any | Peers::Networks(_) | Peers::Names(_) => false,
+            Peers::Any | Peers::Nodes(_) | Peers::Services(_) | Peers::Networks(_) | Peers::Names(_) => false,
         }
     };
     let outside = || match &item.peers {
-        Peers::Networks(networks) => networks.iter().any(|network| network.contains(&attempt.address)),
+        Peers::Networks(blocks) => blocks.iter().any(|block| match &block.of {
+            BlockOf::Here(network) => network.contains(&attempt.address),
+            BlockOf::Group(_) | BlockOf::Groups(_) => false,
+        }),
         Peers::Entities(entities) => entities.contains(&Entity::World),
         Peers::Endpoints(selectors) => {
-            let world = Labels::reserved("world");
+            let world = Labels::reserved(&["world"]);
             deny && selectors.iter().any(|selector| selector.matches(&world) == Match::Yes)
         }
-        Peers::Any | Peers::Names(_) => false,
+        Peers::Any | Peers::Nodes(_) | Peers::Services(_) | Peers::Names(_) => false,
     };
     match &item.peers {
         Peers::Any => true,

@@ -9,7 +9,7 @@ use ipnet::IpNet;
 use super::bits::Bits;
 use super::name::Name;
 use super::pattern::{Bare, PatternTrie};
-use super::policy::covers;
+use super::port::{PortBlock, holds};
 use super::verdict::{Denied, RuleRef};
 
 /// Which way a connection is opened, seen from the workload.
@@ -59,8 +59,8 @@ pub struct PortRow {
     pub direction: Direction,
     /// Which protocol.
     pub protocol: Protocol,
-    /// The responder's port, host order; 0 for any. ICMP: type << 8 | code.
-    pub port: u16,
+    /// The responder's ports. ICMP: type << 8 | code.
+    pub ports: PortBlock,
     /// Groups that may.
     pub allow: Bits,
     /// Groups that may not, whatever else allows them.
@@ -78,6 +78,8 @@ impl PeerId {
     pub const SERVICE: PeerId = PeerId(2);
     /// A local address of the proxy: never opened.
     pub const STEERING: PeerId = PeerId(3);
+    /// This node, at an address at which the API server listens.
+    pub const HOST_APISERVER: PeerId = PeerId(4);
     /// The first number of pods and other nodes.
     pub const FIRST: PeerId = PeerId(16);
 }
@@ -112,8 +114,8 @@ pub struct GroupKey {
     pub direction: Direction,
     /// Whether it is a deny.
     pub deny: bool,
-    /// Sorted, without repeats; `(Any, 0)` for rules without `toPorts`.
-    pub ports: Vec<(Protocol, u16)>,
+    /// Sorted, without repeats; `(Any, *)` for rules without `toPorts`.
+    pub ports: Vec<(Protocol, PortBlock)>,
 }
 
 /// A group of one rule set.
@@ -135,7 +137,7 @@ pub struct DnsRule {
     /// Addresses of the servers, or every address.
     pub servers: Servers,
     /// UDP, TCP or both, each with the port a query must have been sent to (the port that the workload used). Sorted.
-    pub ports: Vec<(Protocol, u16)>,
+    pub ports: Vec<(Protocol, PortBlock)>,
     /// Names it lets through.
     pub patterns: Arc<PatternTrie<()>>,
 }
@@ -147,8 +149,8 @@ pub struct DnsDeny {
     pub rule: RuleRef,
     /// Addresses of the servers.
     pub servers: Servers,
-    /// As in [`DnsRule`]; port 0 is every port, protocol `Any` every protocol.
-    pub ports: Vec<(Protocol, u16)>,
+    /// As in [`DnsRule`]; protocol `Any` is every protocol.
+    pub ports: Vec<(Protocol, PortBlock)>,
 }
 
 /// The servers of a DNS rule.
@@ -191,6 +193,8 @@ impl Servers {
 pub struct RuleSet {
     /// Whether any policy selects the workload.
     pub selected: bool,
+    /// Whether what the rules would drop passes all the same, counted and told.
+    pub audit: bool,
     /// Whether egress is default deny.
     pub deny_egress: bool,
     /// Whether ingress is default deny.
@@ -247,6 +251,7 @@ impl RuleSet {
     pub fn unselected() -> RuleSet {
         RuleSet {
             selected: false,
+            audit: false,
             deny_egress: false,
             deny_ingress: false,
             deny_egress_by: Vec::new(),
@@ -288,12 +293,12 @@ impl RuleSet {
     /// Whether a rule names this very server (by endpoint, Service, /32 or /128), so that its answers may be learned.
     pub fn trusts(&self, server: IpAddr, protocol: Protocol, port: u16) -> bool {
         self.dns.iter().any(|rule| {
-            rule.ports.iter().any(|wide| covers(*wide, (protocol, port))) && rule.servers.name(server, &self.known)
+            rule.ports.iter().any(|wide| holds(*wide, protocol, port)) && rule.servers.name(server, &self.known)
         })
     }
 
     /// The servers that rules name exactly, with the ports on which they may be asked: who is steered to the proxy.
-    pub fn resolvers(&self) -> Vec<(IpAddr, Protocol, u16)> {
+    pub fn resolvers(&self) -> Vec<(IpAddr, Protocol, PortBlock)> {
         let mut resolvers = Vec::new();
         for rule in &self.dns {
             let addresses: Vec<IpAddr> = match &rule.servers {
@@ -351,13 +356,13 @@ impl RuleSet {
             };
         }
         let matched = self.matched(address, grants);
-        let row = [(protocol, port), (protocol, 0), (Protocol::Any, 0)]
-            .into_iter()
-            .find_map(|(protocol, port)| self.port_row(direction, protocol, port));
+        let row = self.port_row(direction, protocol, port);
         match row {
             Some(row) if row.deny.meets(matched) => PacketVerdict::Denied,
             Some(row) if row.allow.meets(matched) => PacketVerdict::Allowed,
-            _ if direction == Direction::Ingress && peer == Some(PeerId::HOST) => PacketVerdict::Host,
+            _ if direction == Direction::Ingress && matches!(peer, Some(PeerId::HOST | PeerId::HOST_APISERVER)) => {
+                PacketVerdict::Host
+            }
             _ => default,
         }
     }
@@ -387,10 +392,11 @@ impl RuleSet {
             .unwrap_or(Bits::NONE)
     }
 
+    /// The row of the narrowest block that holds the port: it is the union of all that cover it.
     fn port_row(&self, direction: Direction, protocol: Protocol, port: u16) -> Option<&PortRow> {
-        let key = (direction, protocol, port);
-        let at = self.ports.binary_search_by_key(&key, |row| (row.direction, row.protocol, row.port)).ok()?;
-        Some(&self.ports[at])
+        let rows = self.ports.iter().filter(|row| row.direction == direction);
+        let rows = rows.filter(|row| holds((row.protocol, row.ports), protocol, port));
+        rows.max_by_key(|row| (row.protocol != Protocol::Any, row.ports.length()))
     }
 
     fn service(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<ServiceVerdict> {

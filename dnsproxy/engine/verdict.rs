@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::name::{Name, is_pattern_octet};
 use super::pattern::{Miss, PatternTrie};
-use super::policy::covers;
+use super::port::{PortBlock, holds};
 use super::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 
 /// The rule behind a verdict, for people: policy, place in its file, what it says.
@@ -105,8 +105,8 @@ pub(super) fn may_ask(
     if let Some(rule) = denial_of(rules, server, protocol, port) {
         return Err(Denied::Server(vec![rule.clone()]));
     }
-    let asked = |servers: &Servers, ports: &[(Protocol, u16)]| {
-        ports.iter().any(|wide| covers(*wide, (protocol, port))) && servers.hold(server, &rules.known)
+    let asked = |servers: &Servers, ports: &[(Protocol, PortBlock)]| {
+        ports.iter().any(|wide| holds(*wide, protocol, port)) && servers.hold(server, &rules.known)
     };
     let mut there = Vec::new();
     for rule in rules.dns.iter().filter(|rule| asked(&rule.servers, &rule.ports)) {
@@ -126,7 +126,7 @@ pub(super) fn may_ask(
 
 /// The rule that denies this server on this port, whatever allows it.
 pub(super) fn denial_of(rules: &RuleSet, server: IpAddr, protocol: Protocol, port: u16) -> Option<&RuleRef> {
-    let meant = |ports: &[(Protocol, u16)]| ports.iter().any(|wide| covers(*wide, (protocol, port)));
+    let meant = |ports: &[(Protocol, PortBlock)]| ports.iter().any(|wide| holds(*wide, protocol, port));
     let mut denials = rules.dns_denied.iter();
     denials.find(|deny| meant(&deny.ports) && deny.servers.hold(server, &rules.known)).map(|deny| &deny.rule)
 }
@@ -171,7 +171,7 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn dns(policy: &str, servers: Servers, ports: &[(Protocol, u16)], patterns: &[&str]) -> DnsRule {
+    fn dns(policy: &str, servers: Servers, ports: &[(Protocol, PortBlock)], patterns: &[&str]) -> DnsRule {
         let mut trie = PatternTrie::new(Bare::Every);
         for pattern in patterns {
             trie.insert(Pattern::pattern(pattern).unwrap(), (), None);
@@ -179,7 +179,7 @@ mod tests {
         DnsRule { rule: rule(policy), servers, ports: ports.to_vec(), patterns: Arc::new(trie) }
     }
 
-    const UDP: &[(Protocol, u16)] = &[(Protocol::Udp, 53)];
+    const UDP: &[(Protocol, PortBlock)] = &[(Protocol::Udp, PortBlock::one(53))];
 
     fn rules() -> RuleSet {
         RuleSet {
@@ -194,7 +194,7 @@ mod tests {
             dns_denied: vec![DnsDeny {
                 rule: rule("no"),
                 servers: Servers::Networks(vec!["203.0.113.66/32".parse().unwrap()]),
-                ports: vec![(Protocol::Any, 0)],
+                ports: vec![(Protocol::Any, PortBlock::ANY)],
             }],
             known: Arc::new([(ip("203.0.113.53"), PeerId(16)), (ip("198.18.0.10"), PeerId::SERVICE)].into()),
             ..RuleSet::unselected()
@@ -253,7 +253,7 @@ mod tests {
         assert!(!rules.trusts(ip("198.18.0.10"), Protocol::Tcp, 53));
         assert!(!rules.trusts(ip("203.0.113.1"), Protocol::Udp, 53));
         assert!(!rules.trusts(ip("192.0.2.1"), Protocol::Udp, 53));
-        assert_eq!(rules.resolvers(), [(ip("198.18.0.10"), Protocol::Udp, 53)]);
+        assert_eq!(rules.resolvers(), [(ip("198.18.0.10"), Protocol::Udp, PortBlock::one(53))]);
     }
 
     #[track_caller]

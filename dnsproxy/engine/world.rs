@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use ipnet::IpNet;
+
 use super::endpoint::PodRef;
 use super::labels::Labels;
 use super::name::Name;
@@ -24,12 +26,45 @@ pub struct World {
     pub services: BTreeMap<(String, String), Service>,
     /// By namespace and name.
     pub endpoint_slices: BTreeMap<(String, String), EndpointSlice>,
+    /// Endpoints objects by namespace and name (the Service's), each as the slices that it says the same as. For Services
+    /// that have no slice of their own.
+    pub endpoints: BTreeMap<(String, String), Vec<EndpointSlice>>,
     /// By name.
     pub nodes: BTreeMap<String, Node>,
+    /// CiliumCIDRGroups by name.
+    pub cidr_groups: BTreeMap<String, CidrGroup>,
+    /// `data` of the ConfigMap `cilium-config`.
+    pub cilium_config: BTreeMap<String, String>,
+    /// Whom policies shut.
+    pub enforcement: Enforcement,
+    /// Whether what policy would drop passes all the same, unless a pod or its namespace says otherwise.
+    pub mode: Mode,
     /// Policies that were read, by kind, namespace and name.
     pub policies: Vec<Policy>,
     /// What still holds of policies that could not be read (I10).
     pub refused: Vec<Policy>,
+}
+
+/// Whom policies shut: Cilium's `enable-policy`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Enforcement {
+    /// Those whom one selects, in the directions that it speaks of.
+    #[default]
+    Default,
+    /// Everyone, in both directions.
+    Always,
+    /// Nobody: no policy means anything.
+    Never,
+}
+
+/// What becomes of what policy would drop.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Mode {
+    /// It is dropped.
+    #[default]
+    Enforce,
+    /// It passes, is counted and told: Cilium's `policy-audit-mode`.
+    Audit,
 }
 
 /// A pod.
@@ -49,7 +84,35 @@ pub struct Pod {
     pub finished: bool,
     /// Under which suffixes its resolver library looks for a name.
     pub search: Search,
+    /// The named ports of its containers.
+    pub ports: Vec<ContainerPort>,
+    /// `namegate.io/mode`, if it has it.
+    pub mode: Option<Mode>,
     /// Whether all of it could be read. If not, nothing that asks for its labels allows it, and every denial meets it.
+    pub readable: bool,
+    /// `file:line:column`.
+    pub place: String,
+}
+
+/// A port of a container that has a name.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct ContainerPort {
+    /// Its name.
+    pub name: String,
+    /// TCP, UDP or SCTP.
+    pub protocol: Protocol,
+    /// `containerPort`.
+    pub port: u16,
+}
+
+/// A CiliumCIDRGroup.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CidrGroup {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// `externalCIDRs`.
+    pub networks: Vec<IpNet>,
+    /// Whether all of it could be read. If not, it allows nothing, and a denial by it means every address outside.
     pub readable: bool,
     /// `file:line:column`.
     pub place: String,
@@ -69,6 +132,8 @@ pub struct Search {
 pub struct Namespace {
     /// Its labels.
     pub labels: BTreeMap<String, String>,
+    /// `namegate.io/mode`, if it has it: that of its pods that have none.
+    pub mode: Option<Mode>,
     /// `file:line:column`.
     pub place: String,
 }
@@ -76,6 +141,10 @@ pub struct Namespace {
 /// A Service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Which pods are behind it; empty: what its slices say is.
+    pub selector: BTreeMap<String, String>,
     /// Cluster, external and load balancer addresses.
     pub addresses: BTreeSet<IpAddr>,
     /// Its ports.
@@ -126,6 +195,8 @@ pub struct SlicePort {
 /// A node.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Node {
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
     /// Internal and external addresses.
     pub addresses: Vec<IpAddr>,
     /// `file:line:column`.
@@ -137,8 +208,14 @@ pub struct Node {
 pub enum Holder {
     /// This node.
     Host,
+    /// This node, at an address at which the API server listens.
+    HostApiserver,
     /// Another node.
     Node(String),
+    /// Another node, at an address at which the API server listens.
+    NodeApiserver(String),
+    /// The API server, at an address that is no node's.
+    Apiserver,
     /// A pod.
     Pod(PodRef),
 }
@@ -184,7 +261,12 @@ impl Default for World {
             namespaces: BTreeMap::new(),
             services: BTreeMap::new(),
             endpoint_slices: BTreeMap::new(),
+            endpoints: BTreeMap::new(),
             nodes: BTreeMap::new(),
+            cidr_groups: BTreeMap::new(),
+            cilium_config: BTreeMap::new(),
+            enforcement: Enforcement::default(),
+            mode: Mode::default(),
             policies: Vec::new(),
             refused: Vec::new(),
         }
@@ -203,6 +285,7 @@ impl World {
         let mut keys = BTreeSet::new();
         for (address, holders) in &holders {
             let id = match peer_key(holders) {
+                None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
                 None => PeerId::HOST,
                 Some(key) => {
                     let id = ids.give(&key);
@@ -221,10 +304,16 @@ impl World {
     /// is opened only by what opens all of them, and shut by what shuts one.
     pub fn holders(&self) -> BTreeMap<IpAddr, BTreeSet<Holder>> {
         let mut holders: BTreeMap<IpAddr, BTreeSet<Holder>> = BTreeMap::new();
+        let mut apiserver = self.apiserver();
         for (name, node) in &self.nodes {
-            let holder = if self.own_node.as_ref() == Some(name) { Holder::Host } else { Holder::Node(name.clone()) };
+            let own = self.own_node.as_ref() == Some(name);
             for address in &node.addresses {
-                holders.entry(*address).or_default().insert(holder.clone());
+                holders.entry(*address).or_default().insert(match (own, apiserver.contains(address)) {
+                    (true, true) => Holder::HostApiserver,
+                    (true, false) => Holder::Host,
+                    (false, true) => Holder::NodeApiserver(name.clone()),
+                    (false, false) => Holder::Node(name.clone()),
+                });
             }
         }
         for (reference, pod) in &self.pods {
@@ -235,14 +324,39 @@ impl World {
                 holders.entry(*address).or_default().insert(Holder::Pod(reference.clone()));
             }
         }
+        apiserver.retain(|address| !holders.contains_key(address));
+        holders.extend(apiserver.into_iter().map(|address| (address, BTreeSet::from([Holder::Apiserver]))));
         holders
+    }
+
+    /// Where the API server listens: what is behind Service `default/kubernetes`.
+    pub fn apiserver(&self) -> BTreeSet<IpAddr> {
+        let slices = self.slices_of("default", "kubernetes");
+        slices.flat_map(|slice| &slice.endpoints).flat_map(|(addresses, _)| addresses).copied().collect()
+    }
+
+    /// The slices of a Service, or what its Endpoints object says if it has none.
+    pub fn slices_of<'w>(&'w self, namespace: &'w str, service: &'w str) -> impl Iterator<Item = &'w EndpointSlice> {
+        let first = (namespace.to_owned(), String::new());
+        let there = self.endpoint_slices.range(first..).take_while(move |((other, _), _)| other == namespace);
+        let slices: Vec<&EndpointSlice> =
+            there.map(|(_, slice)| slice).filter(|slice| slice.service.as_deref() == Some(service)).collect();
+        let endpoints = if slices.is_empty() {
+            self.endpoints.get(&(namespace.to_owned(), service.to_owned())).map_or(&[][..], Vec::as_slice)
+        } else {
+            &[]
+        };
+        slices.into_iter().chain(endpoints)
     }
 
     /// The labels that policies see on who is behind an address.
     pub fn labels(&self, holder: &Holder) -> Labels {
         match holder {
-            Holder::Host => Labels::reserved("host"),
-            Holder::Node(_) => Labels::reserved("remote-node"),
+            Holder::Host => Labels::reserved(&["host"]),
+            Holder::HostApiserver => Labels::reserved(&["host", "kube-apiserver"]),
+            Holder::Node(_) => Labels::reserved(&["remote-node"]),
+            // Cilium's identity of an API server elsewhere carries both, on a node or not.
+            Holder::NodeApiserver(_) | Holder::Apiserver => Labels::reserved(&["remote-node", "kube-apiserver"]),
             Holder::Pod(reference) => match self.pods.get(reference) {
                 Some(pod) if pod.readable => Labels::of_pod(
                     &pod.labels,
@@ -265,10 +379,13 @@ impl World {
 pub(super) fn peer_key(holders: &BTreeSet<Holder>) -> Option<String> {
     let key = |holder: &Holder| match holder {
         Holder::Host => "host".to_owned(),
+        Holder::HostApiserver => "host/apiserver".to_owned(),
         Holder::Node(name) => format!("node/{name}"),
+        Holder::NodeApiserver(name) => format!("node/{name}/apiserver"),
+        Holder::Apiserver => "apiserver".to_owned(),
         Holder::Pod(pod) => format!("pod/{}/{}", pod.namespace, pod.name),
     };
-    if holders.len() == 1 && holders.contains(&Holder::Host) {
+    if holders.len() == 1 && (holders.contains(&Holder::Host) || holders.contains(&Holder::HostApiserver)) {
         return None;
     }
     Some(holders.iter().map(key).collect::<Vec<_>>().join("+"))
@@ -291,6 +408,8 @@ mod tests {
             host_network: false,
             finished: false,
             search: Search::default(),
+            ports: Vec::new(),
+            mode: None,
             readable: true,
             place: String::new(),
         }
@@ -303,7 +422,10 @@ mod tests {
     fn world() -> World {
         let mut world = World { own_node: Some("here".to_owned()), ..World::default() };
         for (name, address) in [("here", "198.51.100.1"), ("there", "198.51.100.2")] {
-            world.nodes.insert(name.to_owned(), Node { addresses: vec![ip(address)], place: String::new() });
+            world.nodes.insert(
+                name.to_owned(),
+                Node { labels: BTreeMap::new(), addresses: vec![ip(address)], place: String::new() },
+            );
         }
         world.pods.insert(named("a"), pod(&["203.0.113.1", "2001:db8::1"]));
         world.pods.insert(named("agent"), Pod { host_network: true, ..pod(&["198.51.100.1"]) });
@@ -311,6 +433,8 @@ mod tests {
         world.services.insert(
             ("shop".to_owned(), "web".to_owned()),
             Service {
+                labels: BTreeMap::new(),
+                selector: BTreeMap::new(),
                 addresses: [ip("198.18.0.1"), ip("198.51.100.2")].into(),
                 ports: vec![],
                 readable: true,

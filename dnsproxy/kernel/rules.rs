@@ -114,7 +114,7 @@ impl Kernel {
         self.tables.ports.put_all(rules.ports.iter().map(|row| {
             let key = abi::port_key {
                 policy_id,
-                port: row.port.to_be(),
+                port: row.ports.first().to_be(),
                 protocol: row.protocol.number(),
                 direction: abi::direction(row.direction),
             };

@@ -15,6 +15,7 @@ use crate::engine::grant::{GrantWrite, open_at};
 use crate::engine::guard::Guard;
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
+use crate::engine::port::PortBlock;
 use crate::engine::query::Query;
 use crate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 use crate::engine::verdict::{RuleRef, RuleText};
@@ -142,7 +143,7 @@ fn rules(names: &[&str], dns: &[&str]) -> RuleSet {
     let rule = DnsRule {
         rule: wall.clone(),
         servers: Servers::Any,
-        ports: vec![(Protocol::Udp, 0), (Protocol::Tcp, 0)],
+        ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
     };
     RuleSet {

@@ -39,8 +39,10 @@ impl Known {
             // An address that two pods claim is shown as neither's.
             let mut holders = holders.into_iter();
             match (holders.next(), holders.next()) {
-                (Some(Holder::Host), _) => _ = known.host.insert(address),
-                (Some(Holder::Node(_)), _) => _ = known.nodes.insert(address),
+                (Some(Holder::Host | Holder::HostApiserver), _) => _ = known.host.insert(address),
+                (Some(Holder::Node(_) | Holder::NodeApiserver(_) | Holder::Apiserver), _) => {
+                    _ = known.nodes.insert(address)
+                }
                 (Some(Holder::Pod(pod)), None) => {
                     let workload = pods.entry(pod).or_insert_with_key(|pod| {
                         let labels = labels_of(world, pod);
@@ -196,6 +198,8 @@ mod tests {
             host_network: false,
             finished: false,
             search: Search::default(),
+            ports: Vec::new(),
+            mode: None,
             readable: true,
             place: String::new(),
         }
@@ -206,7 +210,7 @@ mod tests {
     }
 
     fn node(address: &str) -> Node {
-        Node { addresses: vec![address.parse().unwrap()], place: String::new() }
+        Node { labels: BTreeMap::new(), addresses: vec![address.parse().unwrap()], place: String::new() }
     }
 
     #[test]
@@ -219,16 +223,21 @@ mod tests {
             pods: [("a", "192.0.2.1"), ("b", "192.0.2.2"), ("c", "192.0.2.2")]
                 .map(|(name, address)| (reference(name), pod(address)))
                 .into(),
-            namespaces: [("payments".to_owned(), Namespace { labels: team, place: String::new() })].into(),
+            namespaces: [("payments".to_owned(), Namespace { labels: team, mode: None, place: String::new() })].into(),
             services: [(
                 ("kube-system".to_owned(), "kube-dns".to_owned()),
-                Service { addresses, ports: Vec::new(), readable: true, place: String::new() },
+                Service {
+                    labels: BTreeMap::new(),
+                    selector: BTreeMap::new(),
+                    addresses,
+                    ports: Vec::new(),
+                    readable: true,
+                    place: String::new(),
+                },
             )]
             .into(),
-            endpoint_slices: BTreeMap::new(),
             nodes: [("node-1".to_owned(), node("198.51.100.1")), ("node-2".to_owned(), node("198.51.100.2"))].into(),
-            policies: Vec::new(),
-            refused: Vec::new(),
+            ..World::default()
         };
         let known = Known::of_world(&world, |pod| (pod.name == "a").then_some(EndpointId(7)));
         let labels = [

@@ -253,7 +253,7 @@ impl Node {
     /// Gives every resolver that a rule names a local address, before any rule steers to it.
     async fn steer(&mut self, change: &Change, world: &World) -> anyhow::Result<()> {
         let named = change.rules.values().filter(|rules| rules.steered());
-        let asked = named.flat_map(|rules| rules.resolvers()).filter(|(_, _, port)| matches!(port, 53 | 0));
+        let asked = named.flat_map(|rules| rules.resolvers()).filter(|(_, _, ports)| ports.holds(53));
         let resolvers: BTreeSet<IpAddr> = asked
             .map(|(address, _, _)| address)
             .chain(self.config.dns.resolvers.iter().copied())

@@ -19,6 +19,7 @@ use crate::engine::guard::Guard;
 use crate::engine::lifetime::ttl_places;
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
+use crate::engine::port::PortBlock;
 use crate::engine::ruleset::{DnsRule, Servers};
 use crate::kernel::KernelError;
 use crate::observe::{Counted, QueryRecord};
@@ -124,7 +125,7 @@ fn rules(names: &[&str], dns: &[&str]) -> Arc<RuleSet> {
     let rule = DnsRule {
         rule: RuleRef(Arc::default()),
         servers: Servers::Any,
-        ports: vec![(Protocol::Udp, 0), (Protocol::Tcp, 0)],
+        ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
     };
     Arc::new(RuleSet {

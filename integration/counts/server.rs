@@ -15,6 +15,7 @@ use namegate::engine::grant::GrantWrite;
 use namegate::engine::guard::Guard;
 use namegate::engine::name::Name;
 use namegate::engine::pattern::{Bare, Pattern, PatternTrie};
+use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
 use namegate::engine::verdict::{RuleRef, RuleText};
 use namegate::kernel::{GrantStore, KernelError};
@@ -71,7 +72,7 @@ pub fn serve(upstream: u16, kind: Kind) -> ! {
     let dns = DnsRule {
         rule: rule.clone(),
         servers: Servers::Any,
-        ports: vec![(Protocol::Udp, 0), (Protocol::Tcp, 0)],
+        ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
     };
     let rules = RuleSet {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use namegate::engine::bits::Bits;
 use namegate::engine::endpoint::EndpointId;
 use namegate::engine::grant::{GrantWrite, MonoNs, SLOTS, Slot};
+use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
 use namegate::kernel::abi::flag;
@@ -143,7 +144,7 @@ pub fn no_rules() -> RuleSet {
 
 /// A port row.
 pub fn port(direction: Direction, protocol: Protocol, port: u16, allow: Bits, deny: Bits) -> PortRow {
-    PortRow { direction, protocol, port, allow, deny }
+    PortRow { direction, protocol, ports: PortBlock::from(port), allow, deny }
 }
 
 /// A peer number of pods.

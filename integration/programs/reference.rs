@@ -6,6 +6,7 @@ use std::net::IpAddr;
 
 use namegate::engine::bits::Bits;
 use namegate::engine::grant::MonoNs;
+use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::flag;
 use namegate::kernel::rules::FlowLimits;
@@ -157,10 +158,9 @@ impl Model {
         };
         let matched = Bits::ANY_PEER | granted | by_place;
         let row = |protocol: u8, port: u16| {
-            self.rules
-                .ports
-                .iter()
-                .find(|row| row.direction == opened && row.protocol.number() == protocol && row.port == port)
+            self.rules.ports.iter().find(|row| {
+                row.direction == opened && row.protocol.number() == protocol && row.ports == PortBlock::from(port)
+            })
         };
         let row = row(key.protocol, port).or_else(|| row(key.protocol, 0)).or_else(|| row(0, 0));
         if let Some(row) = row {
@@ -291,7 +291,13 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
                 }
                 let any = if random.chance(10) { Bits::ANY_PEER } else { Bits::NONE };
                 let deny = if random.chance(15) { random.bits() } else { Bits::NONE };
-                rules.ports.push(PortRow { direction, protocol, port, allow: random.bits() | any, deny });
+                rules.ports.push(PortRow {
+                    direction,
+                    protocol,
+                    ports: PortBlock::from(port),
+                    allow: random.bits() | any,
+                    deny,
+                });
             }
         }
     }

@@ -42,6 +42,8 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
         node: spec_text("nodeName"),
         host_network: spec.and_then(|spec| spec.get_some("hostNetwork")?.boolean()).unwrap_or(false),
         search: spec.map(search).unwrap_or_default(),
+        ports: Vec::new(),
+        mode: None,
         finished: matches!(phase, Some("Succeeded" | "Failed")),
         readable: object.faults() == 0,
         place: object.place(),
@@ -70,7 +72,7 @@ fn search(spec: &Field<'_>) -> Search {
 pub(super) fn namespace(object: &Field<'_>) -> Object {
     let (_, name) = names(Kind::Namespace, object);
     let labels = labels(object);
-    Object::Namespace(placed(object, None, name).1, Namespace { labels, place: object.place() })
+    Object::Namespace(placed(object, None, name).1, Namespace { labels, mode: None, place: object.place() })
 }
 
 /// Reads a Service.
@@ -106,7 +108,14 @@ pub(super) fn service(object: &Field<'_>) -> Object {
     for item in ingress.iter().filter_map(Field::list).flatten() {
         addresses.extend(item.get_some("ip").and_then(|ip| ip.address()));
     }
-    let service = Service { addresses, ports, readable: object.faults() == 0, place: object.place() };
+    let service = Service {
+        labels: labels(object),
+        selector: BTreeMap::new(),
+        addresses,
+        ports,
+        readable: object.faults() == 0,
+        place: object.place(),
+    };
     Object::Service(placed(object, namespace, name), service)
 }
 
@@ -151,7 +160,7 @@ pub(super) fn node(object: &Field<'_>) -> Object {
             addresses.extend(item.need("address").and_then(|address| address.address()));
         }
     }
-    Object::Node(placed(object, None, name).1, Node { addresses, place: object.place() })
+    Object::Node(placed(object, None, name).1, Node { labels: labels(object), addresses, place: object.place() })
 }
 
 fn labels(object: &Field<'_>) -> BTreeMap<String, String> {

@@ -15,7 +15,10 @@ use crate::cluster::fields::Field;
 use crate::cluster::tree::Value;
 use crate::engine::labels::Selector;
 use crate::engine::pattern::Pattern;
-use crate::engine::policy::{Entity, Item, NameRule, Peers, Policy, PortRule, Ports, Rule, Section, Subject};
+use crate::engine::policy::{
+    Block, Entity, Item, NameRule, Peers, Policy, Port, PortRule, Ports, Rule, Section, Subject,
+};
+use crate::engine::port::PortBlock;
 use crate::engine::ruleset::{Direction, Protocol};
 use crate::engine::verdict::{RuleRef, RuleText};
 
@@ -266,7 +269,7 @@ fn peers(owner: &Owner, item: &Field<'_>, words: &Words, deny: bool, some_ports:
         return Peers::Endpoints(selectors.map(|selector| owner.scoped(selector)).collect());
     }
     if item.get(words.cidr).is_some() {
-        return Peers::Networks(list.filter_map(|field| network(&field)).collect());
+        return Peers::Networks(list.filter_map(|field| network(&field)).map(Block::from).collect());
     }
     if item.get(words.entities).is_some() {
         return Peers::Entities(list.filter_map(|field| entity(&field)).collect());
@@ -321,7 +324,7 @@ fn ports(owner: &Owner, item: &Field<'_>, words: &Words, deny: bool) -> Ports {
 
 fn port_rule(owner: &Owner, entry: &Field<'_>, words: &Words, deny: bool) -> PortRule {
     let at = owner.rule(entry);
-    let mut rule = PortRule { at, ports: BTreeSet::new(), dns: None };
+    let mut rule = PortRule { at, ports: BTreeSet::new(), service: None, dns: None };
     let known: &[&str] = if deny { &["ports"] } else { &["ports", "rules"] };
     entry.only(known, if deny { &[] } else { &["terminatingTLS", "originatingTLS", "serverNames", "listener"] });
     let mut numbers = Vec::new();
@@ -332,7 +335,11 @@ fn port_rule(owner: &Owner, entry: &Field<'_>, words: &Words, deny: bool) -> Por
             field.fault(format!("{} ports; up to {PORTS} are allowed", list.len()));
         }
         numbers = list.filter_map(|field| port(&field)).collect();
-        rule.ports = numbers.iter().flat_map(|(protocols, port)| protocols.iter().map(|p| (*p, *port))).collect();
+        let each = |(protocols, port): &(&'static [Protocol], u16)| {
+            let port = Port::Block(PortBlock::from(*port));
+            protocols.iter().map(move |protocol| (*protocol, port.clone()))
+        };
+        rule.ports = numbers.iter().flat_map(each).collect();
     }
     if deny {
         return rule;

@@ -8,11 +8,12 @@ use super::services::Front;
 use super::{Compiler, is_any, items, networks};
 use crate::engine::labels::Match;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
-use crate::engine::policy::{Item, NameRule, Peers, Ports, Rule, covers};
+use crate::engine::policy::{Item, NameRule, Peers, Port, Ports, Rule};
+use crate::engine::port::{PortBlock, covers};
 use crate::engine::ruleset::{Direction, DnsDeny, DnsRule, Protocol, Servers};
 use crate::engine::verdict::RuleRef;
 
-type PortSet = BTreeSet<(Protocol, u16)>;
+type PortSet = BTreeSet<(Protocol, PortBlock)>;
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -45,8 +46,11 @@ pub(super) fn rules(compiler: &Compiler<'_>, rules: &[(&Rule, Match)]) -> (Vec<D
             for entry in entries {
                 let Some(names) = &entry.dns else { continue };
                 let patterns = names.iter().map(|NameRule { at, pattern }| (pattern.clone(), Some(at.clone())));
-                let ports: PortSet =
-                    entry.ports.iter().copied().filter(|(protocol, _)| carries_dns(*protocol)).collect();
+                let numbered = entry.ports.iter().filter_map(|(protocol, port)| match port {
+                    Port::Block(block) => Some((*protocol, *block)),
+                    Port::Named(_) => None,
+                });
+                let ports: PortSet = numbered.filter(|(protocol, _)| carries_dns(*protocol)).collect();
                 let fronts = front_ports(compiler, item, false, |front, target| {
                     covers_one(&ports, front.protocol, [target, front.port])
                 });
@@ -55,7 +59,7 @@ pub(super) fn rules(compiler: &Compiler<'_>, rules: &[(&Rule, Match)]) -> (Vec<D
         }
         // Without `rules.dns` the server may be asked anything on the port of DNS, as it could past the proxy.
         let plain = item.ports.plain();
-        let ports: PortSet = [(Protocol::Udp, DNS), (Protocol::Tcp, DNS)]
+        let ports: PortSet = [(Protocol::Udp, PortBlock::one(DNS)), (Protocol::Tcp, PortBlock::one(DNS))]
             .into_iter()
             .filter(|narrow| plain.iter().any(|wide| covers(*wide, *narrow)))
             .collect();
@@ -80,7 +84,7 @@ fn servers(
     ports: &PortSet,
     fronts: BTreeMap<PortSet, (BTreeSet<IpAddr>, bool)>,
     deny: bool,
-) -> Vec<(Servers, Vec<(Protocol, u16)>)> {
+) -> Vec<(Servers, Vec<(Protocol, PortBlock)>)> {
     let mut servers = Vec::new();
     let mut push = |meant: Servers, ports: &PortSet| {
         if !ports.is_empty() {
@@ -90,7 +94,7 @@ fn servers(
     if is_any(&item.peers) {
         push(Servers::Any, ports);
     } else {
-        let outside = networks(&item.peers, deny);
+        let outside = networks(compiler.world, &item.peers, deny);
         if !outside.is_empty() {
             push(Servers::Networks(outside), ports);
         }
@@ -131,10 +135,14 @@ fn front_ports(
         if meant {
             let named = match &item.peers {
                 Peers::Endpoints(_) => true,
-                Peers::Networks(networks) => front.backends.iter().all(|(b, _)| networks.contains(&(*b).into())),
-                Peers::Any | Peers::Entities(_) | Peers::Names(_) => false,
+                Peers::Networks(_) => {
+                    let meant = networks(compiler.world, &item.peers, deny);
+                    front.backends.iter().all(|(backend, _)| meant.contains(&(*backend).into()))
+                }
+                Peers::Services(_) => true,
+                Peers::Any | Peers::Nodes(_) | Peers::Entities(_) | Peers::Names(_) => false,
             };
-            let ports = PortSet::from([(front.protocol, front.port)]);
+            let ports = PortSet::from([(front.protocol, PortBlock::one(front.port))]);
             let (addresses, all_named) = found.entry(ports).or_insert_with(|| (BTreeSet::new(), true));
             addresses.insert(front.address);
             *all_named &= named;
@@ -144,7 +152,7 @@ fn front_ports(
 }
 
 fn covers_one(wide: &PortSet, protocol: Protocol, ports: [u16; 2]) -> bool {
-    wide.iter().any(|wide| ports.iter().any(|port| covers(*wide, (protocol, *port))))
+    wide.iter().any(|wide| ports.iter().any(|port| covers(*wide, (protocol, PortBlock::one(*port)))))
 }
 
 fn carries_dns(protocol: Protocol) -> bool {

@@ -8,7 +8,8 @@ use super::{CompileError, Compiler, is_any, networks};
 use crate::engine::bits::{Bits, GROUPS};
 use crate::engine::endpoint::PodRef;
 use crate::engine::pattern::{Bare, PatternTrie};
-use crate::engine::policy::{Item, NameRule, Peers, covers};
+use crate::engine::policy::{Item, NameRule, Peers};
+use crate::engine::port::{PortBlock, covers};
 use crate::engine::ruleset::{Direction, Group, GroupKey, PeerId, PortRow, Protocol};
 use crate::engine::verdict::RuleRef;
 
@@ -16,7 +17,7 @@ use crate::engine::verdict::RuleRef;
 #[derive(Default)]
 pub(super) struct Groups {
     /// Ports of items that mean every peer: bit 0.
-    any: BTreeSet<(Direction, bool, (Protocol, u16))>,
+    any: BTreeSet<(Direction, bool, (Protocol, PortBlock))>,
     /// In the order in which the rules stand.
     groups: Vec<(GroupKey, Members)>,
 }
@@ -60,7 +61,7 @@ impl Groups {
         if let Peers::Names(names) = &item.peers {
             members.names.extend(names.iter().cloned());
         }
-        members.networks.extend(networks(&item.peers, deny));
+        members.networks.extend(networks(compiler.world, &item.peers, deny));
         members.peers.extend(compiler.selected(&item.peers, deny).map(|peer| peer.id));
     }
 
@@ -111,7 +112,7 @@ impl Groups {
 
     /// The port rows, each the union of all that cover it.
     fn ports(&self, bits: &[u8]) -> Vec<PortRow> {
-        let mut opened: BTreeMap<(Direction, (Protocol, u16)), [Bits; 2]> = BTreeMap::new();
+        let mut opened: BTreeMap<(Direction, (Protocol, PortBlock)), [Bits; 2]> = BTreeMap::new();
         for (direction, deny, port) in &self.any {
             opened.entry((*direction, *port)).or_default()[usize::from(*deny)] |= Bits::ANY_PEER;
         }
@@ -126,16 +127,15 @@ impl Groups {
                 let mut row = PortRow {
                     direction: *direction,
                     protocol: narrow.0,
-                    port: narrow.1,
+                    ports: narrow.1,
                     allow: Bits::NONE,
                     deny: Bits::NONE,
                 };
-                for wide in [*narrow, (narrow.0, 0), (Protocol::Any, 0)] {
-                    debug_assert!(covers(wide, *narrow));
-                    if let Some([allow, deny]) = opened.get(&(*direction, wide)) {
-                        row.allow |= *allow;
-                        row.deny |= *deny;
-                    }
+                for (_, [allow, deny]) in
+                    opened.iter().filter(|((way, wide), _)| way == direction && covers(*wide, *narrow))
+                {
+                    row.allow |= *allow;
+                    row.deny |= *deny;
                 }
                 row
             })

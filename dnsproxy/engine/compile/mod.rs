@@ -13,6 +13,7 @@ mod services;
 #[cfg(test)]
 mod tests;
 mod transition;
+mod why;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -21,11 +22,12 @@ use std::sync::Arc;
 use super::bits::GROUPS;
 use super::endpoint::PodRef;
 use super::labels::{Labels, Match};
-use super::policy::{Entity, Item, Peers, Rule};
+use super::policy::{BlockOf, Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
 use super::world::{Holder, PeerIds, World, peer_key};
 pub use transition::transition;
+pub use why::Spoken;
 
 use groups::Groups;
 use services::Front;
@@ -87,7 +89,11 @@ impl<'w> Compiler<'w> {
         let known: BTreeMap<IpAddr, PeerId> = world.peers(ids).into_iter().collect();
         let mut peers: BTreeMap<PeerId, Peer> = BTreeMap::new();
         for (address, holders) in world.holders() {
-            let id = peer_key(&holders).map_or(Some(PeerId::HOST), |key| ids.get(&key)).unwrap_or(PeerId::SERVICE);
+            let id = match peer_key(&holders) {
+                None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
+                None => PeerId::HOST,
+                Some(key) => ids.get(&key).unwrap_or(PeerId::SERVICE),
+            };
             let peer = peers.entry(id).or_insert_with(|| Peer {
                 id,
                 addresses: Vec::new(),
@@ -137,6 +143,7 @@ impl<'w> Compiler<'w> {
         let (dns, dns_denied) = dns::rules(self, &rules);
         let mut set = RuleSet {
             selected: true,
+            audit: false,
             deny_egress: !deny_egress_by.is_empty(),
             deny_ingress: !shuts(Direction::Ingress).is_empty(),
             deny_egress_by,
@@ -156,7 +163,7 @@ impl<'w> Compiler<'w> {
 
     /// Who an item means among the peers of the cluster.
     fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
-        self.peers.iter().filter(move |peer| peer.is_meant(peers, deny))
+        self.peers.iter().filter(move |peer| peer.is_meant(self.world, peers, deny))
     }
 
     fn peer(&self, address: IpAddr) -> Option<&Peer> {
@@ -170,26 +177,26 @@ impl<'w> Compiler<'w> {
             return true;
         }
         match self.peer(address) {
-            Some(peer) => peer.is_meant(peers, deny),
+            Some(peer) => peer.is_meant(self.world, peers, deny),
             None if self.known.contains_key(&address) => false,
-            None => networks(peers, deny).iter().any(|network| network.contains(&address)),
+            None => networks(self.world, peers, deny).iter().any(|network| network.contains(&address)),
         }
     }
 }
 
 impl Peer {
     /// An allowance must mean all who claim the address, a denial one of them.
-    fn is_meant(&self, peers: &Peers, deny: bool) -> bool {
+    fn is_meant(&self, world: &World, peers: &Peers, deny: bool) -> bool {
         let mut holders = self.holders.iter();
         if deny {
-            holders.any(|(holder, labels)| is_holder_meant(peers, holder, labels, deny))
+            holders.any(|(holder, labels)| is_holder_meant(world, peers, holder, labels, deny))
         } else {
-            holders.all(|(holder, labels)| is_holder_meant(peers, holder, labels, deny))
+            holders.all(|(holder, labels)| is_holder_meant(world, peers, holder, labels, deny))
         }
     }
 }
 
-fn is_holder_meant(peers: &Peers, holder: &Holder, labels: &Labels, deny: bool) -> bool {
+fn is_holder_meant(world: &World, peers: &Peers, holder: &Holder, labels: &Labels, deny: bool) -> bool {
     match peers {
         Peers::Any => true,
         Peers::Endpoints(selectors) => selectors.iter().any(|selector| {
@@ -200,12 +207,25 @@ fn is_holder_meant(peers: &Peers, holder: &Holder, labels: &Labels, deny: bool) 
             // A selector that only lacks a label (`NotIn`, `DoesNotExist`) selects nodes by accident: it opens none.
             found == Match::Yes && (matches!(holder, Holder::Pod(_)) || selector.names_reserved())
         }),
-        Peers::Entities(entities) => entities.iter().any(|entity| match entity {
-            Entity::All | Entity::Cluster => true,
-            Entity::Host => *holder == Holder::Host,
-            Entity::World => false,
-        }),
+        Peers::Entities(entities) => entities.iter().any(|entity| is_entity(*entity, holder)),
+        Peers::Nodes(_) | Peers::Services(_) => {
+            let _ = world;
+            false
+        }
         Peers::Networks(_) | Peers::Names(_) => false,
+    }
+}
+
+/// Whether who is behind an address of the cluster belongs to a class.
+fn is_entity(entity: Entity, holder: &Holder) -> bool {
+    match entity {
+        Entity::All | Entity::Cluster | Entity::ClusterMesh => true,
+        Entity::Host => matches!(holder, Holder::Host | Holder::HostApiserver),
+        Entity::RemoteNode => matches!(holder, Holder::Node(_) | Holder::NodeApiserver(_) | Holder::Apiserver),
+        Entity::KubeApiserver => {
+            matches!(holder, Holder::HostApiserver | Holder::NodeApiserver(_) | Holder::Apiserver)
+        }
+        Entity::World | Entity::Ingress | Entity::Init | Entity::Health | Entity::Unmanaged | Entity::None => false,
     }
 }
 
@@ -214,22 +234,33 @@ fn is_any(peers: &Peers) -> bool {
     match peers {
         Peers::Any => true,
         Peers::Entities(entities) => entities.contains(&Entity::All),
-        Peers::Endpoints(_) | Peers::Networks(_) | Peers::Names(_) => false,
+        Peers::Endpoints(_) | Peers::Nodes(_) | Peers::Networks(_) | Peers::Services(_) | Peers::Names(_) => false,
     }
 }
 
 /// The addresses outside the cluster that an item means.
-fn networks(peers: &Peers, deny: bool) -> Vec<ipnet::IpNet> {
+fn networks(_world: &World, peers: &Peers, deny: bool) -> Vec<ipnet::IpNet> {
     let world = || vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()];
     match peers {
-        Peers::Networks(networks) => networks.clone(),
+        Peers::Networks(blocks) => blocks
+            .iter()
+            .filter_map(|block| match &block.of {
+                BlockOf::Here(network) => Some(*network),
+                BlockOf::Group(_) | BlockOf::Groups(_) => None,
+            })
+            .collect(),
         Peers::Entities(entities) if entities.contains(&Entity::World) => world(),
         // Cilium's selectors see the world as one more set of labels; a denial keeps that, an allowance never had it.
         Peers::Endpoints(selectors) if deny => {
-            let labels = Labels::reserved("world");
+            let labels = Labels::reserved(&["world"]);
             if selectors.iter().any(|selector| selector.matches(&labels) == Match::Yes) { world() } else { Vec::new() }
         }
-        Peers::Any | Peers::Endpoints(_) | Peers::Entities(_) | Peers::Names(_) => Vec::new(),
+        Peers::Any
+        | Peers::Endpoints(_)
+        | Peers::Nodes(_)
+        | Peers::Entities(_)
+        | Peers::Services(_)
+        | Peers::Names(_) => Vec::new(),
     }
 }
 

@@ -13,7 +13,8 @@ use crate::engine::bits::Bits;
 use crate::engine::labels::{NAMESPACE, Operator, Requirement, Selector, Source};
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
-use crate::engine::policy::{NameRule, Policy, PortRule, Ports, Section, Subject, covers};
+use crate::engine::policy::{NameRule, Policy, Port, PortRule, Ports, Section, Subject};
+use crate::engine::port::{PortBlock, holds};
 use crate::engine::reference::{self, Attempt};
 use crate::engine::ruleset::{GroupKey, PacketVerdict, Protocol};
 use crate::engine::verdict::RuleText;
@@ -77,7 +78,7 @@ fn peers(names_too: bool) -> impl Strategy<Value = Peers> {
     prop_oneof![
         1 => Just(Peers::Any),
         3 => prop::collection::vec(selector(true), 0..3).prop_map(Peers::Endpoints),
-        2 => prop::collection::vec(prop::sample::select(networks).prop_map(|n| n.parse().unwrap()), 0..3)
+        2 => prop::collection::vec(prop::sample::select(networks).prop_map(|n| n.parse::<ipnet::IpNet>().unwrap().into()), 0..3)
             .prop_map(Peers::Networks),
         2 => prop::collection::btree_set(prop::sample::select(entities), 0..2).prop_map(Peers::Entities),
         2 * u32::from(names_too) => names().prop_map(Peers::Names),
@@ -86,9 +87,12 @@ fn peers(names_too: bool) -> impl Strategy<Value = Peers> {
 
 fn port_rule(dns_too: bool) -> impl Strategy<Value = PortRule> {
     let protocols = vec![Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
-    let port = (prop::sample::select(protocols), prop::sample::select(vec![80, 8080, 53, 5353, 0]));
+    let port = (prop::sample::select(protocols), prop::sample::select(vec![80_u16, 8080, 53, 5353, 0]));
     let dns = prop_oneof![3 => Just(None), u32::from(dns_too) => names().prop_map(Some)];
-    (prop::collection::btree_set(port, 0..4), dns).prop_map(|(ports, dns)| PortRule { at: at("ports"), ports, dns })
+    (prop::collection::btree_set(port, 0..4), dns).prop_map(|(ports, dns)| {
+        let ports = ports.into_iter().map(|(protocol, port)| (protocol, Port::Block(PortBlock::from(port)))).collect();
+        PortRule { at: at("ports"), ports, service: None, dns }
+    })
 }
 
 fn item(deny: bool, egress: bool) -> impl Strategy<Value = Item> {
@@ -101,12 +105,18 @@ fn item(deny: bool, egress: bool) -> impl Strategy<Value = Item> {
 
 fn section(egress: bool) -> impl Strategy<Value = Section> {
     let some = (prop::collection::vec(item(false, egress), 0..4), prop::collection::vec(item(true, egress), 0..2))
-        .prop_map(|(allow, deny)| Section { default_deny: !(allow.is_empty() && deny.is_empty()), allow, deny });
+        .prop_map(|(allow, deny)| Section {
+            default_deny: !(allow.is_empty() && deny.is_empty()),
+            allow,
+            deny,
+            unenforced: vec![],
+        });
     // A denial without default deny can't be written yet; the compiler must not care.
     let soft = prop::collection::vec(item(true, egress), 0..2).prop_map(|deny| Section {
         default_deny: false,
         allow: Vec::new(),
         deny,
+        unenforced: Vec::new(),
     });
     prop_oneof![8 => some, 1 => soft, 1 => Just(Section::default())]
 }
@@ -139,6 +149,8 @@ fn pod() -> impl Strategy<Value = Pod> {
         host_network: flags[0],
         finished: flags[1],
         search: Search::default(),
+        ports: Vec::new(),
+        mode: None,
         readable: !flags[2],
         place: String::new(),
     })
@@ -156,6 +168,8 @@ fn service() -> impl Strategy<Value = (Service, EndpointSlice)> {
         |(hosts, endpoints, other_ports, flags)| {
             let target = |plain: u16, other: u16| Some(if other_ports { other } else { plain });
             let service = Service {
+                labels: BTreeMap::new(),
+                selector: BTreeMap::new(),
                 addresses: hosts
                     .into_iter()
                     .flat_map(|host| [ip(&format!("198.18.0.{host}")), ip(&format!("2001:db8:18::{host}"))])
@@ -197,12 +211,17 @@ fn world() -> impl Strategy<Value = World> {
             // A refused policy keeps its denials and shuts; what it allowed must not matter.
             world.refused = refused;
             for (name, address) in [("here", "198.51.100.1"), ("there", "198.51.100.2")] {
-                world.nodes.insert(name.to_owned(), Node { addresses: vec![ip(address)], place: String::new() });
+                world.nodes.insert(
+                    name.to_owned(),
+                    Node { labels: BTreeMap::new(), addresses: vec![ip(address)], place: String::new() },
+                );
             }
             for (namespace, labels) in ["one", "two"].into_iter().zip(teams) {
                 if let Some(labels) = labels {
                     let labels = labels.get("app").map(|team| ("team".to_owned(), team.clone())).into_iter().collect();
-                    world.namespaces.insert(namespace.to_owned(), Namespace { labels, place: String::new() });
+                    world
+                        .namespaces
+                        .insert(namespace.to_owned(), Namespace { labels, mode: None, place: String::new() });
                 }
             }
             for (index, pod) in pods.into_iter().enumerate() {
@@ -277,14 +296,13 @@ fn the_compiled_rows_say_what_the_policies_say() {
 fn asks(world: &World, subject: &PodRef, server: IpAddr, protocol: Protocol, port: u16, name: &Name) -> bool {
     let labels = world.labels(&Holder::Pod(subject.clone()));
     let rules = selecting(world, subject, &labels);
-    let packet = (protocol, port);
     // Ports and protocol aside, does the item mean the server? Asked of the reference by a world with that item only.
     let means = |item: &Item, deny: bool| {
         let only = Item { ports: Ports::All, ..item.clone() };
         let section = if deny {
-            Section { default_deny: true, allow: vec![], deny: vec![only] }
+            Section { default_deny: true, allow: vec![], deny: vec![only], unenforced: vec![] }
         } else {
-            Section { default_deny: true, allow: vec![only], deny: vec![] }
+            Section { default_deny: true, allow: vec![only], deny: vec![], unenforced: vec![] }
         };
         let rule = Rule { at: at("only"), subject: Subject::default(), egress: section, ingress: Section::default() };
         let only =
@@ -302,16 +320,19 @@ fn asks(world: &World, subject: &PodRef, server: IpAddr, protocol: Protocol, por
     };
     let mut allowed = false;
     for (item, deny) in items(&rules, Direction::Egress) {
-        let plain = item.ports.plain().into_iter().any(|wide| covers(wide, packet));
+        let plain = item.ports.plain().into_iter().any(|wide| holds(wide, protocol, port));
         if deny && plain && means(item, true) {
             return false;
         }
-        let by_dns = match &item.ports {
-            Ports::All => false,
-            Ports::These(entries) => entries.iter().any(|entry| {
-                entry.ports.iter().any(|wide| covers(*wide, packet)) && entry.dns.as_deref().is_some_and(matches)
-            }),
-        };
+        let by_dns =
+            match &item.ports {
+                Ports::All => false,
+                Ports::These(entries) => entries.iter().any(|entry| {
+                    entry.ports.iter().any(
+                        |(wide, ports)| matches!(ports, Port::Block(block) if holds((*wide, *block), protocol, port)),
+                    ) && entry.dns.as_deref().is_some_and(matches)
+                }),
+            };
         allowed |= !deny && (by_dns || (plain && port == 53)) && means(item, false);
     }
     allowed
@@ -385,10 +406,15 @@ fn many_groups(ports: u16) -> World {
             path: format!("spec.egress[{}]", port - 1),
             ..RuleText::default()
         })),
-        peers: Peers::Networks(vec!["192.0.2.0/24".parse().unwrap()]),
-        ports: Ports::These(vec![PortRule { at: at("ports"), ports: [(Protocol::Tcp, port)].into(), dns: None }]),
+        peers: Peers::Networks(vec!["192.0.2.0/24".parse::<ipnet::IpNet>().unwrap().into()]),
+        ports: Ports::These(vec![PortRule {
+            at: at("ports"),
+            ports: [(Protocol::Tcp, Port::Block(PortBlock::one(port)))].into(),
+            service: None,
+            dns: None,
+        }]),
     });
-    let egress = Section { default_deny: true, allow: allow.collect(), deny: vec![] };
+    let egress = Section { default_deny: true, allow: allow.collect(), ..Section::default() };
     let rule = Rule { at: at("r"), subject: Subject::default(), egress, ingress: Section::default() };
     let mut world = World { policies: vec![Policy { at: at("p"), rules: vec![rule] }], ..World::default() };
     world.pods.insert(
@@ -401,6 +427,8 @@ fn many_groups(ports: u16) -> World {
             host_network: false,
             finished: false,
             search: Search::default(),
+            ports: Vec::new(),
+            mode: None,
             readable: true,
             place: String::new(),
         },
@@ -426,12 +454,12 @@ fn a_bit_that_history_holds_is_not_given_to_another_group() {
     let subject = PodRef { namespace: "one".to_owned(), name: "p".to_owned() };
     let gone = |bit, port| Group {
         bit,
-        key: GroupKey { direction: Direction::Egress, deny: false, ports: vec![(Protocol::Tcp, port)] },
+        key: GroupKey { direction: Direction::Egress, deny: false, ports: vec![(Protocol::Tcp, PortBlock::one(port))] },
         names: vec!["a.example".to_owned()],
     };
     let history = [gone(1, 4443), gone(3, 2)];
     let rules = compile(&many_groups(3), &subject, &mut PeerIds::default(), &history).unwrap();
-    let bits: Vec<(u8, u16)> = rules.groups.iter().map(|group| (group.bit, group.key.ports[0].1)).collect();
+    let bits: Vec<(u8, u16)> = rules.groups.iter().map(|group| (group.bit, group.key.ports[0].1.first())).collect();
     assert_eq!(bits, [(2, 1), (3, 2), (4, 3)]);
     let full: Vec<Group> = (1..=127).map(|bit| gone(bit, 10_000 + u16::from(bit))).collect();
     let error = compile(&many_groups(1), &subject, &mut PeerIds::default(), &full).unwrap_err();

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::engine::bits::Bits;
+use crate::engine::port::{PortBlock, covers};
 use crate::engine::ruleset::{Direction, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 
 /// What `base` allows less what `base` or `other` denies; `None` if `other` denies nothing, so that `base` itself will do.
@@ -20,11 +21,11 @@ pub fn transition(base: &RuleSet, other: &RuleSet) -> Option<RuleSet> {
         return None;
     }
     let deny_bits = other.ports.iter().fold(Bits::NONE, |bits, row| bits | row.deny);
-    let keys: BTreeSet<(Direction, Protocol, u16)> =
-        other.ports.iter().chain(&base.ports).map(|row| (row.direction, row.protocol, row.port)).collect();
-    let ports = keys.into_iter().map(|(direction, protocol, port)| {
-        let (was, is) = (ports_of(other, direction, protocol, port), ports_of(base, direction, protocol, port));
-        PortRow { direction, protocol, port, allow: is.0, deny: is.1 | was.1 }
+    let keys: BTreeSet<(Direction, Protocol, PortBlock)> =
+        other.ports.iter().chain(&base.ports).map(|row| (row.direction, row.protocol, row.ports)).collect();
+    let ports = keys.into_iter().map(|(direction, protocol, ports)| {
+        let (was, is) = (ports_of(other, direction, protocol, ports), ports_of(base, direction, protocol, ports));
+        PortRow { direction, protocol, ports, allow: is.0, deny: is.1 | was.1 }
     });
     let nets: BTreeSet<IpNet> = other.cidrs.iter().chain(&base.cidrs).map(|row| row.0).collect();
     let cidrs = nets.into_iter().map(|net| (net, cidr_of(base, net) | cidr_of(other, net) & deny_bits));
@@ -40,12 +41,11 @@ pub fn transition(base: &RuleSet, other: &RuleSet) -> Option<RuleSet> {
     })
 }
 
-/// The row that the kernel finds: exact, then any port, then any protocol.
-fn ports_of(set: &RuleSet, direction: Direction, protocol: Protocol, port: u16) -> (Bits, Bits) {
-    let find = |protocol, port| {
-        set.ports.iter().find(|row| (row.direction, row.protocol, row.port) == (direction, protocol, port))
-    };
-    let row = find(protocol, port).or_else(|| find(protocol, 0)).or_else(|| find(Protocol::Any, 0));
+/// The row that the kernel finds for all of these ports: the narrowest that covers them.
+fn ports_of(set: &RuleSet, direction: Direction, protocol: Protocol, ports: PortBlock) -> (Bits, Bits) {
+    let rows = set.ports.iter().filter(|row| row.direction == direction);
+    let rows = rows.filter(|row| covers((row.protocol, row.ports), (protocol, ports)));
+    let row = rows.max_by_key(|row| (row.protocol != Protocol::Any, row.ports.length()));
     row.map_or((Bits::NONE, Bits::NONE), |row| (row.allow, row.deny))
 }
 

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::engine::grant::open_at;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
+use crate::engine::port::PortBlock;
 use crate::engine::ruleset::{Direction, GroupKey, Protocol};
 
 const SECOND: u64 = 1_000_000_000;
@@ -340,7 +341,8 @@ fn a_stale_plan_is_not_recorded() {
 }
 
 fn group(bit: u8, port: u16, names: &[&str]) -> Group {
-    let key = GroupKey { direction: Direction::Egress, deny: false, ports: vec![(Protocol::Tcp, port)] };
+    let key =
+        GroupKey { direction: Direction::Egress, deny: false, ports: vec![(Protocol::Tcp, PortBlock::one(port))] };
     Group { bit, key, names: names.iter().map(|name| (*name).to_owned()).collect() }
 }
 

@@ -7,6 +7,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use super::transport::{framed, is_closed, receive};
 use super::*;
+use crate::engine::port::PortBlock;
 use crate::engine::ruleset::DnsDeny;
 
 /// The name in the certificate.
@@ -111,8 +112,11 @@ fn handshakes_count_against_the_queries_of_a_second() {
 fn a_server_that_a_rule_denies_on_the_port_of_tls_has_no_connection_there() {
     let files = files();
     let mut denied = rules(&["*.test"], &["*"]);
-    let deny =
-        |port| DnsDeny { rule: denied.dns[0].rule.clone(), servers: Servers::Any, ports: vec![(Protocol::Tcp, port)] };
+    let deny = |port| DnsDeny {
+        rule: denied.dns[0].rule.clone(),
+        servers: Servers::Any,
+        ports: vec![(Protocol::Tcp, PortBlock::one(port))],
+    };
     let (on_443, on_853) = (deny(443), deny(853));
     denied.dns_denied = vec![on_443];
     let open = world(&files, Setup { rules: denied.clone(), ..Setup::default() });

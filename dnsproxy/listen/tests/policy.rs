@@ -263,7 +263,7 @@ fn an_address_that_a_rule_opens_without_a_name_stays() {
     open.ports = vec![PortRow {
         direction: Direction::Egress,
         protocol: Protocol::Tcp,
-        port: 443,
+        ports: PortBlock::one(443),
         allow: Bits::of(5),
         deny: Bits::NONE,
     }];
