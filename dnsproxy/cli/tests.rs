@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::cluster::snapshot::Stands;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
@@ -87,6 +88,7 @@ fn status() -> Status {
                 place: "p.yaml:7:5".to_owned(),
                 text: "no such \u{1b}field".to_owned(),
                 kept: true,
+                stands: Stands::Kept,
             }],
             skipped: 2,
         },

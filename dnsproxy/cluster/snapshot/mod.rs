@@ -8,12 +8,13 @@
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::fields::{Fault, Reader, Source};
+use super::fields::{Fault, FaultKind, Reader, Source};
 use super::files::{self, File};
 use super::manifest::{self, Found, Kind, Object, policy};
 use super::tree::{self, Node, write_json};
@@ -48,6 +49,9 @@ pub struct Refusal {
     pub text: String,
     /// Whether the last good version stays in force.
     pub kept: bool,
+    /// What it does: the object is refused, or in force but for an item that namegate can't enforce yet.
+    #[serde(default)]
+    pub kind: FaultKind,
 }
 
 /// The last good version of every object, for the time when it is wrong. Part of the state that outlives the process.
@@ -103,13 +107,48 @@ pub fn generation_hash(dir: &Path) -> Option<[u8; 32]> {
     files::read(dir).ok().map(|files| hash(&files))
 }
 
+/// What stands in the place of what was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stands {
+    /// What it selects is shut.
+    #[default]
+    Shut,
+    /// The object's last good version.
+    Kept,
+    /// The object itself, but for the item, which allows nothing (or denies without what can't be enforced).
+    Rest,
+}
+
+impl Refusal {
+    /// What stands in its place.
+    pub fn stands(&self) -> Stands {
+        match (self.kept, self.kind) {
+            (true, _) => Stands::Kept,
+            (false, FaultKind::Unenforced) => Stands::Rest,
+            (false, _) => Stands::Shut,
+        }
+    }
+}
+
+impl fmt::Display for Stands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stands::Shut => "what it selects is closed",
+            Stands::Kept => "the last good version is in force",
+            Stands::Rest => "the rest of it is in force",
+        })
+    }
+}
+
 /// One generation from its files.
 pub fn assemble(files: &[File], last_good: &LastGood, on_invalid: OnInvalid) -> Snapshot {
     let parsed: Vec<Parsed> = files.iter().map(parse).collect();
     let mut generation =
         Generation { world: World::default(), refusals: Vec::new(), next: LastGood::default(), last_good, on_invalid };
-    let (entries, skipped) = entries(files, &parsed);
-    let present: BTreeSet<&str> = entries.iter().filter_map(|entry| entry.key.as_deref()).collect();
+    let (mut entries, skipped) = entries(files, &parsed);
+    let keys: Vec<String> = entries.iter().filter_map(|entry| entry.key.clone()).collect();
+    let present: BTreeSet<&str> = keys.iter().map(String::as_str).collect();
     for (file, result) in files.iter().zip(&parsed) {
         match result {
             Ok(_) => {
@@ -118,7 +157,12 @@ pub fn assemble(files: &[File], last_good: &LastGood, on_invalid: OnInvalid) -> 
             Err((place, text)) => generation.broken_file(&file.name, place, text, &present),
         }
     }
-    for entry in &entries {
+    // What a policy may say depends on Cilium's settings.
+    for entry in entries.iter().filter(|entry| entry.kind == Some(Kind::ConfigMap)) {
+        generation.add(entry);
+    }
+    for entry in entries.iter_mut().filter(|entry| entry.kind != Some(Kind::ConfigMap)) {
+        policy::settle(&mut entry.faults, &generation.world.cilium_config);
         generation.add(entry);
     }
     let Generation { mut world, refusals, next, .. } = generation;
@@ -226,7 +270,7 @@ fn mark_repeated(entries: &mut [Entry<'_>]) {
             let text = format!("another {key} at {}; once is allowed", entries[that].place);
             let place = entries[this].place.clone();
             let at = entries[this].node.at;
-            entries[this].faults.push(Fault { at, place, path: String::new(), text });
+            entries[this].faults.push(Fault { at, place, path: String::new(), text, kind: FaultKind::Wrong });
         }
     }
 }
@@ -237,7 +281,17 @@ impl Generation<'_> {
             return;
         }
         let is_policy = entry.kind.is_none_or(Kind::is_policy);
-        if entry.faults.is_empty() {
+        let wrong = entry.faults.iter().any(|fault| fault.kind == FaultKind::Wrong);
+        let ignored = is_policy && self.on_invalid == OnInvalid::Ignore;
+        let kept = wrong && !ignored && entry.key.as_ref().is_some_and(|key| self.keep(key));
+        let kind = entry.kind.map_or("object", Kind::name);
+        let object = entry.key.clone().unwrap_or_else(|| format!("{kind} ({})", entry.place));
+        for Fault { place, path, text, kind, .. } in &entry.faults {
+            let text = if path.is_empty() { text.clone() } else { format!("{path}: {text}") };
+            let (object, place, kind) = (object.clone(), place.clone(), *kind);
+            self.refusals.push(Refusal { object, policy: is_policy, place, text, kept, kind });
+        }
+        if !wrong {
             if let (Some(key), Some(object)) = (&entry.key, entry.object.clone()) {
                 let kept =
                     Kept { file: entry.file.to_owned(), place: entry.place.clone(), text: write_json(&entry.node) };
@@ -245,15 +299,6 @@ impl Generation<'_> {
                 self.insert(object, true);
             }
             return;
-        }
-        let ignored = is_policy && self.on_invalid == OnInvalid::Ignore;
-        let kept = !ignored && entry.key.as_ref().is_some_and(|key| self.keep(key));
-        let kind = entry.kind.map_or("object", Kind::name);
-        let object = entry.key.clone().unwrap_or_else(|| format!("{kind} ({})", entry.place));
-        for Fault { place, path, text, .. } in &entry.faults {
-            let text = if path.is_empty() { text.clone() } else { format!("{path}: {text}") };
-            let (object, place) = (object.clone(), place.clone());
-            self.refusals.push(Refusal { object, policy: is_policy, place, text, kept });
         }
         if kept || ignored {
             return;
@@ -280,7 +325,7 @@ impl Generation<'_> {
             self.world.refused.push(policy::shut("File", file, place));
         }
         let (object, place, text) = (format!("file {file}"), place.to_owned(), text.to_owned());
-        self.refusals.push(Refusal { object, policy: true, place, text, kept });
+        self.refusals.push(Refusal { object, policy: true, place, text, kept, kind: FaultKind::Wrong });
     }
 
     /// Puts an object's last good version in force, if there is one.
@@ -301,7 +346,10 @@ impl Generation<'_> {
             Object::Pod(key, pod) => drop(world.pods.insert(key, pod)),
             Object::Service(key, service) => drop(world.services.insert(key, service)),
             Object::EndpointSlice(key, slice) => drop(world.endpoint_slices.insert(key, slice)),
+            Object::Endpoints(key, slices) => drop(world.endpoints.insert(key, slices)),
             Object::Node(name, node) => drop(world.nodes.insert(name, node)),
+            Object::CidrGroup(name, group) => drop(world.cidr_groups.insert(name, group)),
+            Object::CiliumConfig(data) => world.cilium_config.extend(data),
             // Labels that could not be read whole are as good as unknown.
             Object::Namespace(name, namespace) if good => drop(world.namespaces.insert(name, namespace)),
             Object::Namespace(..) => {}
@@ -317,15 +365,20 @@ fn marked(mut object: Object) -> Object {
         Object::Pod(_, pod) => pod.readable = false,
         Object::Service(_, service) => service.readable = false,
         Object::EndpointSlice(_, slice) => slice.readable = false,
-        Object::Namespace(..) | Object::Node(..) | Object::Policy(_) => {}
+        Object::Endpoints(_, slices) => slices.iter_mut().for_each(|slice| slice.readable = false),
+        Object::CidrGroup(_, group) => group.readable = false,
+        Object::Namespace(..) | Object::Node(..) | Object::CiliumConfig(_) | Object::Policy(_) => {}
     }
     object
 }
 
+/// What still holds of a policy that is refused: its denials, and that it shuts every direction in which it has an item.
 fn without_allowances(mut policy: Policy) -> Policy {
-    for rule in &mut policy.rules {
-        rule.egress.allow.clear();
-        rule.ingress.allow.clear();
+    for section in policy.rules.iter_mut().flat_map(|rule| [&mut rule.egress, &mut rule.ingress]) {
+        let items = section.allow.len() + section.deny.len() + section.unenforced.len();
+        section.default_deny |= items > 0;
+        section.allow.clear();
+        section.unenforced.clear();
     }
     policy
 }
