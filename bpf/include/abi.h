@@ -140,9 +140,9 @@ _Static_assert(sizeof(struct grant) == 112, "no padding");
 /* peers: address -> peer. Pods and nodes have ids from PEER_FIRST. */
 enum peer_id {
 	PEER_NONE = 0,
-	PEER_HOST = 1,	   /* this node */
-	PEER_SERVICE = 2,  /* a Service's address: only a row of `services` opens it */
-	PEER_STEERING = 3, /* a local address of the proxy: never opened */
+	PEER_HOST = 1,		 /* this node */
+	PEER_SERVICE = 2,	 /* a Service's address: only a row of `services` opens it */
+	PEER_STEERING = 3,	 /* a local address of the proxy: never opened */
 	PEER_HOST_APISERVER = 4, /* this node, at an address at which the API server listens */
 	PEER_FIRST = 16,
 };
@@ -284,7 +284,8 @@ struct flow_event {
 	__u8 rejected;
 	__u8 reply; /* the packet is a reply of its flow */
 	__u8 icmp_type;
-	__u32 pad;
+	__u8 audited; /* with REASON_AUDIT: the enum reason that it would have been dropped for */
+	__u8 pad[3];
 };
 _Static_assert(sizeof(struct flow_event) == 80, "no padding");
 

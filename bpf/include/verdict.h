@@ -367,7 +367,7 @@ SEPARATE enum reason converse(struct context *c)
 		c->reply = direction != c->direction;
 		if (flow->generation != generation) {
 			reason = policy(c, &key.remote, (__u32)direction << 16 | responder_port(c, &key, direction), 1);
-			if (!passes(reason)) {
+			if (!passes(reason) && !(c->endpoint.flags & ENDPOINT_AUDIT)) {
 				revoke(c, flow, reason);
 				return reason;
 			}
@@ -394,8 +394,15 @@ SEPARATE enum reason converse(struct context *c)
 	if (icmp && !opening)
 		return REASON_NOT_A_REPLY;
 	reason = policy(c, &key.remote, (__u32)c->direction << 16 | responder_port(c, &key, c->direction), 0);
-	if (!passes(reason))
-		return flow && c->reply && reason == REASON_NO_GRANT ? REASON_NOT_A_REPLY : reason;
+	if (!passes(reason) && flow && c->reply && reason == REASON_NO_GRANT)
+		reason = REASON_NOT_A_REPLY;
+	if (!passes(reason)) {
+		if (!(c->endpoint.flags & ENDPOINT_AUDIT))
+			return reason;
+		/* Remembered as a flow, so that it is told once and its replies are replies. */
+		c->audited = reason;
+		reason = REASON_AUDIT;
+	}
 	c->reply = 0;
 	if (flow)
 		forget(c, &key, flow->pooled);
@@ -523,6 +530,25 @@ static __always_inline enum reason unenforced(enum reason reason)
 	default:
 		return REASON_UNENFORCED;
 	}
+}
+
+/* The endpoint is watched, not guarded: what policy would drop passes. It still can't pretend to be another, nor reach
+ * the proxy's own addresses.
+ */
+static __always_inline enum reason audited(struct context *c, enum reason reason)
+{
+	if (unenforced(reason) != REASON_UNENFORCED || reason == REASON_STEERING_ADDRESS ||
+	    reason == REASON_OTHER_DESTINATION)
+		return reason;
+	c->audited = reason;
+	return REASON_AUDIT;
+}
+
+/* Whether a refusal is only noted. */
+static __always_inline int is_audited(const struct context *c, enum reason reason)
+{
+	return !passes(reason) && reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED &&
+	       (c->endpoint.flags & ENDPOINT_AUDIT) && (c->endpoint.flags & ENDPOINT_ENFORCE);
 }
 
 #endif

@@ -42,6 +42,8 @@ pub mod flag {
     pub const DENY_INGRESS: u32 = f::ENDPOINT_DENY_INGRESS.0;
     pub const STEER: u32 = f::ENDPOINT_STEER.0;
     pub const REJECT: u32 = f::ENDPOINT_REJECT.0;
+    /// Count what would be dropped, and let it pass.
+    pub const AUDIT: u32 = f::ENDPOINT_AUDIT.0;
     pub const BRIDGED: u32 = f::ENDPOINT_BRIDGED.0;
     pub const ENFORCE: u32 = f::ENDPOINT_ENFORCE.0;
     pub const HAS_MAC: u32 = f::ENDPOINT_HAS_MAC.0;

@@ -81,6 +81,7 @@ impl EndpointRow {
     pub fn flags_of(rules: &RuleSet) -> u32 {
         let bit = |on: bool, flag: u32| if on { flag } else { 0 };
         bit(rules.selected, flag::ENFORCE)
+            | bit(rules.audit, flag::AUDIT)
             | bit(rules.deny_egress, flag::DENY_EGRESS)
             | bit(rules.deny_ingress, flag::DENY_INGRESS)
             | bit(rules.steered(), flag::STEER)
