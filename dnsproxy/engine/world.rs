@@ -1,7 +1,10 @@
 //! The cluster as the engine sees it: typed, already checked.
 
+mod objects;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -10,6 +13,7 @@ use super::labels::Labels;
 use super::name::Name;
 use super::policy::Policy;
 use super::ruleset::{PeerId, Protocol};
+pub use objects::Objects;
 
 /// Everything that one generation of the snapshot says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,20 +23,20 @@ pub struct World {
     /// The cluster's name, as pods carry it in a label; Cilium's `cluster-name`.
     pub cluster: String,
     /// By namespace and name.
-    pub pods: BTreeMap<PodRef, Pod>,
+    pub pods: Objects<PodRef, Pod>,
     /// By name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: Objects<String, Namespace>,
     /// By namespace and name.
-    pub services: BTreeMap<(String, String), Service>,
+    pub services: Objects<(String, String), Service>,
     /// By namespace and name.
-    pub endpoint_slices: BTreeMap<(String, String), EndpointSlice>,
+    pub endpoint_slices: Objects<(String, String), EndpointSlice>,
     /// Endpoints objects by namespace and name (the Service's), each as the slices that it says the same as. For Services
     /// that have no slice of their own.
-    pub endpoints: BTreeMap<(String, String), Vec<EndpointSlice>>,
+    pub endpoints: Objects<(String, String), Vec<EndpointSlice>>,
     /// By name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Objects<String, Node>,
     /// CiliumCIDRGroups by name.
-    pub cidr_groups: BTreeMap<String, CidrGroup>,
+    pub cidr_groups: Objects<String, CidrGroup>,
     /// `data` of the ConfigMap `cilium-config`.
     pub cilium_config: BTreeMap<String, String>,
     /// Whom policies shut.
@@ -42,9 +46,9 @@ pub struct World {
     /// Whether that of a pod or its namespace counts.
     pub own_modes: bool,
     /// Policies that were read, by kind, namespace and name.
-    pub policies: Vec<Policy>,
+    pub policies: Vec<Arc<Policy>>,
     /// What still holds of policies that could not be read (I10).
-    pub refused: Vec<Policy>,
+    pub refused: Vec<Arc<Policy>>,
 }
 
 /// Whom policies shut: Cilium's `enable-policy`.
@@ -259,13 +263,13 @@ impl Default for World {
         World {
             own_node: None,
             cluster: "default".to_owned(),
-            pods: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
-            services: BTreeMap::new(),
-            endpoint_slices: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            cidr_groups: BTreeMap::new(),
+            pods: Objects::new(),
+            namespaces: Objects::new(),
+            services: Objects::new(),
+            endpoint_slices: Objects::new(),
+            endpoints: Objects::new(),
+            nodes: Objects::new(),
+            cidr_groups: Objects::new(),
             cilium_config: BTreeMap::new(),
             enforcement: Enforcement::default(),
             mode: Mode::default(),
