@@ -635,6 +635,35 @@ pub fn without_a_policy_the_pod_does_what_it_likes_as_itself() {
     counts(&bench, Egress, &from_pod(other(4), to, TCP, &tcp(1, 80, 1, SYN)), Reason::SpoofedAddress);
 }
 
+pub fn an_audited_endpoint_is_told_of_and_let_through_once_a_conversation() {
+    let (mut bench, to) = (ready(), other(4));
+    bench.flags(flag::AUDIT, 0);
+    let syn = from_pod(pod4(), to, TCP, &tcp(40000, 80, 1, SYN));
+    counts(&bench, Egress, &syn, Reason::Audit);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(80, 40000, 9, SYN | ACK)), Reason::Flow);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 80, 2, ACK)), Reason::Flow);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(40001, 81, 1, SYN)), Reason::Audit);
+    counts(&bench, Egress, &from_pod(pod4(), to, 47, &[0; 20]), Reason::Audit);
+    counts(&bench, Egress, &from_pod(pod4(), granted(4), TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
+    // It can't be another, all the same.
+    counts(&bench, Egress, &from_pod(other(4), to, TCP, &tcp(1, 80, 1, SYN)), Reason::SpoofedAddress);
+    counts(&bench, Ingress, &to_pod(to, other(4), TCP, &tcp(443, 40000, 1, ACK)), Reason::OtherDestination);
+}
+
+pub fn the_end_of_an_audit_ends_what_policy_does_not_allow() {
+    let (mut bench, to) = (ready(), other(4));
+    bench.flags(flag::AUDIT, 0);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 80, 1, SYN)), Reason::Audit);
+    // A reload in audit leaves it alone.
+    bench.row.generation += 1;
+    bench.flip();
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 80, 2, ACK)), Reason::Flow);
+    bench.row.generation += 1;
+    bench.flags(0, flag::AUDIT);
+    counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 80, 3, ACK)), Reason::NoGrant);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(80, 40000, 9, ACK)), Reason::NoGrant);
+}
+
 pub fn a_closed_endpoint_and_an_unknown_interface_pass_nothing() {
     let mut bench = ready();
     bench.flags(flag::CLOSED, 0);
