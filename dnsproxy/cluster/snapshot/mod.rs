@@ -305,7 +305,7 @@ impl Generation<'_> {
         }
         match &entry.object {
             Some(object) => self.insert(marked(object.clone()), false),
-            None => self.world.refused.push(policy::shut("File", entry.file, &entry.place)),
+            None => self.world.refused.push(policy::shut("File", entry.file, &entry.place).into()),
         }
     }
 
@@ -322,7 +322,7 @@ impl Generation<'_> {
         if kept {
             self.next.files.insert(file.to_owned());
         } else if self.on_invalid == OnInvalid::Refuse {
-            self.world.refused.push(policy::shut("File", file, place));
+            self.world.refused.push(policy::shut("File", file, place).into());
         }
         let (object, place, text) = (format!("file {file}"), place.to_owned(), text.to_owned());
         self.refusals.push(Refusal { object, policy: true, place, text, kept, kind: FaultKind::Wrong });
@@ -353,8 +353,8 @@ impl Generation<'_> {
             // Labels that could not be read whole are as good as unknown.
             Object::Namespace(name, namespace) if good => drop(world.namespaces.insert(name, namespace)),
             Object::Namespace(..) => {}
-            Object::Policy(policy) if good => world.policies.push(policy),
-            Object::Policy(policy) => world.refused.push(without_allowances(policy)),
+            Object::Policy(policy) if good => world.policies.push(policy.into()),
+            Object::Policy(policy) => world.refused.push(without_allowances(policy).into()),
         }
     }
 }

@@ -320,7 +320,7 @@ fn a_pods_search_list_is_what_its_dns_settings_say() {
         let file = File { name: "pod.yaml".to_owned(), content: Ok(pod.into_bytes()) };
         let snapshot = assemble(&[file], &LastGood::default(), OnInvalid::Refuse);
         assert_eq!(snapshot.refusals.len(), 0, "{spec}");
-        let search = snapshot.world.pods.into_values().next().expect("a pod").search;
+        let search = snapshot.world.pods.values().next().expect("a pod").search.clone();
         (search.only_own, search.own.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "))
     };
     assert_eq!(said(""), (false, String::new()));
