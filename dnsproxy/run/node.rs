@@ -15,6 +15,7 @@ use super::state::{self, State};
 use super::watch::Watch;
 use super::{names, packets, reload, steering, upkeep};
 use crate::clock;
+use crate::cluster::snapshot;
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{FqdnTable, Meaning};
@@ -43,6 +44,8 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 pub(super) struct Node {
     pub config: Config,
     pub source: Source,
+    /// The cluster's objects, of which only what changed is read again.
+    pub snapshot: snapshot::Source,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
@@ -150,6 +153,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
+        snapshot: snapshot::Source::new(&config.snapshot),
         config,
         source,
     };

@@ -5,6 +5,7 @@ pub mod policy;
 pub mod selector;
 
 use std::fmt;
+use std::sync::Arc;
 
 use super::fields::{Field, Reader, Source};
 use super::tree::{Key, Node, Value};
@@ -41,21 +42,21 @@ pub enum Kind {
     ClusterNetworkPolicy,
 }
 
-/// One object, read as far as it could be.
+/// One object, read as far as it could be. A clone shares it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
     /// A pod.
-    Pod(PodRef, Pod),
+    Pod(PodRef, Arc<Pod>),
     /// A namespace.
-    Namespace(String, Namespace),
+    Namespace(String, Arc<Namespace>),
     /// A Service, by namespace and name.
-    Service((String, String), Service),
+    Service((String, String), Arc<Service>),
     /// Backends, by namespace and name.
-    EndpointSlice((String, String), EndpointSlice),
+    EndpointSlice((String, String), Arc<EndpointSlice>),
     /// A node.
-    Node(String, WorldNode),
+    Node(String, Arc<WorldNode>),
     /// A policy; after faults, what still holds of it.
-    Policy(Policy),
+    Policy(Arc<Policy>),
 }
 
 /// What a document or an item of a list turns out to be.
@@ -235,7 +236,7 @@ pub fn read(kind: Kind, object: &Field<'_>) -> Object {
         Kind::Service => objects::service(object),
         Kind::EndpointSlice => objects::endpoint_slice(object),
         Kind::Node => objects::node(object),
-        _ => Object::Policy(policy::policy(kind, object)),
+        _ => Object::Policy(policy::policy(kind, object).into()),
     }
 }
 

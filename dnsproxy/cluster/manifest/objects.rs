@@ -49,7 +49,7 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
         place: object.place(),
     };
     let (namespace, name) = placed(object, namespace, name);
-    Object::Pod(PodRef { namespace, name }, pod)
+    Object::Pod(PodRef { namespace, name }, pod.into())
 }
 
 /// What a pod's spec says of its search list. A suffix that is no name is left out: it can't be what a query ends in.
@@ -72,7 +72,8 @@ fn search(spec: &Field<'_>) -> Search {
 pub(super) fn namespace(object: &Field<'_>) -> Object {
     let (_, name) = names(Kind::Namespace, object);
     let labels = labels(object);
-    Object::Namespace(placed(object, None, name).1, Namespace { labels, mode: None, place: object.place() })
+    let namespace = Namespace { labels, mode: None, place: object.place() };
+    Object::Namespace(placed(object, None, name).1, namespace.into())
 }
 
 /// Reads a Service.
@@ -116,7 +117,7 @@ pub(super) fn service(object: &Field<'_>) -> Object {
         readable: object.faults() == 0,
         place: object.place(),
     };
-    Object::Service(placed(object, namespace, name), service)
+    Object::Service(placed(object, namespace, name), service.into())
 }
 
 /// Reads an EndpointSlice.
@@ -145,7 +146,7 @@ pub(super) fn endpoint_slice(object: &Field<'_>) -> Object {
         endpoints.push((addresses, ready.is_none_or(|ready| ready.boolean() == Some(true))));
     }
     let slice = EndpointSlice { service, ports, endpoints, readable: object.faults() == 0, place: object.place() };
-    Object::EndpointSlice(placed(object, namespace, name), slice)
+    Object::EndpointSlice(placed(object, namespace, name), slice.into())
 }
 
 /// Reads a node.
@@ -160,7 +161,8 @@ pub(super) fn node(object: &Field<'_>) -> Object {
             addresses.extend(item.need("address").and_then(|address| address.address()));
         }
     }
-    Object::Node(placed(object, None, name).1, Node { labels: labels(object), addresses, place: object.place() })
+    let node = Node { labels: labels(object), addresses, place: object.place() };
+    Object::Node(placed(object, None, name).1, node.into())
 }
 
 fn labels(object: &Field<'_>) -> BTreeMap<String, String> {
