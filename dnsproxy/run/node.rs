@@ -15,6 +15,7 @@ use super::state::{self, State};
 use super::watch::Watch;
 use super::{names, packets, reload, steering, upkeep};
 use crate::clock;
+use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
@@ -46,6 +47,8 @@ pub(super) struct Node {
     pub source: Source,
     /// What the cluster's own configuration says.
     pub cluster: CiliumConfig,
+    /// The cluster's objects, of which only what changed is read again.
+    pub snapshot: snapshot::Source,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
@@ -153,6 +156,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
+        snapshot: snapshot::Source::new(&config.snapshot),
         config,
         source,
         cluster: CiliumConfig::default(),

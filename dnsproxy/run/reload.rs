@@ -76,14 +76,13 @@ impl Node {
     }
 
     async fn load(&mut self, only_if_changed: bool) {
-        if only_if_changed
-            && let Some(hash) = self.loaded.hash
-            && snapshot::generation_hash(&self.config.snapshot) == Some(hash)
-        {
+        if self.snapshot.path() != self.config.snapshot {
+            self.snapshot = snapshot::Source::new(&self.config.snapshot);
+        }
+        let snapshot = self.snapshot.read(&self.state.last_good, self.config.policy.on_invalid.into());
+        if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
             return;
         }
-        let snapshot =
-            snapshot::read(&self.config.snapshot, &self.state.last_good, self.config.policy.on_invalid.into());
         self.report(&snapshot);
         self.follow_cluster(&snapshot.world.cilium_config);
         self.loaded.hash = Some(snapshot.generation_hash);
@@ -104,7 +103,7 @@ impl Node {
     /// Why there is no policy at all, if the snapshot as a whole could not be read and nothing of an earlier one is known.
     fn nothing_read(&self) -> Vec<String> {
         let nothing = self.world.as_ref().is_some_and(|world| world.pods.is_empty());
-        if nothing && snapshot::generation_hash(&self.config.snapshot).is_none() {
+        if nothing && !self.snapshot.is_readable() {
             return vec![format!("snapshot: {} can't be read: nothing passes", self.config.snapshot.display())];
         }
         Vec::new()

@@ -6,6 +6,7 @@ pub mod selector;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
 use super::fields::{FaultKind, Field, Reader, Source};
 use super::tree::{Key, Node, Value};
@@ -46,27 +47,27 @@ pub enum Kind {
     ClusterNetworkPolicy,
 }
 
-/// One object, read as far as it could be.
+/// One object, read as far as it could be. A clone shares it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
     /// A pod.
-    Pod(PodRef, Pod),
+    Pod(PodRef, Arc<Pod>),
     /// A namespace.
-    Namespace(String, Namespace),
+    Namespace(String, Arc<Namespace>),
     /// A Service, by namespace and name.
-    Service((String, String), Service),
+    Service((String, String), Arc<Service>),
     /// Backends, by namespace and name.
-    EndpointSlice((String, String), EndpointSlice),
+    EndpointSlice((String, String), Arc<EndpointSlice>),
     /// Backends as an Endpoints object has them, by namespace and name.
-    Endpoints((String, String), Vec<EndpointSlice>),
+    Endpoints((String, String), Arc<Vec<EndpointSlice>>),
     /// A node.
-    Node(String, WorldNode),
+    Node(String, Arc<WorldNode>),
     /// Blocks of addresses, by name.
-    CidrGroup(String, CidrGroup),
+    CidrGroup(String, Arc<CidrGroup>),
     /// Cilium's settings.
-    CiliumConfig(BTreeMap<String, String>),
+    CiliumConfig(Arc<BTreeMap<String, String>>),
     /// A policy; after faults, what still holds of it.
-    Policy(Policy),
+    Policy(Arc<Policy>),
 }
 
 /// What a document or an item of a list turns out to be.
@@ -288,7 +289,7 @@ pub fn read(kind: Kind, object: &Field<'_>) -> Object {
         Kind::Node => objects::node(object),
         Kind::ConfigMap => objects::cilium_config(object),
         Kind::CiliumCidrGroup => objects::cidr_group(object),
-        _ => Object::Policy(policy::policy(kind, object)),
+        _ => Object::Policy(policy::policy(kind, object).into()),
     }
 }
 

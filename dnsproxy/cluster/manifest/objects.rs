@@ -59,7 +59,7 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
         place: object.place(),
     };
     let (namespace, name) = placed(object, namespace, name);
-    Object::Pod(PodRef { namespace, name }, pod)
+    Object::Pod(PodRef { namespace, name }, pod.into())
 }
 
 /// What a pod's spec says of its search list. A suffix that is no name is left out: it can't be what a query ends in.
@@ -131,7 +131,8 @@ pub(super) fn namespace(object: &Field<'_>) -> Object {
         labels.entry(NAMESPACE_NAME.to_owned()).or_insert_with(|| name.clone());
     }
     let mode = mode(object);
-    Object::Namespace(placed(object, None, name).1, Namespace { labels, mode, place: object.place() })
+    let namespace = Namespace { labels, mode, place: object.place() };
+    Object::Namespace(placed(object, None, name).1, namespace.into())
 }
 
 /// Reads a Service.
@@ -175,7 +176,7 @@ pub(super) fn service(object: &Field<'_>) -> Object {
         readable: object.faults() == 0,
         place: object.place(),
     };
-    Object::Service(placed(object, namespace, name), service)
+    Object::Service(placed(object, namespace, name), service.into())
 }
 
 /// Reads an EndpointSlice.
@@ -204,7 +205,7 @@ pub(super) fn endpoint_slice(object: &Field<'_>) -> Object {
         endpoints.push((addresses, ready.is_none_or(|ready| ready.boolean() == Some(true))));
     }
     let slice = EndpointSlice { service, ports, endpoints, readable: object.faults() == 0, place: object.place() };
-    Object::EndpointSlice(placed(object, namespace, name), slice)
+    Object::EndpointSlice(placed(object, namespace, name), slice.into())
 }
 
 /// Reads an Endpoints object: a slice for each of its subsets.
@@ -234,7 +235,7 @@ pub(super) fn endpoints(object: &Field<'_>) -> Object {
     for slice in &mut slices {
         slice.readable = object.faults() == 0;
     }
-    Object::Endpoints(placed(object, namespace, name), slices)
+    Object::Endpoints(placed(object, namespace, name), slices.into())
 }
 
 /// Reads a CiliumCIDRGroup.
@@ -249,7 +250,7 @@ pub(super) fn cidr_group(object: &Field<'_>) -> Object {
     }
     let labels = labels(object);
     let group = CidrGroup { labels, networks, readable: object.faults() == 0, place: object.place() };
-    Object::CidrGroup(placed(object, None, name).1, group)
+    Object::CidrGroup(placed(object, None, name).1, group.into())
 }
 
 /// Whether a ConfigMap is Cilium's.
@@ -260,7 +261,7 @@ pub(super) fn is_cilium_config(node: &TreeNode) -> bool {
 /// Reads Cilium's ConfigMap.
 pub(super) fn cilium_config(object: &Field<'_>) -> Object {
     names(Kind::ConfigMap, object);
-    Object::CiliumConfig(texts(object, "data"))
+    Object::CiliumConfig(texts(object, "data").into())
 }
 
 /// Reads a node.
@@ -275,7 +276,8 @@ pub(super) fn node(object: &Field<'_>) -> Object {
             addresses.extend(item.need("address").and_then(|address| address.address()));
         }
     }
-    Object::Node(placed(object, None, name).1, Node { labels: labels(object), addresses, place: object.place() })
+    let node = Node { labels: labels(object), addresses, place: object.place() };
+    Object::Node(placed(object, None, name).1, node.into())
 }
 
 fn labels(object: &Field<'_>) -> BTreeMap<String, String> {
