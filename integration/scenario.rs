@@ -28,6 +28,7 @@
 //! server ADDRESS says WHAT                     that name server, to every question: silent, rcode R or late 3s
 //! server ADDRESS answers                       as it did before
 //! pay reaches ADDRESS:PORT[/udp]               connects, or gets a datagram's echo; `rep:80` is the other pod
+//! pay reaches ADDRESS:PORT[/udp] though WHY    it is only audited: the flow record says AUDIT and WHY it would be stopped
 //! pay is stopped at ADDRESS:PORT[/udp][: WHY]  doesn't; WHY is namegate's reason in the flow record
 //! pay opens c1 to ADDRESS:PORT                 a connection that stays, by a name of the scenario's
 //! pay opens u1 to ADDRESS:PORT/udp             a socket that stays, after a datagram there and back

@@ -43,6 +43,8 @@ pub struct World {
     pub enforcement: Enforcement,
     /// Whether what policy would drop passes all the same, unless a pod or its namespace says otherwise.
     pub mode: Mode,
+    /// Whether that of a pod or its namespace counts.
+    pub own_modes: bool,
     /// Policies that were read, by kind, namespace and name.
     pub policies: Vec<Arc<Policy>>,
     /// What still holds of policies that could not be read (I10).
@@ -271,6 +273,7 @@ impl Default for World {
             cilium_config: BTreeMap::new(),
             enforcement: Enforcement::default(),
             mode: Mode::default(),
+            own_modes: true,
             policies: Vec::new(),
             refused: Vec::new(),
         }
@@ -372,6 +375,13 @@ impl World {
                 _ => Labels::unreadable(&reference.namespace),
             },
         }
+    }
+
+    /// What becomes of what policy would drop for this pod: its own word, else its namespace's, else everyone's.
+    pub fn mode_of(&self, pod: &PodRef) -> Mode {
+        let own = self.pods.get(pod).and_then(|pod| pod.mode);
+        let namespace = || self.namespaces.get(&pod.namespace).and_then(|namespace| namespace.mode);
+        own.or_else(namespace).filter(|_| self.own_modes).unwrap_or(self.mode)
     }
 
     fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
@@ -490,5 +500,22 @@ mod tests {
         let rows: BTreeMap<_, _> = world.peers(&mut ids).into_iter().collect();
         assert_ne!(rows[&ip("203.0.113.1")], rows[&ip("2001:db8::1")]);
         assert_eq!(ids.get("pod/shop/a+pod/shop/b"), Some(rows[&ip("203.0.113.1")]));
+    }
+
+    #[test]
+    fn a_pods_own_word_stands_above_its_namespaces_and_that_above_everyones() {
+        let mut world = world();
+        let mode = |world: &World| world.mode_of(&named("a"));
+        assert_eq!(mode(&world), Mode::Enforce);
+        world.mode = Mode::Audit;
+        assert_eq!(mode(&world), Mode::Audit);
+        let namespace = Namespace { labels: BTreeMap::new(), mode: Some(Mode::Enforce), place: String::new() };
+        world.namespaces.insert("shop".to_owned(), namespace);
+        assert_eq!(mode(&world), Mode::Enforce);
+        world.pods.insert(named("a"), Pod { mode: Some(Mode::Audit), ..pod(&["203.0.113.1"]) });
+        world.mode = Mode::Enforce;
+        assert_eq!(mode(&world), Mode::Audit);
+        world.own_modes = false;
+        assert_eq!(mode(&world), Mode::Enforce, "the operator does not heed them");
     }
 }

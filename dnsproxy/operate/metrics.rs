@@ -48,7 +48,8 @@ tables! {
     Services "services" "Services that a rule set allows or denies.";
     Cidr4 "cidr4" "IPv4 prefixes of rule sets.";
     Cidr6 "cidr6" "IPv6 prefixes of rule sets.";
-    Ports "ports" "Ports of rule sets.";
+    Ports "ports" "Single ports of rule sets.";
+    PortBlocks "port_blocks" "Pieces of port ranges and types of ICMP of rule sets.";
     DnsTo "dns_to" "Resolvers and their local addresses.";
     DnsFrom "dns_from" "Local addresses and their resolvers.";
 }

@@ -98,19 +98,23 @@ pub enum EndpointState {
     Closed,
     /// Its policies are in force.
     Enforced,
+    /// Its policies are in force, and what they would drop passes, counted and told.
+    Audited,
     /// No policy selects it: what is well formed passes.
     Unenforced,
 }
 
 impl EndpointState {
     /// Every state.
-    pub const ALL: &[EndpointState] = &[EndpointState::Closed, EndpointState::Enforced, EndpointState::Unenforced];
+    pub const ALL: &[EndpointState] =
+        &[EndpointState::Closed, EndpointState::Enforced, EndpointState::Audited, EndpointState::Unenforced];
 
     /// The word for metrics and tables.
     pub fn text(self) -> &'static str {
         match self {
             EndpointState::Closed => "closed",
             EndpointState::Enforced => "enforced",
+            EndpointState::Audited => "audited",
             EndpointState::Unenforced => "unenforced",
         }
     }

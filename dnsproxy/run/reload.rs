@@ -22,7 +22,7 @@ use crate::engine::guard::Guard;
 use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
-use crate::engine::world::{Search, World};
+use crate::engine::world::{Mode, Search, World};
 use crate::kernel::rules::{ADDRESSES, FlowLimits, ProxyPorts};
 use crate::kernel::{GrantStore, KernelError};
 use crate::observe::Known;
@@ -84,6 +84,7 @@ impl Node {
             return;
         }
         self.report(&snapshot);
+        self.follow_cluster(&snapshot.world.cilium_config);
         self.loaded.hash = Some(snapshot.generation_hash);
         match self.put_in_force(snapshot).await {
             Ok(()) => {
@@ -133,8 +134,7 @@ impl Node {
 
     async fn put_in_force(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
         let mut world = snapshot.world;
-        world.own_node = Some(self.config.node_name.clone());
-        world.cluster.clone_from(&self.config.cluster_name);
+        settle(&mut world, &self.config);
         let mut change = self.compile(&world);
         self.state.last_good = snapshot.last_good;
         self.place_endpoints(&world);
@@ -413,6 +413,15 @@ impl Node {
         directory.routes = routes(&self.config);
         self.directory.store(Arc::new(directory));
     }
+}
+
+/// What the operator says of the world, beside the snapshot.
+pub fn settle(world: &mut World, config: &Config) {
+    world.own_node = Some(config.node_name.clone());
+    world.cluster.clone_from(&config.cluster_name);
+    world.enforcement = config.policy.enforcement;
+    world.mode = if config.policy.audit { Mode::Audit } else { Mode::Enforce };
+    world.own_modes = config.policy.mode_annotation;
 }
 
 /// A directory before the first snapshot: nobody is served.

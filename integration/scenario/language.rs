@@ -54,6 +54,8 @@ pub enum Act {
     Reaches {
         who: Pod,
         to: Target,
+        /// It is only audited, and would be stopped for this reason.
+        noted: Option<String>,
     },
     Stopped {
         who: Pod,
@@ -367,7 +369,10 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
             };
             Act::Sends { pod: who(pod)?, frame, arrives }
         }
-        [pod, "reaches", to] => Act::Reaches { who: who(pod)?, to: target(to)? },
+        [pod, "reaches", to] => Act::Reaches { who: who(pod)?, to: target(to)?, noted: None },
+        [pod, "reaches", to, "though", why] => {
+            Act::Reaches { who: who(pod)?, to: target(to)?, noted: Some(why.into()) }
+        }
         [pod, "is", "stopped", "at", to] => Act::Stopped { who: who(pod)?, to: target(to)?, why: None },
         [pod, "is", "stopped", "at", to, why] if to.ends_with(':') => {
             Act::Stopped { who: who(pod)?, to: target(to.trim_end_matches(':'))?, why: Some(why.into()) }
