@@ -4,6 +4,7 @@ pub mod answer;
 pub mod bits;
 pub mod compile;
 pub mod endpoint;
+pub mod explain;
 pub mod fqdn;
 pub mod grant;
 pub mod guard;

@@ -7,6 +7,7 @@
 //! The semantics are Cilium's; `engine::reference` says them once more without bits and rows, and a property test
 //! holds the two against each other.
 
+mod behind;
 mod dns;
 mod groups;
 mod services;
@@ -26,6 +27,7 @@ use super::policy::{BlockOf, Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
 use super::world::{Holder, Mode, PeerIds, World, peer_key};
+pub use behind::Behind;
 pub use transition::transition;
 pub use why::Spoken;
 
