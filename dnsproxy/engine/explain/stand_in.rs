@@ -65,8 +65,11 @@ impl StandIns {
 
     /// Addresses for every pod that has none yet, so that it can be asked about before it runs.
     pub fn place(&mut self, world: &mut World) {
-        for pod in world.pods.values_mut() {
-            if pod.addresses.is_empty() && !pod.host_network && !pod.finished {
+        let lacks = |pod: &Pod| pod.addresses.is_empty() && !pod.host_network && !pod.finished;
+        let lacking: Vec<PodRef> =
+            world.pods.iter().filter(|(_, pod)| lacks(pod)).map(|(key, _)| key.clone()).collect();
+        for pod in lacking {
+            if let Some(pod) = world.pods.get_mut(&pod) {
                 pod.addresses = self.addresses().to_vec();
             }
         }
@@ -125,6 +128,10 @@ impl StandIns {
 /// A namespace that isn't there counts as known; every one has the label of its name.
 pub fn know_namespace(world: &mut World, name: &str) {
     let empty = || Namespace { labels: BTreeMap::new(), mode: None, place: String::new() };
-    let namespace = world.namespaces.entry(name.to_owned()).or_insert_with(empty);
-    namespace.labels.entry(NAMESPACE_NAME.to_owned()).or_insert_with(|| name.to_owned());
+    if !world.namespaces.contains_key(name) {
+        world.namespaces.insert(name.to_owned(), empty());
+    }
+    if let Some(namespace) = world.namespaces.get_mut(name) {
+        namespace.labels.entry(NAMESPACE_NAME.to_owned()).or_insert_with(|| name.to_owned());
+    }
 }
