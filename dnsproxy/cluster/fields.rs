@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::{Key, Node, Place, Value};
 
+/// The most characters of a fault's text, and of its path.
+const TEXT_CHARS: usize = 1_000;
+
 /// What is wrong with an object, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {
@@ -116,6 +119,7 @@ impl<'t> Field<'t> {
     }
 
     fn note(&self, at: Place, path: String, text: String, kind: FaultKind) {
+        let (path, text) = (shortened(path), shortened(text));
         self.reader.faults.borrow_mut().push(Fault { at, place: self.place_of(at), path, text, kind });
     }
 
@@ -322,6 +326,14 @@ impl fmt::Display for Fault {
             write!(f, "{}: ", self.path)?;
         }
         f.write_str(&self.text)
+    }
+}
+
+/// A text that a person can read: what was found may be megabytes.
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(TEXT_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
     }
 }
 
