@@ -180,7 +180,7 @@ impl Explainer<'_> {
         side.peer_is = "whatever it resolves to".to_owned();
         if !side.allowed && selected.is_empty() {
             let near = self.nearest_names(rules, name);
-            side.nearest.retain(|line| near.iter().all(|other| other.place != line.place));
+            side.nearest.retain(|line| !near.iter().any(|name| name.path.starts_with(&line.path)));
             side.nearest.splice(0..0, near);
         }
         if !side.allowed && !selected.is_empty() && !learns {

@@ -19,7 +19,7 @@ const NEAREST: usize = 5;
 
 impl Explainer<'_> {
     /// What `of`'s rules say of a connection with `address`; `names`, with their groups: what it holds for that address.
-    pub(super) fn side(
+    pub fn side(
         &self,
         (of, rules): (&PodRef, &RuleSet),
         direction: Direction,
