@@ -43,11 +43,13 @@ int from_pod(struct __sk_buff *skb)
 	if (reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED && !passes(reason) &&
 	    !(c.endpoint.flags & ENDPOINT_ENFORCE))
 		reason = unenforced(reason);
+	if (is_audited(&c, reason))
+		reason = audited(&c, reason);
 	if (c.probe)
 		return passes(reason) ? NEXT : DROP;
 	count(reason, FLOW_EGRESS, skb->len);
 	if (passes(reason)) {
-		if (reason >= REASON_GRANTED && reason <= REASON_DEFAULT_ALLOW)
+		if ((reason >= REASON_GRANTED && reason <= REASON_DEFAULT_ALLOW) || reason == REASON_AUDIT)
 			tell(&c, reason, 0);
 		return NEXT;
 	}

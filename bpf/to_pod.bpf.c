@@ -34,10 +34,12 @@ int to_pod(struct __sk_buff *skb)
 	struct context c = {};
 	enum reason reason = verdict(skb, &c);
 
+	if (is_audited(&c, reason))
+		reason = audited(&c, reason);
 	if (c.probe)
 		return passes(reason) ? NEXT : DROP;
 	count(reason, FLOW_INGRESS, skb->len);
-	if (!passes(reason) || (reason >= REASON_GRANTED && reason <= REASON_HOST))
+	if (!passes(reason) || (reason >= REASON_GRANTED && reason <= REASON_HOST) || reason == REASON_AUDIT)
 		tell(&c, reason, 0);
 	return passes(reason) ? NEXT : DROP;
 }

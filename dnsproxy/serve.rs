@@ -176,6 +176,10 @@ impl Proxy {
         }
         match verdict(&rules, resolver, packet.tcp, &query) {
             Ok(rule) => record.rule(rule),
+            Err(denied) if rules.audit && denied.is_policy(&query.name) => {
+                record.denied(&denied, &query);
+                record.audit(denied.reason());
+            }
             Err(denied) => {
                 let reply = denied_reply(&query, &denied, served, &directory.settings);
                 record.denied(&denied, &query);
@@ -310,15 +314,16 @@ impl Proxy {
             Ok(answer) => self.answered(&mut ask, &answer, directory),
             Err(error) => unreadable_answer(&ask.query, &error),
         };
-        ask.record.end(ending.outcome, ending.reason, rcode_of(&ending));
-        ask.record.close(&*self.observer);
+        let mut record = ask.record;
+        record.end(ending.outcome, ending.reason, rcode_of(&ending));
+        record.close(&*self.observer);
         if let Some((memory, asked)) = place {
             if directory.settings.prefetch {
                 memory.refreshes.list(key, kept);
             }
-            if ending.outcome == Outcome::Forwarded {
+            if ending.outcome == Outcome::Forwarded && !record.is_audited() {
                 let (promise, message) = (ending.promise, &ending.reply[..]);
-                let fresh = Fresh { now, rules: ask.rules, life: kept.life(), promise, message, record: ask.record };
+                let fresh = Fresh { now, rules: ask.rules, life: kept.life(), promise, message, record };
                 memory.hot.keep(asked, fresh);
             }
         }
@@ -352,6 +357,10 @@ impl Proxy {
         if !Arc::ptr_eq(&rules, &ask.rules) {
             match verdict(&rules, &ask.resolver, ask.tcp, &ask.query) {
                 Ok(rule) => ask.record.rule(rule),
+                Err(denied) if rules.audit && denied.is_policy(&ask.query.name) => {
+                    ask.record.denied(&denied, &ask.query);
+                    ask.record.audit(denied.reason());
+                }
                 Err(denied) => {
                     ask.record.denied(&denied, &ask.query);
                     let reply = denied_reply(&ask.query, &denied, &ask.served, &directory.settings);
@@ -384,7 +393,7 @@ impl Proxy {
                     };
                 }
                 // A hint is a help that a client can do without: it asks for the addresses next.
-                Err(full) if matches!(ask.query.qtype, rtype::SVCB | rtype::HTTPS) => {
+                Err(full) if rules.audit || matches!(ask.query.qtype, rtype::SVCB | rtype::HTTPS) => {
                     (learned, withheld, promise) = (None, Some(Withheld::Room(full)), Promise::Once);
                 }
                 Err(full) => return no_room(&ask.query, full),
@@ -442,6 +451,16 @@ impl Proxy {
             let message = reply::relayed_within(&ask.query, answer, Additional::OptOnly, *limit);
             return self.fit(ask, answer, message, None, *limit, "allowed");
         }
+        let reason = match withheld {
+            Some(Withheld::Guard(_)) => "guard",
+            Some(Withheld::Resolver) => "untrusted_resolver",
+            Some(Withheld::Room(_)) => "grants_full",
+            None => "off_chain",
+        };
+        if rules.audit {
+            ask.record.audit(reason);
+            return self.relay(ask, answer, *limit, settings);
+        }
         let why = match withheld {
             Some(Withheld::Guard(guarded)) => format!("the address is guarded: {}", guarded.reason()),
             Some(Withheld::Resolver) => format!("no policy names the resolver {}", ask.resolver.address.ip()),
@@ -453,13 +472,7 @@ impl Proxy {
         let changes = Changes { keep: Some(&keep), compress: settings.compression, nothing_left: Some(&nothing_left) };
         match rebuilt(&ask.query, answer, &changes) {
             Ok(Rebuilt { message, kept, taken }) => {
-                let reason = match withheld {
-                    _ if taken == 0 => "allowed",
-                    Some(Withheld::Guard(_)) => "guard",
-                    Some(Withheld::Resolver) => "untrusted_resolver",
-                    Some(Withheld::Room(_)) => "grants_full",
-                    None => "off_chain",
-                };
+                let reason = if taken == 0 { "allowed" } else { reason };
                 self.fit(ask, answer, message, Some(kept), *limit, reason)
             }
             Err(malformed) => unreadable_answer(&ask.query, &malformed),

@@ -10,6 +10,7 @@
 //! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step; dns.cache is off unless set
 //! file orders.yaml:                            a file of the snapshot; the text is what is indented, less two blanks
 //!   apiVersion: cilium.io/v2 …
+//! file orders.yaml from config/examples/X.yaml  the same with the text of a file of ours
 //! policy pay:                                  the file pay.yaml: it may ask kube-dns anything, and egress has
 //!   - toFQDNs: [{matchName: api.example.com}]  these rules
 //! ```
@@ -28,6 +29,7 @@
 //! server ADDRESS says WHAT                     that name server, to every question: silent, rcode R or late 3s
 //! server ADDRESS answers                       as it did before
 //! pay reaches ADDRESS:PORT[/udp]               connects, or gets a datagram's echo; `rep:80` is the other pod
+//! pay reaches ADDRESS:PORT[/udp] though WHY    it is only audited: the flow record says AUDIT and WHY it would be stopped
 //! pay is stopped at ADDRESS:PORT[/udp][: WHY]  doesn't; WHY is namegate's reason in the flow record
 //! pay opens c1 to ADDRESS:PORT                 a connection that stays, by a name of the scenario's
 //! pay opens u1 to ADDRESS:PORT/udp             a socket that stays, after a datagram there and back

@@ -10,7 +10,7 @@
 
 #include <linux/types.h>
 
-#define ABI_VERSION 2 /* part of the pin directory's name: a change of any layout is a new directory */
+#define ABI_VERSION 3 /* part of the pin directory's name: a change of any layout is a new directory */
 
 struct address {
 	__u8 octets[16];
@@ -23,16 +23,17 @@ struct group_bits {
 };
 
 enum endpoint_flag {
-	ENDPOINT_DENY_EGRESS = 1,  /* egress is default deny */
-	ENDPOINT_DENY_INGRESS = 2, /* ingress is default deny */
-	ENDPOINT_STEER = 4,	   /* port 53 goes to the proxy */
-	ENDPOINT_REJECT = 8,	   /* refuse with RST or ICMP, not in silence */
-	ENDPOINT_AUDIT = 16,	   /* count what would be dropped, and let it pass */
-	ENDPOINT_BRIDGED = 32,	   /* the interface is a bridge port */
-	ENDPOINT_ENFORCE = 64,	   /* a policy selects it; zero lets through what is well formed */
-	ENDPOINT_HAS_MAC = 128,	   /* `mac` was given; otherwise the first good frame teaches it */
-	ENDPOINT_CLOSED = 256,	   /* nothing passes: no policy yet, or no addresses known */
-	ENDPOINT_HAS_CIDR = 512,   /* the rule set has prefixes; without, the tries are not looked at */
+	ENDPOINT_DENY_EGRESS = 1,	 /* egress is default deny */
+	ENDPOINT_DENY_INGRESS = 2,	 /* ingress is default deny */
+	ENDPOINT_STEER = 4,		 /* port 53 goes to the proxy */
+	ENDPOINT_REJECT = 8,		 /* refuse with RST or ICMP, not in silence */
+	ENDPOINT_AUDIT = 16,		 /* count what would be dropped, and let it pass */
+	ENDPOINT_BRIDGED = 32,		 /* the interface is a bridge port */
+	ENDPOINT_ENFORCE = 64,		 /* a policy selects it; zero lets through what is well formed */
+	ENDPOINT_HAS_MAC = 128,		 /* `mac` was given; otherwise the first good frame teaches it */
+	ENDPOINT_CLOSED = 256,		 /* nothing passes: no policy yet, or no addresses known */
+	ENDPOINT_HAS_CIDR = 512,	 /* the rule set has prefixes; without, the tries are not looked at */
+	ENDPOINT_HAS_PORT_BLOCKS = 1024, /* the rule set has rows in `port_blocks`; without, it is not looked at */
 };
 
 /* endpoints: ifindex -> who is behind it. Replaced as a whole, so that a packet sees the old row or the new one. */
@@ -97,8 +98,8 @@ enum flow_state {
 
 struct flow_key {
 	struct address remote;
-	__be16 local_port; /* ICMP: the identifier */
-	__be16 remote_port;
+	__be16 local_port;	     /* ICMP: the identifier */
+	__be16 remote_port;	     /* ICMP: the type of the query << 8, as `ports` knows it */
 	__u32 endpoint_and_protocol; /* id << 8 | protocol */
 };
 _Static_assert(sizeof(struct flow_key) == 24, "no padding");
@@ -140,9 +141,9 @@ _Static_assert(sizeof(struct grant) == 112, "no padding");
 /* peers: address -> peer. Pods and nodes have ids from PEER_FIRST. */
 enum peer_id {
 	PEER_NONE = 0,
-	PEER_HOST = 1,	   /* this node */
-	PEER_SERVICE = 2,  /* a Service's address: only a row of `services` opens it */
-	PEER_STEERING = 3, /* a local address of the proxy: never opened */
+	PEER_HOST = 1,		 /* this node */
+	PEER_SERVICE = 2,	 /* a Service's address: only a row of `services` opens it */
+	PEER_STEERING = 3,	 /* a local address of the proxy: never opened */
 	PEER_HOST_APISERVER = 4, /* this node, at an address at which the API server listens */
 	PEER_FIRST = 16,
 };
@@ -179,14 +180,27 @@ struct cidr6_key {
 	__u8 addr[16];
 };
 
-/* ports: each row holds the union of all rows that cover it. Looked up: exact, then port 0, then protocol 0. */
+/* ports: single ports, and all of them as port 0. Each row holds the union of all rows that cover it. Looked up: the
+ * port itself, then the narrowest block of `port_blocks`, then port 0, then protocol 0 (every protocol, of rules
+ * without ports).
+ */
 struct port_key {
 	__u32 policy_id;
-	__be16 port;	/* ICMP: type << 8 | code; 0: any */
+	__be16 port;	/* 0: any */
 	__u8 protocol;	/* 0: any */
 	__u8 direction; /* enum flow_direction */
 };
 _Static_assert(sizeof(struct port_key) == 8, "no padding");
+
+/* port_blocks: ports that share their leading bits, as pieces of ranges and types of ICMP are (type << 8 | code). */
+struct port_block_key {
+	__u32 prefix_len; /* 48 + the bits of the port that are given */
+	__be32 policy_id;
+	__u8 direction; /* enum flow_direction */
+	__u8 protocol;	/* never 0 */
+	__be16 port;
+};
+_Static_assert(sizeof(struct port_block_key) == 12, "no padding");
 
 struct port_row {
 	struct group_bits allow;
@@ -284,7 +298,8 @@ struct flow_event {
 	__u8 rejected;
 	__u8 reply; /* the packet is a reply of its flow */
 	__u8 icmp_type;
-	__u32 pad;
+	__u8 audited; /* with REASON_AUDIT: the enum reason that it would have been dropped for */
+	__u8 pad[3];
 };
 _Static_assert(sizeof(struct flow_event) == 80, "no padding");
 

@@ -32,6 +32,7 @@ struct context {
 	__u8 direction; /* enum flow_direction, of the packet */
 	__u8 probe;
 	__u8 reply;
+	__u8 audited; /* with REASON_AUDIT: what it would have been dropped for */
 };
 
 static __always_inline void count(__u32 reason, __u32 direction, __u32 octets)
@@ -96,7 +97,8 @@ static __always_inline void tell(const struct context *c, enum reason reason, in
 	event->rejected = rejected;
 	event->reply = c->reply;
 	event->icmp_type = c->frame.icmp_type;
-	event->pad = 0;
+	event->audited = c->audited;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
 	bucket->suppressed = 0;
 	bpf_ringbuf_submit(event, BPF_RB_NO_WAKEUP);
 }

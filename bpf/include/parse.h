@@ -47,7 +47,13 @@
 #define ICMP_ECHO 8
 #define ICMP_TIME_EXCEEDED 11
 #define ICMP_PARAMETERPROB 12
-#define ICMP_PKT_FILTERED 13
+#define ICMP_TIMESTAMP 13
+#define ICMP_TIMESTAMPREPLY 14
+#define ICMP_EXT_ECHO 42 /* RFC 8335 */
+#define ICMP_EXT_ECHOREPLY 43
+#define ICMPV6_EXT_ECHO_REQUEST 160
+#define ICMPV6_EXT_ECHO_REPLY 161
+#define ICMP_PKT_FILTERED 13 /* a code */
 #define ARPHRD_ETHER 1
 #define ARPOP_REQUEST 1
 
@@ -55,7 +61,7 @@ struct icmp_header {
 	__u8 type;
 	__u8 code;
 	__sum16 checksum;
-	__be16 identifier; /* of an echo */
+	__be16 identifier; /* of a query */
 	__be16 sequence;
 };
 
@@ -63,7 +69,7 @@ struct icmp_header {
 struct frame {
 	struct address source;
 	struct address destination;
-	__be16 source_port; /* ICMP echo: the identifier, in both */
+	__be16 source_port; /* ICMP query: the identifier */
 	__be16 destination_port;
 	__be32 sequence;
 	__u32 octets;
@@ -142,6 +148,41 @@ SEPARATE enum reason walk_options(struct __sk_buff *skb, __u32 length)
 	return at == length ? REASON_FLOW : REASON_MALFORMED;
 }
 
+/* The type that asks, of a type that asks or answers by an identifier; 0: neither. These have flows, as UDP has. */
+static __always_inline __u8 query_of(__u8 protocol, __u8 type)
+{
+	if (protocol == IPPROTO_ICMP) {
+		switch (type) {
+		case ICMP_ECHO:
+		case ICMP_ECHOREPLY:
+			return ICMP_ECHO;
+		case ICMP_TIMESTAMP:
+		case ICMP_TIMESTAMPREPLY:
+			return ICMP_TIMESTAMP;
+		case ICMP_EXT_ECHO:
+		case ICMP_EXT_ECHOREPLY:
+			return ICMP_EXT_ECHO;
+		default:
+			return 0;
+		}
+	}
+	switch (type) {
+	case ICMPV6_ECHO_REQUEST:
+	case ICMPV6_ECHO_REPLY:
+		return ICMPV6_ECHO_REQUEST;
+	case ICMPV6_EXT_ECHO_REQUEST:
+	case ICMPV6_EXT_ECHO_REPLY:
+		return ICMPV6_EXT_ECHO_REQUEST;
+	default:
+		return 0;
+	}
+}
+
+static __always_inline int is_icmp(__u8 protocol)
+{
+	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
+}
+
 static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 offset, struct frame *f)
 {
 	void *at = data + offset;
@@ -161,7 +202,8 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 	if (f->protocol == IPPROTO_UDP || f->protocol == IPPROTO_SCTP) {
 		struct udphdr *udp = at; /* SCTP's ports stand at the same place */
 
-		if ((void *)(udp + 1) > data_end)
+		/* RFC 9260, 3: a common header of 12 octets. */
+		if ((void *)(udp + 1) + (f->protocol == IPPROTO_SCTP ? 4 : 0) > data_end)
 			return REASON_MALFORMED;
 		f->source_port = udp->source;
 		f->destination_port = udp->dest;

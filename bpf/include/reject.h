@@ -234,6 +234,8 @@ static __always_inline int may_reject(const struct context *c, enum reason reaso
 		return 0;
 	if (is_multicast(&c->frame) || (c->frame.tcp_flags & TCP_RST))
 		return 0;
+	if (is_icmp(c->frame.protocol) && !query_of(c->frame.protocol, c->frame.icmp_type))
+		return 0; /* no error about an error (RFC 1122, 3.2.2) */
 	bucket = bucket_of(c);
 	if (!bucket || bucket->rejects >= rejects_per_second)
 		return 0;

@@ -63,26 +63,49 @@ static __always_inline struct group_bits *cidr_of(const struct context *c, const
 	return bpf_map_lookup_elem(&cidr6, &key);
 }
 
-static __always_inline struct port_row *ports_of(const struct context *c, __u8 direction, __be16 port)
+static __always_inline struct port_row *block_of(const struct context *c, __u8 direction, __be16 port)
+{
+	struct port_block_key key = {.prefix_len = 64,
+				     .policy_id = bpf_htonl(c->endpoint.policy_id),
+				     .direction = direction,
+				     .protocol = c->frame.protocol,
+				     .port = port};
+
+	if (!(c->endpoint.flags & ENDPOINT_HAS_PORT_BLOCKS))
+		return 0;
+	return bpf_map_lookup_elem(&port_blocks, &key);
+}
+
+/* The row of the ports; `named`: it names the protocol. */
+static __always_inline struct port_row *ports_of(const struct context *c, __u8 direction, __be16 port, int *named)
 {
 	struct port_key key = {.policy_id = c->endpoint.policy_id,
 			       .port = port,
 			       .protocol = c->frame.protocol,
 			       .direction = direction};
-	struct port_row *row = bpf_map_lookup_elem(&ports, &key);
+	struct port_row *row = 0;
 
+	*named = 1;
+	if (port) /* port 0 of a packet is a port as any other; of a row, every port */
+		row = bpf_map_lookup_elem(&ports, &key);
+	if (!row)
+		row = block_of(c, direction, port);
 	if (row)
 		return row;
 	key.port = 0;
 	row = bpf_map_lookup_elem(&ports, &key);
 	if (row)
 		return row;
+	*named = 0;
 	key.protocol = 0;
 	return bpf_map_lookup_elem(&ports, &key);
 }
 
 /* The policy's word on a conversation that was, or would be, opened in `direction` with `remote` at the responder's
  * `port`. A constant number of look-ups whatever the number of rules.
+ *
+ * A type of ICMP that is no query (an error that quotes nothing of ours, a redirect, an answer to no question) is open
+ * only to a rule that names it: rules without ports and open directions let queries pass, no more (I11).
  */
 SEPARATE enum reason policy(const struct context *c, const struct address *remote, __u32 direction_and_port,
 			    int established)
@@ -92,10 +115,13 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 	__be16 port = direction_and_port;
 	struct port_row *row;
 	__u32 *peer;
-	int expired = 0;
+	int expired = 0, named, unasked;
+	__u8 type;
 
 	if (!c || !remote)
 		return REASON_INTERNAL;
+	type = bpf_ntohs(port) >> 8;
+	unasked = is_icmp(c->frame.protocol) && (!type || query_of(c->frame.protocol, type) != type);
 	if (direction == FLOW_EGRESS)
 		granted(c, remote, established, &by_grant, &expired);
 	peer = bpf_map_lookup_elem(&peers, remote);
@@ -112,7 +138,7 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 			return REASON_SERVICE;
 		if (service && service->verdict == SERVICE_DENY)
 			return REASON_POLICY_DENY;
-		return c->endpoint.flags & ENDPOINT_DENY_EGRESS ? REASON_NO_GRANT : REASON_DEFAULT_ALLOW;
+		return unasked || c->endpoint.flags & ENDPOINT_DENY_EGRESS ? REASON_NO_GRANT : REASON_DEFAULT_ALLOW;
 	}
 	if (peer) {
 		struct peer_bits_key key = {.policy_id = c->endpoint.policy_id, .peer_id = *peer};
@@ -129,14 +155,16 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 	add(&matched, &by_grant);
 	add(&matched, &by_peer);
 	add(&matched, &by_cidr);
-	row = ports_of(c, direction, port);
+	row = ports_of(c, direction, port, &named);
 	if (row && meets(&matched, &row->deny))
 		return REASON_POLICY_DENY;
-	if (row && meets(&matched, &row->allow)) {
+	if (row && (named || !unasked) && meets(&matched, &row->allow)) {
 		if (meets(&by_grant, &row->allow))
 			return REASON_GRANTED;
 		return meets(&by_peer, &row->allow) ? REASON_PEER : REASON_CIDR;
 	}
+	if (unasked)
+		return REASON_NO_GRANT;
 	if (direction == FLOW_INGRESS && peer && (*peer == PEER_HOST || *peer == PEER_HOST_APISERVER))
 		return REASON_HOST; /* kubelet's probes, as in Cilium */
 	if (!(c->endpoint.flags & (direction == FLOW_EGRESS ? ENDPOINT_DENY_EGRESS : ENDPOINT_DENY_INGRESS)))
@@ -229,10 +257,8 @@ static __always_inline int opens(const struct frame *f)
 {
 	if (f->protocol == IPPROTO_TCP)
 		return (f->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
-	if (f->protocol == IPPROTO_ICMP)
-		return f->icmp_type == ICMP_ECHO;
-	if (f->protocol == IPPROTO_ICMPV6)
-		return f->icmp_type == ICMPV6_ECHO_REQUEST;
+	if (is_icmp(f->protocol))
+		return f->icmp_type && query_of(f->protocol, f->icmp_type) == f->icmp_type;
 	return 0;
 }
 
@@ -318,9 +344,9 @@ static __always_inline void key_of(const struct context *c, struct flow_key *key
 	key->remote = egress ? f->destination : f->source;
 	key->local_port = egress ? f->source_port : f->destination_port;
 	key->remote_port = egress ? f->destination_port : f->source_port;
-	if (f->protocol == IPPROTO_ICMP || f->protocol == IPPROTO_ICMPV6) {
+	if (is_icmp(f->protocol)) {
 		key->local_port = f->source_port;
-		key->remote_port = 0;
+		key->remote_port = bpf_htons((__u16)query_of(f->protocol, f->icmp_type) << 8);
 	}
 	key->endpoint_and_protocol = c->endpoint.id << 8 | f->protocol;
 }
@@ -328,17 +354,28 @@ static __always_inline void key_of(const struct context *c, struct flow_key *key
 /* The responder's port as `ports` knows it. */
 static __always_inline __be16 responder_port(const struct context *c, const struct flow_key *key, __u8 direction)
 {
-	if (c->frame.protocol == IPPROTO_ICMP || c->frame.protocol == IPPROTO_ICMPV6) {
-		__u8 echo = c->frame.protocol == IPPROTO_ICMP ? ICMP_ECHO : ICMPV6_ECHO_REQUEST;
-
-		return bpf_htons((__u16)echo << 8);
-	}
+	if (is_icmp(c->frame.protocol))
+		return key->remote_port;
 	return direction == FLOW_EGRESS ? key->remote_port : key->local_port;
 }
 
 static __always_inline int passes(enum reason reason)
 {
 	return reason > REASON_LAST_DROP;
+}
+
+/* ICMP that is no query and belongs to no flow: passes, without one, where a rule names its type; `otherwise` if not.
+ */
+SEPARATE enum reason unasked(const struct context *c, enum reason otherwise)
+{
+	const struct address *remote;
+	enum reason reason;
+
+	if (!c)
+		return REASON_INTERNAL;
+	remote = c->direction == FLOW_EGRESS ? &c->frame.destination : &c->frame.source;
+	reason = policy(c, remote, (__u32)c->direction << 16 | bpf_htons((__u16)c->frame.icmp_type << 8), 0);
+	return reason == REASON_NO_GRANT ? otherwise : reason;
 }
 
 /* The flow of the packet, and the policy when there is none, when it asks to open one, or when it changed. */
@@ -353,7 +390,7 @@ SEPARATE enum reason converse(struct context *c)
 	if (!c)
 		return REASON_INTERNAL;
 	opening = opens(&c->frame);
-	icmp = c->frame.protocol == IPPROTO_ICMP || c->frame.protocol == IPPROTO_ICMPV6;
+	icmp = is_icmp(c->frame.protocol);
 	key_of(c, &key);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && is_over(c, flow)) {
@@ -367,7 +404,7 @@ SEPARATE enum reason converse(struct context *c)
 		c->reply = direction != c->direction;
 		if (flow->generation != generation) {
 			reason = policy(c, &key.remote, (__u32)direction << 16 | responder_port(c, &key, direction), 1);
-			if (!passes(reason)) {
+			if (!passes(reason) && !(c->endpoint.flags & ENDPOINT_AUDIT)) {
 				revoke(c, flow, reason);
 				return reason;
 			}
@@ -391,11 +428,20 @@ SEPARATE enum reason converse(struct context *c)
 		if (!revoked && !icmp && !c->reply && flow->state == FLOW_SYN && flow->isn == c->frame.sequence)
 			return REASON_FLOW; /* the same SYN once more */
 	}
-	if (icmp && !opening)
-		return REASON_NOT_A_REPLY;
+	if (icmp && !opening) {
+		c->reply = 0;
+		return unasked(c, REASON_NOT_A_REPLY);
+	}
 	reason = policy(c, &key.remote, (__u32)c->direction << 16 | responder_port(c, &key, c->direction), 0);
-	if (!passes(reason))
-		return flow && c->reply && reason == REASON_NO_GRANT ? REASON_NOT_A_REPLY : reason;
+	if (!passes(reason) && flow && c->reply && reason == REASON_NO_GRANT)
+		reason = REASON_NOT_A_REPLY;
+	if (!passes(reason)) {
+		if (!(c->endpoint.flags & ENDPOINT_AUDIT))
+			return reason;
+		/* Remembered as a flow, so that it is told once and its replies are replies. */
+		c->audited = reason;
+		reason = REASON_AUDIT;
+	}
 	c->reply = 0;
 	if (flow)
 		forget(c, &key, flow->pooled);
@@ -439,11 +485,15 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 	}
 	if (bpf_skb_load_bytes(skb, ports, port, sizeof(port)))
 		return REASON_MALFORMED;
-	if (key.endpoint_and_protocol == IPPROTO_ICMP || key.endpoint_and_protocol == IPPROTO_ICMPV6) {
+	if (is_icmp(key.endpoint_and_protocol)) {
+		__u8 query = query_of(key.endpoint_and_protocol, *(__u8 *)port);
+
+		if (!query)
+			return REASON_ICMP_UNRELATED; /* no error is about an error (RFC 1122, 3.2.2) */
 		if (bpf_skb_load_bytes(skb, ports + 4, port, 2))
 			return REASON_MALFORMED;
-		port[1] = 0;
 		key.local_port = port[0];
+		key.remote_port = bpf_htons((__u16)query << 8);
 	} else {
 		/* To the pod: it quotes what the pod sent. From the pod: what it received. */
 		key.local_port = c->direction == FLOW_INGRESS ? port[0] : port[1];
@@ -471,25 +521,18 @@ static __always_inline int is_icmp_error(const struct frame *f)
 	return f->protocol == IPPROTO_ICMPV6 && f->icmp_type >= ICMPV6_DEST_UNREACH && f->icmp_type <= ICMPV6_PARAMPROB;
 }
 
-static __always_inline int is_echo(const struct frame *f)
-{
-	if (f->protocol == IPPROTO_ICMP)
-		return f->icmp_type == ICMP_ECHO || f->icmp_type == ICMP_ECHOREPLY;
-	return f->icmp_type == ICMPV6_ECHO_REQUEST || f->icmp_type == ICMPV6_ECHO_REPLY;
-}
-
 /* What is left when endpoint, frame, addresses and steering have had their say. */
 static __always_inline enum reason decide(struct __sk_buff *skb, struct context *c)
 {
 	const struct frame *f = &c->frame;
+	enum reason reason;
 
-	if (f->protocol == IPPROTO_ICMP || f->protocol == IPPROTO_ICMPV6) {
-		if (is_icmp_error(f))
-			return relate(skb, c);
-		if (!is_echo(f))
-			return REASON_PROTOCOL;
-	}
-	return converse(c);
+	if (!is_icmp(f->protocol) || query_of(f->protocol, f->icmp_type))
+		return converse(c);
+	if (!is_icmp_error(f))
+		return unasked(c, REASON_PROTOCOL);
+	reason = relate(skb, c);
+	return reason == REASON_ICMP_UNRELATED ? unasked(c, reason) : reason;
 }
 
 /* Fills the context. REASON_FLOW: go on. */
@@ -523,6 +566,25 @@ static __always_inline enum reason unenforced(enum reason reason)
 	default:
 		return REASON_UNENFORCED;
 	}
+}
+
+/* The endpoint is watched, not guarded: what policy would drop passes. It still can't pretend to be another, nor reach
+ * the proxy's own addresses.
+ */
+static __always_inline enum reason audited(struct context *c, enum reason reason)
+{
+	if (unenforced(reason) != REASON_UNENFORCED || reason == REASON_STEERING_ADDRESS ||
+	    reason == REASON_OTHER_DESTINATION)
+		return reason;
+	c->audited = reason;
+	return REASON_AUDIT;
+}
+
+/* Whether a refusal is only noted. */
+static __always_inline int is_audited(const struct context *c, enum reason reason)
+{
+	return !passes(reason) && reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED &&
+	       (c->endpoint.flags & ENDPOINT_AUDIT) && (c->endpoint.flags & ENDPOINT_ENFORCE);
 }
 
 #endif

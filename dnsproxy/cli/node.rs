@@ -49,6 +49,9 @@ pub(super) struct NodeArgs {
     /// Which log events are written, as info or namegate=debug,warn
     #[arg(long, value_name = "FILTER")]
     log: Option<String>,
+    /// Let pass what policy would drop, counted and shown as AUDIT
+    #[arg(long)]
+    audit: bool,
     /// Write a line each verdict to standard error
     #[arg(short, long)]
     verbose: bool,
@@ -90,6 +93,9 @@ impl NodeArgs {
         );
         if !self.endpoints.is_empty() {
             source = source.with_flags("endpoint", "--endpoint", &self.endpoints);
+        }
+        if self.audit {
+            source = source.with_flag("policy.audit", "--audit", "true");
         }
         if self.verbose {
             source = source.with_flag("observe.verbose", "--verbose", "true");

@@ -3,6 +3,7 @@
 //! A file, `NAMEGATE_*` variables and flags are merged, the later over the earlier; what leaves here is typed and in
 //! range. See [`Source`] for where values come from, and `config/namegate.toml` for the same list as a file.
 
+pub mod cilium;
 mod read;
 mod source;
 mod text;
@@ -248,7 +249,18 @@ impl From<OnInvalid> for crate::cluster::snapshot::OnInvalid {
 pub struct PolicySettings {
     /// What happens to a policy that can't be read.
     pub on_invalid: OnInvalid,
+    /// Whom policies shut; Cilium's `enable-policy`. `default` unless set.
+    pub enforcement: Enforcing,
+    /// Whether what policy would drop passes, is counted and told; Cilium's `policy-audit-mode`. `false` unless set.
+    pub audit: bool,
+    /// Whether `namegate.io/mode` of a pod or its namespace stands above `audit`. `true` unless set.
+    pub mode_annotation: bool,
+    /// Whether settings of the snapshot's ConfigMap `cilium-config` hold where none of namegate's own is set. `true` unless set.
+    pub cilium_config: bool,
 }
+
+/// Whom policies shut.
+pub type Enforcing = crate::engine::world::Enforcement;
 
 /// Where flow records go.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -441,7 +453,7 @@ macro_rules! settings {
 
 settings! {
     "node_name" node_name Restart;
-    "cluster_name" cluster_name Restart;
+    "cluster_name" cluster_name Reload;
     "snapshot" snapshot Restart;
     "endpoint" endpoints Reload;
     "state_dir" state_dir Restart;
@@ -495,6 +507,10 @@ settings! {
     "cache.max_negative_ttl" cache.max_negative_ttl Reload;
     "cache.serve_stale" cache.serve_stale Reload;
     "policy.on_invalid" policy.on_invalid Reload;
+    "policy.enforcement" policy.enforcement Reload;
+    "policy.audit" policy.audit Reload;
+    "policy.mode_annotation" policy.mode_annotation Reload;
+    "policy.cilium_config" policy.cilium_config Reload;
     "observe.verbose" observe.verbose Restart;
     "observe.flows" observe.flows Restart;
     "observe.metrics" observe.metrics Restart;

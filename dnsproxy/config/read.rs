@@ -125,6 +125,13 @@ fn everything(r: &mut Reader<'_>) -> Config {
         },
         policy: PolicySettings {
             on_invalid: r.word("policy.on_invalid", &[("refuse", OnInvalid::Refuse), ("ignore", OnInvalid::Ignore)]),
+            enforcement: r.word(
+                "policy.enforcement",
+                &[("default", Enforcing::Default), ("always", Enforcing::Always), ("never", Enforcing::Never)],
+            ),
+            audit: r.truth("policy.audit", false),
+            mode_annotation: r.truth("policy.mode_annotation", true),
+            cilium_config: r.truth("policy.cilium_config", true),
         },
         observe: Observe {
             verbose: r.truth("observe.verbose", false),

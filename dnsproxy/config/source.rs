@@ -22,6 +22,8 @@ pub struct Source {
     fallback: Option<PathBuf>,
     environment: BTreeMap<String, String>,
     flags: Vec<Flag>,
+    /// What the cluster's own configuration says: everything else stands above it.
+    cluster: Vec<(&'static str, String)>,
 }
 
 /// A value from the command line.
@@ -110,7 +112,7 @@ impl Source {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .filter(|(name, _)| name == "NODE_NAME" || name.starts_with("NAMEGATE_"))
             .collect();
-        Source { path, fallback: Some(PathBuf::from(DEFAULT_PATH)), environment, flags: Vec::new() }
+        Source { path, fallback: Some(PathBuf::from(DEFAULT_PATH)), environment, ..Source::default() }
     }
 
     /// No file, no environment.
@@ -141,6 +143,13 @@ impl Source {
         self
     }
 
+    /// The same with what the cluster's configuration says, where nothing else says it. Every value must be one that the
+    /// setting may have: [`super::cilium::read`] checks it.
+    pub fn with_cluster(mut self, values: Vec<(&'static str, String)>) -> Source {
+        self.cluster = values;
+        self
+    }
+
     /// The same with the list `key` set from the command line.
     pub fn with_flags(mut self, key: &str, name: &str, values: &[String]) -> Source {
         let value = Value::from(values.to_vec());
@@ -156,6 +165,9 @@ impl Source {
         let mut errors = Vec::new();
         let mut origins = Origins::default();
         let mut builder = ::config::Config::builder();
+        for (key, value) in &self.cluster {
+            builder = builder.set_default(key, value.as_str()).expect("every key of the list is a path");
+        }
         if let Some((path, text)) = self.read_file().map_err(|error| ConfigErrors(vec![error]))? {
             match Document::parse(text.as_str()) {
                 Ok(document) => {

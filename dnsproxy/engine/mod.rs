@@ -1,5 +1,6 @@
 //! Decides. No sockets, no clock, no async, no randomness: everything that varies is an argument.
 
+pub mod advice;
 pub mod answer;
 pub mod bits;
 pub mod compile;

@@ -80,6 +80,16 @@ impl Denied {
         }
     }
 
+    /// Whether it is policy that says so: what an audit lets through. Types, classes and labels that are refused always
+    /// are so under any policy.
+    pub fn is_policy(&self, name: &Name) -> bool {
+        match self {
+            Denied::Server(_) | Denied::Name(_) => true,
+            Denied::Label => !name.is_refused_always(),
+            Denied::Type | Denied::Class => false,
+        }
+    }
+
     /// The word for metrics and flows.
     pub fn reason(&self) -> &'static str {
         match self {

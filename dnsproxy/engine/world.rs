@@ -1,7 +1,10 @@
 //! The cluster as the engine sees it: typed, already checked.
 
+mod objects;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -10,6 +13,7 @@ use super::labels::Labels;
 use super::name::Name;
 use super::policy::Policy;
 use super::ruleset::{PeerId, Protocol};
+pub use objects::Objects;
 
 /// Everything that one generation of the snapshot says.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -19,30 +23,32 @@ pub struct World {
     /// The cluster's name, as pods carry it in a label; Cilium's `cluster-name`.
     pub cluster: String,
     /// By namespace and name.
-    pub pods: BTreeMap<PodRef, Pod>,
+    pub pods: Objects<PodRef, Pod>,
     /// By name.
-    pub namespaces: BTreeMap<String, Namespace>,
+    pub namespaces: Objects<String, Namespace>,
     /// By namespace and name.
-    pub services: BTreeMap<(String, String), Service>,
+    pub services: Objects<(String, String), Service>,
     /// By namespace and name.
-    pub endpoint_slices: BTreeMap<(String, String), EndpointSlice>,
+    pub endpoint_slices: Objects<(String, String), EndpointSlice>,
     /// Endpoints objects by namespace and name (the Service's), each as the slices that it says the same as. For Services
     /// that have no slice of their own.
-    pub endpoints: BTreeMap<(String, String), Vec<EndpointSlice>>,
+    pub endpoints: Objects<(String, String), Vec<EndpointSlice>>,
     /// By name.
-    pub nodes: BTreeMap<String, Node>,
+    pub nodes: Objects<String, Node>,
     /// CiliumCIDRGroups by name.
-    pub cidr_groups: BTreeMap<String, CidrGroup>,
+    pub cidr_groups: Objects<String, CidrGroup>,
     /// `data` of the ConfigMap `cilium-config`.
     pub cilium_config: BTreeMap<String, String>,
     /// Whom policies shut.
     pub enforcement: Enforcement,
     /// Whether what policy would drop passes all the same, unless a pod or its namespace says otherwise.
     pub mode: Mode,
+    /// Whether that of a pod or its namespace counts.
+    pub own_modes: bool,
     /// Policies that were read, by kind, namespace and name.
-    pub policies: Vec<Policy>,
+    pub policies: Vec<Arc<Policy>>,
     /// What still holds of policies that could not be read (I10).
-    pub refused: Vec<Policy>,
+    pub refused: Vec<Arc<Policy>>,
 }
 
 /// Whom policies shut: Cilium's `enable-policy`.
@@ -257,16 +263,17 @@ impl Default for World {
         World {
             own_node: None,
             cluster: "default".to_owned(),
-            pods: BTreeMap::new(),
-            namespaces: BTreeMap::new(),
-            services: BTreeMap::new(),
-            endpoint_slices: BTreeMap::new(),
-            endpoints: BTreeMap::new(),
-            nodes: BTreeMap::new(),
-            cidr_groups: BTreeMap::new(),
+            pods: Objects::new(),
+            namespaces: Objects::new(),
+            services: Objects::new(),
+            endpoint_slices: Objects::new(),
+            endpoints: Objects::new(),
+            nodes: Objects::new(),
+            cidr_groups: Objects::new(),
             cilium_config: BTreeMap::new(),
             enforcement: Enforcement::default(),
             mode: Mode::default(),
+            own_modes: true,
             policies: Vec::new(),
             refused: Vec::new(),
         }
@@ -368,6 +375,13 @@ impl World {
                 _ => Labels::unreadable(&reference.namespace),
             },
         }
+    }
+
+    /// What becomes of what policy would drop for this pod: its own word, else its namespace's, else everyone's.
+    pub fn mode_of(&self, pod: &PodRef) -> Mode {
+        let own = self.pods.get(pod).and_then(|pod| pod.mode);
+        let namespace = || self.namespaces.get(&pod.namespace).and_then(|namespace| namespace.mode);
+        own.or_else(namespace).filter(|_| self.own_modes).unwrap_or(self.mode)
     }
 
     fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
@@ -486,5 +500,22 @@ mod tests {
         let rows: BTreeMap<_, _> = world.peers(&mut ids).into_iter().collect();
         assert_ne!(rows[&ip("203.0.113.1")], rows[&ip("2001:db8::1")]);
         assert_eq!(ids.get("pod/shop/a+pod/shop/b"), Some(rows[&ip("203.0.113.1")]));
+    }
+
+    #[test]
+    fn a_pods_own_word_stands_above_its_namespaces_and_that_above_everyones() {
+        let mut world = world();
+        let mode = |world: &World| world.mode_of(&named("a"));
+        assert_eq!(mode(&world), Mode::Enforce);
+        world.mode = Mode::Audit;
+        assert_eq!(mode(&world), Mode::Audit);
+        let namespace = Namespace { labels: BTreeMap::new(), mode: Some(Mode::Enforce), place: String::new() };
+        world.namespaces.insert("shop".to_owned(), namespace);
+        assert_eq!(mode(&world), Mode::Enforce);
+        world.pods.insert(named("a"), Pod { mode: Some(Mode::Audit), ..pod(&["203.0.113.1"]) });
+        world.mode = Mode::Enforce;
+        assert_eq!(mode(&world), Mode::Audit);
+        world.own_modes = false;
+        assert_eq!(mode(&world), Mode::Enforce, "the operator does not heed them");
     }
 }

@@ -22,12 +22,12 @@ mod generated {
 
 pub use generated::types::{
     address, bridge, budget, cidr4_key, cidr6_key, counter, endpoint, flow, flow_event, flow_key, grant, grant_key,
-    grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_key, port_row, rodata, service, service_key,
-    steer, steer_key,
+    grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_block_key, port_key, port_row, rodata, service,
+    service_key, steer, steer_key,
 };
 
 /// `ABI_VERSION`: part of the pin directory's name.
-pub const VERSION: u32 = 2;
+pub const VERSION: u32 = 3;
 
 /// The object files that the programs are loaded from.
 pub const FROM_POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/from_pod.bpf.o"));
@@ -42,11 +42,14 @@ pub mod flag {
     pub const DENY_INGRESS: u32 = f::ENDPOINT_DENY_INGRESS.0;
     pub const STEER: u32 = f::ENDPOINT_STEER.0;
     pub const REJECT: u32 = f::ENDPOINT_REJECT.0;
+    /// Count what would be dropped, and let it pass.
+    pub const AUDIT: u32 = f::ENDPOINT_AUDIT.0;
     pub const BRIDGED: u32 = f::ENDPOINT_BRIDGED.0;
     pub const ENFORCE: u32 = f::ENDPOINT_ENFORCE.0;
     pub const HAS_MAC: u32 = f::ENDPOINT_HAS_MAC.0;
     pub const CLOSED: u32 = f::ENDPOINT_CLOSED.0;
     pub const HAS_CIDR: u32 = f::ENDPOINT_HAS_CIDR.0;
+    pub const HAS_PORT_BLOCKS: u32 = f::ENDPOINT_HAS_PORT_BLOCKS.0;
 }
 
 /// A type without padding, every bit pattern of which is a value: it may go to the kernel and come back as octets.
@@ -78,7 +81,7 @@ macro_rules! plain {
 plain! {
     u32 = 4, endpoint = 96, budget = 16, limits = 20, learned_mac = 8, bridge = 8, flow_key = 24, flow = 32,
     grant_key = 20, grant = 112, peer_bits_key = 8, group_bits = 16, service_key = 24, service = 4, cidr4_key = 12,
-    cidr6_key = 24, port_key = 8, port_row = 32, steer_key = 20, steer = 20, counter = 16, flow_event = 80, address = 16,
+    cidr6_key = 24, port_key = 8, port_block_key = 12, port_row = 32, steer_key = 20, steer = 20, counter = 16, flow_event = 80, address = 16,
 }
 
 /// An address as the maps have it: 16 octets in network order, IPv4 as ::ffff:a.b.c.d.

@@ -10,7 +10,8 @@ use super::abi::{self, flag};
 use super::load::Kernel;
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::EndpointId;
-use crate::engine::ruleset::{PeerId, RuleSet, ServiceVerdict};
+use crate::engine::port::PortBlock;
+use crate::engine::ruleset::{PeerId, PortRow, RuleSet, ServiceVerdict};
 
 /// The most addresses that one endpoint can have (`struct endpoint`).
 pub const ADDRESSES: usize = 4;
@@ -81,10 +82,12 @@ impl EndpointRow {
     pub fn flags_of(rules: &RuleSet) -> u32 {
         let bit = |on: bool, flag: u32| if on { flag } else { 0 };
         bit(rules.selected, flag::ENFORCE)
+            | bit(rules.audit, flag::AUDIT)
             | bit(rules.deny_egress, flag::DENY_EGRESS)
             | bit(rules.deny_ingress, flag::DENY_INGRESS)
             | bit(rules.steered(), flag::STEER)
             | bit(!rules.cidrs.is_empty(), flag::HAS_CIDR)
+            | bit(rules.ports.iter().any(|row| is_block(row.ports)), flag::HAS_PORT_BLOCKS)
     }
 
     fn value(&self) -> abi::endpoint {
@@ -111,15 +114,11 @@ impl Kernel {
     /// # Errors
     /// A map is full; what was written is to be removed with [`Kernel::delete_rules_except`].
     pub fn write_rules(&self, policy_id: u32, rules: &RuleSet) -> Result<(), KernelError> {
-        self.tables.ports.put_all(rules.ports.iter().map(|row| {
-            let key = abi::port_key {
-                policy_id,
-                port: row.ports.first().to_be(),
-                protocol: row.protocol.number(),
-                direction: abi::direction(row.direction),
-            };
-            (key, abi::port_row { allow: row.allow.into(), deny: row.deny.into() })
-        }))?;
+        let single = rules.ports.iter().filter(|row| !is_block(row.ports));
+        self.tables.ports.put_all(single.map(|row| (port_key(policy_id, row), port_row(row))))?;
+        for row in rules.ports.iter().filter(|row| is_block(row.ports)) {
+            self.tables.port_blocks.put(&port_block_key(policy_id, row), &port_row(row))?;
+        }
         let bits = |peer: &(PeerId, Bits)| (abi::peer_bits_key { policy_id, peer_id: peer.0.0 }, peer.1.into());
         self.tables.peer_bits.put_all(rules.peers.iter().map(bits))?;
         self.tables.services.put_all(rules.services.iter().map(|row| {
@@ -166,6 +165,7 @@ impl Kernel {
     pub fn delete_rules_except(&self, live: &[u32]) -> Result<(), KernelError> {
         let stale = |policy_id: u32| !live.contains(&policy_id);
         self.tables.ports.delete_where(|key, _| stale(key.policy_id))?;
+        self.tables.port_blocks.delete_where(|key, _| stale(u32::from_be(key.policy_id)))?;
         self.tables.peer_bits.delete_where(|key, _| stale(key.policy_id))?;
         self.tables.services.delete_where(|key, _| stale(key.policy_id))?;
         self.tables.cidr4.delete_where(|key, _| stale(u32::from_be(key.policy_id)))?;
@@ -277,4 +277,32 @@ impl Kernel {
         };
         self.tables.limits.put(&0, &row)
     }
+}
+
+/// Whether ports stand in `port_blocks`: not one port, nor all of them. Port 0 itself does: in `ports` it is every port.
+pub fn is_block(ports: PortBlock) -> bool {
+    ports != PortBlock::ANY && (ports.length() < 16 || ports.first() == 0)
+}
+
+fn port_key(policy_id: u32, row: &PortRow) -> abi::port_key {
+    abi::port_key {
+        policy_id,
+        port: row.ports.first().to_be(),
+        protocol: row.protocol.number(),
+        direction: abi::direction(row.direction),
+    }
+}
+
+fn port_block_key(policy_id: u32, row: &PortRow) -> abi::port_block_key {
+    abi::port_block_key {
+        prefix_len: 48 + u32::from(row.ports.length()),
+        policy_id: policy_id.to_be(),
+        direction: abi::direction(row.direction),
+        protocol: row.protocol.number(),
+        port: row.ports.first().to_be(),
+    }
+}
+
+fn port_row(row: &PortRow) -> abi::port_row {
+    abi::port_row { allow: row.allow.into(), deny: row.deny.into() }
 }

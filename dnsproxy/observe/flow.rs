@@ -44,7 +44,7 @@ pub fn write(record: &Record, known: &Known, node_name: &str, out: &mut Vec<u8>)
 }
 
 fn of_query(query: &QueryRecord, known: &Known) -> Flow {
-    let answered = matches!(query.outcome, Outcome::Forwarded | Outcome::Failed);
+    let answered = matches!(query.outcome, Outcome::Forwarded | Outcome::Audited | Outcome::Failed);
     let (source, destination) = if answered { (query.server, query.client) } else { (query.client, query.server) };
     let ports = Ports { source_port: source.port().into(), destination_port: destination.port().into() };
     let l4 = if query.tcp { Layer4::Tcp { ports, flags: None } } else { Layer4::Udp(ports) };
@@ -64,13 +64,14 @@ fn of_query(query: &QueryRecord, known: &Known) -> Flow {
     let server = endpoint_of(query.server, known);
     let service = service_of(query.server, known);
     let by: Vec<_> = query.rule.iter().map(policy).collect();
-    let denied = query.outcome == Outcome::Denied;
+    let denied = matches!(query.outcome, Outcome::Denied | Outcome::Audited);
     let (allowed_by, denied_by) = if denied { (Vec::new(), by) } else { (by, Vec::new()) };
     let (source_end, destination_end) = if answered { (server, client) } else { (client, server) };
     let (source_service, destination_service) = if answered { (service, None) } else { (None, service) };
     Flow {
         verdict: match query.outcome {
             Outcome::Forwarded => Verdict::Forwarded,
+            Outcome::Audited => Verdict::Audit,
             Outcome::Denied | Outcome::Malformed => Verdict::Dropped,
             Outcome::Failed => Verdict::Error,
         },
@@ -145,7 +146,8 @@ fn query_summary(query: &QueryRecord, answered: bool) -> String {
 
 fn of_packet(packet: &PacketRecord, known: &Known) -> Flow {
     let reason = packet.reason;
-    let dropped = reason.drop_reason();
+    // An audited packet passed; its reason is the one for which it would not have.
+    let dropped = packet.audited.unwrap_or(reason).drop_reason();
     let verdict = match reason {
         Reason::Audit => Verdict::Audit,
         Reason::Steered => Verdict::Redirected,
@@ -252,7 +254,7 @@ fn packet_summary(packet: &PacketRecord) -> String {
         other => format!("protocol {other}"),
     };
     text.push_str("; ");
-    text.push_str(packet.reason.text());
+    text.push_str(packet.audited.unwrap_or(packet.reason).text());
     if packet.rejected {
         text.push_str(", rejected");
     }

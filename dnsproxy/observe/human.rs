@@ -34,6 +34,7 @@ fn of_query(outcome: Outcome) -> (&'static str, &'static str) {
     match outcome {
         Outcome::Forwarded => ("FORWARDED", GREEN),
         Outcome::Denied => ("DENIED", RED),
+        Outcome::Audited => ("AUDIT", YELLOW),
         Outcome::Failed => ("FAILED", YELLOW),
         Outcome::Malformed => ("MALFORMED", YELLOW),
     }
@@ -100,7 +101,10 @@ fn packet_text(packet: &PacketRecord) -> String {
     if let Some(name) = packet.names.first() {
         let _ = write!(text, " {}", clean(name));
     }
-    let _ = write!(text, " ({}", packet.reason.text());
+    match packet.audited {
+        Some(reason) => drop(write!(text, " (would drop: {}", reason.text())),
+        None => drop(write!(text, " ({}", packet.reason.text())),
+    }
     if packet.rejected {
         text.push_str(", rejected");
     }

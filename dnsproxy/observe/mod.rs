@@ -29,6 +29,8 @@ pub enum Outcome {
     Forwarded,
     /// Refused by policy.
     Denied,
+    /// Policy refuses it, and the workload is only audited: it was answered as if it were allowed.
+    Audited,
     /// No answer could be given: upstream, a grant that was not written, a limit.
     Failed,
     /// Not a query that can be served (FORMERR, NOTIMP), or dropped without a reply.
@@ -164,6 +166,8 @@ pub struct PacketRecord {
     pub direction: Direction,
     /// Why it passed or not.
     pub reason: Reason,
+    /// With [`Reason::Audit`]: what it would have been dropped for.
+    pub audited: Option<Reason>,
     /// Whether it was answered with a RST or an ICMP error.
     pub rejected: bool,
     /// Whether it is a reply of its flow.
@@ -202,13 +206,15 @@ impl PacketRecord {
 
 impl Outcome {
     /// Every outcome.
-    pub const ALL: &[Outcome] = &[Outcome::Forwarded, Outcome::Denied, Outcome::Failed, Outcome::Malformed];
+    pub const ALL: &[Outcome] =
+        &[Outcome::Forwarded, Outcome::Denied, Outcome::Audited, Outcome::Failed, Outcome::Malformed];
 
     /// The word for metrics.
     pub fn text(self) -> &'static str {
         match self {
             Outcome::Forwarded => "forwarded",
             Outcome::Denied => "denied",
+            Outcome::Audited => "audited",
             Outcome::Failed => "failed",
             Outcome::Malformed => "malformed",
         }

@@ -65,6 +65,7 @@ pub(crate) fn packet(change: impl FnOnce(&mut PacketRecord)) -> Record {
         protocol: 6,
         tcp_flags: 2,
         icmp_type: 0,
+        audited: None,
         direction: Direction::Egress,
         reason: Reason::NoGrant,
         rejected: true,

@@ -25,7 +25,7 @@ use crate::kernel::load::redirect_messages;
 pub use explain::surroundings;
 pub use node::node;
 // Also for the scenarios that play without a kernel.
-pub use reload::{caps, cluster_dns, guard, routes, search_of, settings};
+pub use reload::{caps, cluster_dns, guard, routes, search_of, settings, settle};
 
 /// Takes everything away that a node left: programs, pins, filters, local addresses. The state stays: numbers in it must
 /// not be given out again.

@@ -15,6 +15,8 @@ use super::state::{self, State};
 use super::watch::Watch;
 use super::{names, packets, reload, steering, upkeep};
 use crate::clock;
+use crate::cluster::snapshot;
+use crate::config::cilium::{self, CiliumConfig};
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{FqdnTable, Meaning};
@@ -43,6 +45,10 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 pub(super) struct Node {
     pub config: Config,
     pub source: Source,
+    /// What the cluster's own configuration says.
+    pub cluster: CiliumConfig,
+    /// The cluster's objects, of which only what changed is read again.
+    pub snapshot: snapshot::Source,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
@@ -150,8 +156,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
+        snapshot: snapshot::Source::new(&config.snapshot),
         config,
         source,
+        cluster: CiliumConfig::default(),
     };
     node.name_endpoints();
     node.inherit().context("adopting what an earlier run left")?;
@@ -356,9 +364,29 @@ impl Node {
         Ok(())
     }
 
+    /// The cluster's own configuration has changed: it holds where nothing else says what it says.
+    pub(super) fn follow_cluster(&mut self, data: &BTreeMap<String, String>) {
+        let found = if self.config.policy.cilium_config { cilium::read(data) } else { CiliumConfig::default() };
+        if found == self.cluster {
+            return;
+        }
+        for wrong in &found.wrong {
+            tracing::warn!("cilium-config: {wrong}; it is left out");
+        }
+        if !found.without_setting.is_empty() {
+            let keys = found.without_setting.join(", ");
+            tracing::info!("cilium-config: namegate has no such setting, these mean nothing: {keys}");
+        }
+        for (setting, value) in &found.settings {
+            tracing::info!("cilium-config: {setting} is {value} unless namegate's own configuration sets it");
+        }
+        self.cluster = found;
+        self.reload_settings();
+    }
+
     /// SIGHUP: the configuration first, then the snapshot.
     fn reload_settings(&mut self) {
-        let new = match self.source.load() {
+        let new = match self.source.clone().with_cluster(self.cluster.settings.clone()).load() {
             Ok(new) => new,
             Err(error) => {
                 tracing::warn!("the configuration is wrong, the old one stays in force:\n{error}");

@@ -83,6 +83,7 @@ fn record(event: &flow_event, people: &People) -> PacketRecord {
         icmp_type: event.icmp_type,
         direction,
         reason: Reason::from_number(event.reason),
+        audited: (event.reason == Reason::Audit as u8).then(|| Reason::from_number(event.audited)),
         rejected: event.rejected != 0,
         reply: event.reply != 0,
         octets: event.octets,

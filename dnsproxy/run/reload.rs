@@ -13,7 +13,7 @@ use super::node::{Endpoint, Node};
 use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
-use crate::cluster::snapshot::{self, Refusal, Snapshot};
+use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
@@ -24,7 +24,7 @@ use crate::engine::guard::Guard;
 use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
-use crate::engine::world::{Search, World};
+use crate::engine::world::{Mode, Search, World};
 use crate::kernel::rules::{ADDRESSES, FlowLimits, ProxyPorts};
 use crate::kernel::{GrantStore, KernelError};
 use crate::observe::Known;
@@ -78,15 +78,15 @@ impl Node {
     }
 
     async fn load(&mut self, only_if_changed: bool) {
-        if only_if_changed
-            && let Some(hash) = self.loaded.hash
-            && snapshot::generation_hash(&self.config.snapshot) == Some(hash)
-        {
+        if self.snapshot.path() != self.config.snapshot {
+            self.snapshot = snapshot::Source::new(&self.config.snapshot);
+        }
+        let snapshot = self.snapshot.read(&self.state.last_good, self.config.policy.on_invalid.into());
+        if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
             return;
         }
-        let snapshot =
-            snapshot::read(&self.config.snapshot, &self.state.last_good, self.config.policy.on_invalid.into());
         self.report(&snapshot);
+        self.follow_cluster(&snapshot.world.cilium_config);
         self.loaded.hash = Some(snapshot.generation_hash);
         match self.put_in_force(snapshot).await {
             Ok(()) => {
@@ -105,7 +105,7 @@ impl Node {
     /// Why there is no policy at all, if the snapshot as a whole could not be read and nothing of an earlier one is known.
     fn nothing_read(&self) -> Vec<String> {
         let nothing = self.world.as_ref().is_some_and(|world| world.pods.is_empty());
-        if nothing && snapshot::generation_hash(&self.config.snapshot).is_none() {
+        if nothing && !self.snapshot.is_readable() {
             return vec![format!("snapshot: {} can't be read: nothing passes", self.config.snapshot.display())];
         }
         Vec::new()
@@ -124,11 +124,12 @@ impl Node {
 
     fn report(&mut self, snapshot: &Snapshot) {
         for refusal in &snapshot.refusals {
-            let kept = if refusal.kept { "its last good version stays in force" } else { "what it selects is shut" };
-            tracing::warn!("{}: refused: {}: {}; {kept}", refusal.object, refusal.place, refusal.text);
+            let Refusal { object, place, text, .. } = refusal;
+            tracing::warn!("{object}: refused: {place}: {text}; {}", refusal.stands());
         }
-        let kept = snapshot.refusals.iter().filter(|refusal| refusal.kept).count();
-        self.metrics.refused(kept as u64, (snapshot.refusals.len() - kept) as u64);
+        let count =
+            |stands: Stands| snapshot.refusals.iter().filter(|refusal| refusal.stands() == stands).count() as u64;
+        self.metrics.refused(count(Stands::Kept), count(Stands::Shut), count(Stands::Rest));
         self.metrics.skipped(snapshot.skipped as u64);
         self.loaded.refusals.clone_from(&snapshot.refusals);
         self.loaded.skipped = snapshot.skipped as u64;
@@ -136,8 +137,7 @@ impl Node {
 
     async fn put_in_force(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
         let mut world = snapshot.world;
-        world.own_node = Some(self.config.node_name.clone());
-        world.cluster.clone_from(&self.config.cluster_name);
+        settle(&mut world, &self.config);
         let mut change = self.compile(&world);
         self.state.last_good = snapshot.last_good;
         self.place_endpoints(&world);
@@ -419,6 +419,15 @@ impl Node {
         directory.routes = routes(&self.config);
         self.directory.store(Arc::new(directory));
     }
+}
+
+/// What the operator says of the world, beside the snapshot.
+pub fn settle(world: &mut World, config: &Config) {
+    world.own_node = Some(config.node_name.clone());
+    world.cluster.clone_from(&config.cluster_name);
+    world.enforcement = config.policy.enforcement;
+    world.mode = if config.policy.audit { Mode::Audit } else { Mode::Enforce };
+    world.own_modes = config.policy.mode_annotation;
 }
 
 /// A directory before the first snapshot: nobody is served.

@@ -9,6 +9,7 @@ use crate::clock;
 use crate::engine::fqdn::{FqdnTable, Plan};
 use crate::kernel::attach::Method;
 use crate::kernel::load::LoadSettings;
+use crate::kernel::rules::is_block;
 use crate::observe::text::rfc3339;
 use crate::operate::metrics::Table;
 use crate::operate::{AttachedBy, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status};
@@ -198,6 +199,7 @@ impl Node {
                         place: refusal.place.clone(),
                         text: refusal.text.clone(),
                         kept: refusal.kept,
+                        stands: refusal.stands(),
                     })
                     .collect(),
                 skipped: self.loaded.skipped,
@@ -242,7 +244,13 @@ impl Node {
                 Table::Cidr6 => {
                     (sum(|set| set.cidrs.iter().filter(|row| row.0.addr().is_ipv6()).count()), kernel.cidr6.capacity())
                 }
-                Table::Ports => (sum(|set| set.ports.len()), kernel.ports.capacity()),
+                Table::Ports => {
+                    (sum(|set| set.ports.iter().filter(|row| !is_block(row.ports)).count()), kernel.ports.capacity())
+                }
+                Table::PortBlocks => (
+                    sum(|set| set.ports.iter().filter(|row| is_block(row.ports)).count()),
+                    kernel.port_blocks.capacity(),
+                ),
                 Table::DnsTo => (pairs, kernel.dns_to.capacity()),
                 Table::DnsFrom => (pairs, kernel.dns_from.capacity()),
             }
@@ -262,6 +270,7 @@ impl Node {
             state: match rules {
                 None => EndpointState::Closed,
                 Some(_) if endpoint.addresses.is_empty() || !endpoint.link_problem.is_empty() => EndpointState::Closed,
+                Some(rules) if rules.selected && rules.audit => EndpointState::Audited,
                 Some(rules) if rules.selected => EndpointState::Enforced,
                 Some(_) => EndpointState::Unenforced,
             },

@@ -25,6 +25,8 @@ pub(super) struct Record {
     tcp: bool,
     asked: Option<(Name, u16)>,
     rule: Option<RuleRef>,
+    /// Why it would have been refused, had its workload not been only audited.
+    audited: Option<&'static str>,
     hint: Option<String>,
     addresses: Vec<IpAddr>,
     cnames: Vec<Name>,
@@ -42,6 +44,7 @@ impl Record {
             tcp: packet.tcp,
             asked: None,
             rule: None,
+            audited: None,
             hint: None,
             addresses: Vec::new(),
             cnames: Vec::new(),
@@ -80,6 +83,15 @@ impl Record {
         self.hint = denied.hint(&query.name);
     }
 
+    /// It would have ended for this reason, and goes on.
+    pub(super) fn audit(&mut self, reason: &'static str) {
+        self.audited.get_or_insert(reason);
+    }
+
+    pub(super) fn is_audited(&self) -> bool {
+        self.audited.is_some()
+    }
+
     pub(super) fn cache(&mut self, used: CacheUse) {
         self.counted.cache = used;
     }
@@ -108,6 +120,10 @@ impl Record {
     }
 
     pub(super) fn end(&mut self, outcome: Outcome, reason: &'static str, rcode: Option<u16>) {
+        let (outcome, reason) = match (outcome, self.audited) {
+            (Outcome::Forwarded, Some(reason)) => (Outcome::Audited, reason),
+            _ => (outcome, reason),
+        };
         self.counted = Counted { outcome, reason, rcode, ..self.counted };
     }
 

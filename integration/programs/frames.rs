@@ -7,6 +7,7 @@ pub const NODE_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 pub const TCP: u8 = 6;
 pub const UDP: u8 = 17;
+pub const SCTP: u8 = 132;
 pub const ICMP: u8 = 1;
 pub const ICMPV6: u8 = 58;
 
@@ -34,6 +35,15 @@ pub fn udp(source: u16, destination: u16, payload: usize) -> Vec<u8> {
     let mut datagram = [source.to_be_bytes(), destination.to_be_bytes(), length.to_be_bytes(), [0, 0]].concat();
     datagram.resize(8 + payload, b'x');
     datagram
+}
+
+/// An INIT chunk behind the common header (RFC 9260).
+pub fn sctp(source: u16, destination: u16) -> Vec<u8> {
+    let mut packet = [source.to_be_bytes(), destination.to_be_bytes()].concat();
+    packet.extend([0; 8]);
+    packet.extend([1, 0, 0, 20]);
+    packet.extend([0; 16]);
+    packet
 }
 
 pub fn icmp(kind: u8, code: u8, rest: &[u8]) -> Vec<u8> {

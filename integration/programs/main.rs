@@ -32,9 +32,13 @@ fn main() {
             tags_and_other_ethertypes_are_dropped, other_protocols_and_tunnels_are_dropped,
             malformed_headers_are_dropped, foreign_sources_are_spoofed, the_first_good_frame_teaches_the_mac,
             arp_is_policed, neighbour_discovery_is_policed, echo_follows_the_rules_and_errors_follow_flows,
+            a_block_of_ports_opens_what_is_in_it_and_no_more, sctp_is_judged_by_its_ports,
+            a_question_over_icmp_is_judged_by_its_own_type_and_answered_by_its_own_answer,
+            a_type_of_icmp_that_asks_nothing_is_open_only_to_a_rule_that_names_it,
             a_query_is_steered_to_the_proxy_and_its_reply_back,
             dns_over_tls_is_steered_only_where_the_proxy_serves_it, a_refusal_is_answered_when_asked_to,
-            without_a_policy_the_pod_does_what_it_likes_as_itself, a_closed_endpoint_and_an_unknown_interface_pass_nothing,
+            without_a_policy_the_pod_does_what_it_likes_as_itself,
+            an_audited_endpoint_is_told_of_and_let_through_once_a_conversation, the_end_of_an_audit_ends_what_policy_does_not_allow, a_closed_endpoint_and_an_unknown_interface_pass_nothing,
             flows_beyond_the_budget_are_refused_until_one_ends, a_dry_run_leaves_no_trace,
             the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
         reload: no_step_of_a_reload_opens_more_than_before_or_after;

@@ -9,7 +9,7 @@ use namegate::engine::grant::MonoNs;
 use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 use namegate::kernel::abi::flag;
-use namegate::kernel::rules::FlowLimits;
+use namegate::kernel::rules::{EndpointRow, FlowLimits};
 use namegate::observe::Reason;
 
 use super::bench::*;
@@ -104,8 +104,8 @@ struct Packet {
 enum Kind {
     Tcp { flags: u8, sequence: u32 },
     Udp,
-    EchoRequest,
-    EchoReply,
+    Sctp,
+    Icmp { number: u8 },
 }
 
 impl Kind {
@@ -113,10 +113,22 @@ impl Kind {
         match self {
             Kind::Tcp { .. } => TCP,
             Kind::Udp => UDP,
-            Kind::EchoRequest | Kind::EchoReply if family4 => ICMP,
-            Kind::EchoRequest | Kind::EchoReply => ICMPV6,
+            Kind::Sctp => SCTP,
+            Kind::Icmp { .. } if family4 => ICMP,
+            Kind::Icmp { .. } => ICMPV6,
         }
     }
+}
+
+/// Types of ICMP that ask, each with the type of its answer.
+const QUERIES: [&[(u8, u8)]; 2] = [&[(8, 0), (13, 14), (42, 43)], &[(128, 129), (160, 161)]];
+/// Types that do neither, by family. The last is an error; here it quotes nothing of ours.
+const OTHERS: [[u8; 3]; 2] = [[5, 17, 3], [144, 200, 1]];
+
+/// The type that asks, of one that asks or answers.
+fn query_of(family4: bool, number: u8) -> Option<u8> {
+    let pairs = QUERIES[usize::from(!family4)].iter();
+    pairs.copied().find(|(query, answer)| *query == number || *answer == number).map(|(query, _)| query)
 }
 
 impl Model {
@@ -132,6 +144,10 @@ impl Model {
             Direction::Ingress => flag::DENY_INGRESS,
         };
         let denies = self.flags & default_deny != 0;
+        // A type of ICMP that asks nothing is open only to a rule that names it.
+        let number = (port >> 8) as u8;
+        let icmp = matches!(key.protocol, ICMP | ICMPV6);
+        let unasked = icmp && query_of(key.remote.is_ipv4(), number) != Some(number);
         let place = self.places.get(&key.remote).map_or(Place::World, |peer| Place::Peer(*peer));
         if place == Place::Peer(PeerId::STEERING) {
             return Reason::SteeringAddress;
@@ -145,7 +161,7 @@ impl Model {
             return match row.map(|row| row.verdict) {
                 Some(ServiceVerdict::Allow) => Reason::Service,
                 Some(ServiceVerdict::Deny) => Reason::PolicyDeny,
-                None if denies => Reason::NoGrant,
+                None if denies || unasked => Reason::NoGrant,
                 None => Reason::DefaultAllow,
             };
         }
@@ -157,17 +173,15 @@ impl Model {
             }
         };
         let matched = Bits::ANY_PEER | granted | by_place;
-        let row = |protocol: u8, port: u16| {
-            self.rules.ports.iter().find(|row| {
-                row.direction == opened && row.protocol.number() == protocol && row.ports == PortBlock::from(port)
-            })
-        };
-        let row = row(key.protocol, port).or_else(|| row(key.protocol, 0)).or_else(|| row(0, 0));
+        let rows = || self.rules.ports.iter().filter(|row| row.direction == opened);
+        let named = rows().filter(|row| row.protocol.number() == key.protocol && row.ports.holds(port));
+        let named = named.max_by_key(|row| row.ports.length());
+        let row = named.or_else(|| rows().find(|row| row.protocol == Protocol::Any));
         if let Some(row) = row {
             if matched.meets(row.deny) {
                 return Reason::PolicyDeny;
             }
-            if matched.meets(row.allow) {
+            if matched.meets(row.allow) && (named.is_some() || !unasked) {
                 return match place {
                     _ if granted.meets(row.allow) => Reason::Granted,
                     Place::Peer(_) if by_place.meets(row.allow) => Reason::Peer,
@@ -175,7 +189,11 @@ impl Model {
                 };
             }
         }
-        if opened == Direction::Ingress && place == Place::Peer(PeerId::HOST) {
+        if unasked {
+            return Reason::NoGrant;
+        }
+        let host = [Place::Peer(PeerId::HOST), Place::Peer(PeerId::HOST_APISERVER)].contains(&place);
+        if opened == Direction::Ingress && host {
             return Reason::Host;
         }
         match (denies, stale) {
@@ -185,30 +203,47 @@ impl Model {
         }
     }
 
+    /// ICMP of no flow and no question.
+    fn unasked(&self, direction: Direction, key: FlowKey, number: u8, otherwise: Reason) -> Reason {
+        match self.policy(direction, key, u16::from(number) << 8, false) {
+            Reason::NoGrant => otherwise,
+            reason => reason,
+        }
+    }
+
     fn verdict(&mut self, packet: &Packet) -> Reason {
         let protocol = packet.kind.protocol(packet.remote.is_ipv4());
-        let echo = matches!(packet.kind, Kind::EchoRequest | Kind::EchoReply);
+        let number = if let Kind::Icmp { number } = packet.kind { Some(number) } else { None };
+        let query = number.and_then(|number| query_of(packet.remote.is_ipv4(), number));
+        let echo = number.is_some();
         let key = FlowKey {
             remote: packet.remote,
             local_port: packet.local_port,
-            remote_port: if echo { 0 } else { packet.remote_port },
+            remote_port: if echo { u16::from(query.unwrap_or_default()) << 8 } else { packet.remote_port },
             protocol,
         };
-        if self.flags & flag::STEER != 0 && !echo && packet.direction == Direction::Egress && packet.remote_port == 53 {
+        if let (Some(number), None) = (number, query) {
+            let error = number == OTHERS[usize::from(!packet.remote.is_ipv4())][2];
+            let otherwise = if error { Reason::IcmpUnrelated } else { Reason::Protocol };
+            return self.unasked(packet.direction, key, number, otherwise);
+        }
+        let steered =
+            matches!(protocol, TCP | UDP) && packet.direction == Direction::Egress && packet.remote_port == 53;
+        if self.flags & flag::STEER != 0 && steered {
             return match self.resolvers.contains(&packet.remote) {
                 true => Reason::Steered,
                 false => Reason::UnknownResolver,
             };
         }
         let port = |opened| match opened {
-            _ if echo => u16::from(if packet.remote.is_ipv4() { 8u8 } else { 128 }) << 8,
+            _ if echo => key.remote_port,
             Direction::Egress => packet.remote_port,
             Direction::Ingress => packet.local_port,
         };
         let opens = match packet.kind {
             Kind::Tcp { flags, .. } => flags & (SYN | ACK) == SYN,
-            Kind::Udp | Kind::EchoReply => false,
-            Kind::EchoRequest => true,
+            Kind::Udp | Kind::Sctp => false,
+            Kind::Icmp { number } => query == Some(number),
         };
         let sequence = if let Kind::Tcp { sequence, .. } = packet.kind { sequence } else { 0 };
         let mut replaces = false;
@@ -246,8 +281,8 @@ impl Model {
             }
             replaces = true;
         }
-        if echo && !opens {
-            return Reason::NotAReply;
+        if let Some(number) = number.filter(|_| !opens) {
+            return self.unasked(packet.direction, key, number, Reason::NotAReply);
         }
         let reason = self.policy(packet.direction, key, port(packet.direction), false);
         if !reason.passed() {
@@ -277,27 +312,41 @@ fn addresses() -> Vec<IpAddr> {
     v4.chain(v6).collect()
 }
 
-const PORTS: [u16; 4] = [53, 80, 443, 8080];
+const PORTS: [u16; 5] = [53, 80, 443, 8080, 0];
+
+/// Ports that rows may have: single ones, blocks around them, all of them; port 0 by itself is no wildcard.
+fn blocks(protocol: Protocol) -> Vec<PortBlock> {
+    let number = match protocol {
+        Protocol::Any => return vec![PortBlock::ANY],
+        Protocol::Icmp => 0,
+        Protocol::Icmpv6 => 1,
+        Protocol::Tcp | Protocol::Udp | Protocol::Sctp => {
+            let single = PORTS.map(PortBlock::one);
+            let ranges = [(0, 0x7fff), (64, 127), (80, 81), (0x1f00, 0x1fff), (440, 447)];
+            let ranges = ranges.into_iter().flat_map(|(first, last)| PortBlock::of_range(first, last));
+            return ranges.chain(single).chain([PortBlock::ANY]).collect();
+        }
+    };
+    let asked = QUERIES[number].iter().flat_map(|(query, answer)| [*query, *answer]);
+    asked.chain(OTHERS[number]).map(PortBlock::icmp_type).collect()
+}
+
+/// What a Service can serve by.
+const SERVED: [Protocol; 3] = [Protocol::Tcp, Protocol::Udp, Protocol::Sctp];
 
 /// A random rule set with everything around it, in the model and in the kernel.
 fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     let mut rules = no_rules();
     for direction in [Direction::Egress, Direction::Ingress] {
-        let protocols = [Protocol::Any, Protocol::Tcp, Protocol::Udp, Protocol::Icmp, Protocol::Icmpv6];
+        let protocols = [Protocol::Any, Protocol::Tcp, Protocol::Udp, Protocol::Sctp, Protocol::Icmp, Protocol::Icmpv6];
         for protocol in protocols {
-            for port in [0, 53, 80, 443, 8080, 8 << 8, 128 << 8] {
-                if (protocol == Protocol::Any && port != 0) || random.chance(65) {
+            for ports in blocks(protocol) {
+                if random.chance(65) {
                     continue;
                 }
                 let any = if random.chance(10) { Bits::ANY_PEER } else { Bits::NONE };
                 let deny = if random.chance(15) { random.bits() } else { Bits::NONE };
-                rules.ports.push(PortRow {
-                    direction,
-                    protocol,
-                    ports: PortBlock::from(port),
-                    allow: random.bits() | any,
-                    deny,
-                });
+                rules.ports.push(PortRow { direction, protocol, ports, allow: random.bits() | any, deny });
             }
         }
     }
@@ -306,13 +355,19 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     let mut grants = HashMap::new();
     for address in &addresses {
         if random.chance(45) {
-            let peer =
-                random.of(&[PeerId::HOST, PeerId::SERVICE, PeerId::SERVICE, PeerId::STEERING, A_PEER, PeerId(21)]);
+            let peer = random.of(&[
+                PeerId::HOST,
+                PeerId::HOST_APISERVER,
+                PeerId::SERVICE,
+                PeerId::STEERING,
+                A_PEER,
+                PeerId(21),
+            ]);
             places.insert(*address, peer);
             if peer == PeerId::SERVICE {
                 for port in PORTS {
                     let verdict = random.of(&[ServiceVerdict::Allow, ServiceVerdict::Deny]);
-                    for protocol in [Protocol::Tcp, Protocol::Udp].into_iter().filter(|_| random.chance(80)) {
+                    for protocol in SERVED.into_iter().filter(|_| random.chance(80)) {
                         rules.services.push(ServiceRow { address: *address, protocol, port, verdict });
                     }
                 }
@@ -322,7 +377,7 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
             grants.insert(*address, (random.bits(), if random.chance(50) { random.bits() } else { Bits::NONE }));
         }
     }
-    for peer in [PeerId::HOST, A_PEER, PeerId(21)] {
+    for peer in [PeerId::HOST, PeerId::HOST_APISERVER, A_PEER, PeerId(21)] {
         rules.peers.push((peer, random.bits()));
     }
     for net in ["0.0.0.0/0", "203.0.113.0/30", "203.0.113.6/32", "::/0", "2001:db8:2::4/126"] {
@@ -330,11 +385,10 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
             rules.cidrs.push((net.parse().expect("a prefix"), random.bits()));
         }
     }
-    let mut flags = flag::ENFORCE;
+    let mut flags = EndpointRow::flags_of(&rules) & !(flag::DENY_EGRESS | flag::DENY_INGRESS);
     for (flag, percent) in [(flag::DENY_EGRESS, 75), (flag::DENY_INGRESS, 75), (flag::STEER, 50)] {
         flags |= if random.chance(percent) { flag } else { 0 };
     }
-    flags |= if rules.cidrs.is_empty() { 0 } else { flag::HAS_CIDR };
     let resolvers: Vec<IpAddr> = addresses.iter().copied().filter(|_| random.chance(40)).collect();
     let budget = if random.chance(20) { 3 } else { 2000 };
 
@@ -378,18 +432,23 @@ fn local(n: usize, resolver: &IpAddr) -> IpAddr {
 
 /// A packet that is understood.
 fn packet(random: &mut Random) -> Packet {
-    let kind = match random.below(10) {
-        0..5 => {
+    let remote = random.of(&addresses());
+    let kind = match random.below(14) {
+        0..6 => {
             let flags = random.of(&[SYN, SYN, SYN | ACK, ACK, ACK, FIN | ACK, RST]);
             Kind::Tcp { flags, sequence: random.below(3) as u32 + 1 }
         }
-        5..8 => Kind::Udp,
-        8 => Kind::EchoRequest,
-        _ => Kind::EchoReply,
+        6..9 => Kind::Udp,
+        9 => Kind::Sctp,
+        10..13 => {
+            let (query, answer) = random.of(QUERIES[usize::from(remote.is_ipv6())]);
+            Kind::Icmp { number: random.of(&[query, query, answer]) }
+        }
+        _ => Kind::Icmp { number: random.of(&OTHERS[usize::from(remote.is_ipv6())]) },
     };
     Packet {
         direction: random.of(&[Direction::Egress, Direction::Egress, Direction::Ingress]),
-        remote: random.of(&addresses()),
+        remote,
         local_port: random.of(&[40000, 8080]),
         remote_port: random.of(&PORTS),
         kind,
@@ -405,8 +464,11 @@ fn frame(packet: &Packet) -> Vec<u8> {
     let payload = match packet.kind {
         Kind::Tcp { flags, sequence } => tcp(source, destination, sequence, flags),
         Kind::Udp => udp(source, destination, 12),
-        Kind::EchoRequest => echo(if family4 { 8 } else { 128 }, packet.local_port),
-        Kind::EchoReply => echo(if family4 { 0 } else { 129 }, packet.local_port),
+        Kind::Sctp => sctp(source, destination),
+        Kind::Icmp { number } if number == OTHERS[usize::from(!family4)][2] => {
+            icmp(number, 0, &[&[0; 4][..], &ip(pod, packet.remote, TCP, &tcp(1, 2, 1, SYN))].concat())
+        }
+        Kind::Icmp { number } => echo(number, packet.local_port),
     };
     let protocol = packet.kind.protocol(family4);
     match packet.direction {
@@ -455,15 +517,23 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
             let quoted = ip(pod, remote, TCP, &tcp(1, 2, 1, SYN));
             let (protocol, kind) = if remote.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
             let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
-            (Direction::Ingress, to_pod(remote, pod, protocol, &payload), Reason::IcmpUnrelated)
+            let key = FlowKey { remote, local_port: 0, remote_port: 0, protocol };
+            let wanted = model.unasked(Direction::Ingress, key, kind, Reason::IcmpUnrelated);
+            (Direction::Ingress, to_pod(remote, pod, protocol, &payload), wanted)
         }
         15 => {
             match model.flows.iter().find(|(key, flow)| {
-                key.protocol == UDP && flow.generation == model.generation && flow.revoked.is_none()
+                key.protocol != TCP && flow.generation == model.generation && flow.revoked.is_none()
             }) {
                 Some((key, _)) => {
                     let pod = pod_for(key.remote);
-                    let quoted = ip(pod, key.remote, UDP, &udp(key.local_port, key.remote_port, 8));
+                    // What the pod sent: a question, or an answer to one.
+                    let sent = match key.protocol {
+                        UDP => udp(key.local_port, key.remote_port, 8),
+                        SCTP => sctp(key.local_port, key.remote_port),
+                        _ => echo((key.remote_port >> 8) as u8, key.local_port),
+                    };
+                    let quoted = ip(pod, key.remote, key.protocol, &sent);
                     let (protocol, kind) = if pod.is_ipv4() { (ICMP, 3) } else { (ICMPV6, 1) };
                     let payload = icmp(kind, 1, &[&[0; 4][..], &quoted].concat());
                     (Direction::Ingress, to_pod(key.remote, pod, protocol, &payload), Reason::IcmpRelated)

@@ -144,15 +144,15 @@ impl Node {
     }
 
     /// Waits for the flow record of an attempt.
-    fn flow(&self, seen: usize, to: SocketAddr, why: &str) -> Result<(), String> {
+    fn flow(&self, seen: usize, to: SocketAddr, verdict: &str, why: &str) -> Result<(), String> {
         self.daemon()?;
         let mut last = Vec::new();
         let found = wait_until(Duration::from_secs(2), || {
             let flows = crate::lab::daemon::flows(&self.stage.world.directory);
-            last = flows.iter().skip(seen).filter_map(|record| drop_of(record, to)).collect();
+            last = flows.iter().skip(seen).filter_map(|record| reason_of(record, to, verdict)).collect();
             last.iter().any(|reason| reason == why)
         });
-        if found { Ok(()) } else { Err(format!("stopped, but the flow records say {last:?}")) }
+        if found { Ok(()) } else { Err(format!("the flow records that say {verdict} say {last:?}")) }
     }
 
     /// The names that `namegate fqdn list` has for an address.
@@ -200,13 +200,17 @@ impl Subject for Node {
             Act::AsksRaw { pod, message, tcp, reply } => {
                 return self.stage.ask_raw(*pod, message, *tcp, reply.as_ref());
             }
-            Act::Reaches { who, to } => match self.stage.reach(*who, *to) {
-                Reach::Reached => {}
+            Act::Reaches { who, to, noted } => match self.stage.reach(*who, *to) {
+                Reach::Reached => {
+                    if let Some(why) = noted {
+                        return self.flow(seen, to.at, "AUDIT", why);
+                    }
+                }
                 other => return Err(format!("{other:?}")),
             },
             Act::Stopped { who, to, why } => match (self.stage.reach(*who, *to), why) {
                 (Reach::Reached, _) => return Err("it is reached".into()),
-                (_, Some(why)) => return self.flow(seen, to.at, why),
+                (_, Some(why)) => return self.flow(seen, to.at, "DROPPED", why),
                 (_, None) => {}
             },
             Act::Opens { who, connection, to } => return self.stage.open(*who, connection, *to),
@@ -233,7 +237,7 @@ impl Subject for Node {
             }
             Act::Sends { pod, frame, arrives } => match (self.stage.send(*pod, frame)?, arrives) {
                 (true, Ok(())) | (false, Err(None)) => {}
-                (false, Err(Some(why))) => return self.flow(seen, self.stage.ends_of(*pod, frame)?.1, why),
+                (false, Err(Some(why))) => return self.flow(seen, self.stage.ends_of(*pod, frame)?.1, "DROPPED", why),
                 (true, Err(_)) => return Err("it arrives".into()),
                 (false, Ok(())) => return Err("it does not arrive".into()),
             },
@@ -477,15 +481,15 @@ pub fn compare(seen: &Answered, expected: Option<&Expected>) -> Result<(), Strin
 
 /// Why a flow record's packet to this address was dropped. Frames of a closed endpoint are not looked into, so their
 /// records have no address.
-fn drop_of(record: &Value, to: SocketAddr) -> Option<String> {
+fn reason_of(record: &Value, to: SocketAddr, verdict: &str) -> Option<String> {
     let flow = record.get("flow")?;
     let summary = flow["Summary"].as_str()?;
     let port = flow.get("l4").and_then(|l4| l4.as_object()?.values().next()?["destination_port"].as_u64());
     let there = flow["IP"]["destination"].as_str() == Some(&to.ip().to_string());
     let ours = summary.starts_with("not IP") || there && port.is_none_or(|port| port == u64::from(to.port()));
-    let dropped = flow["verdict"] == "DROPPED" && flow["Type"] == "L3_L4";
+    let meant = flow["verdict"] == verdict && flow["Type"] == "L3_L4";
     let reason = summary.split("; ").nth(1)?.split(',').next()?;
-    (ours && dropped).then(|| reason.to_owned())
+    (ours && meant).then(|| reason.to_owned())
 }
 
 /// A name as scenarios write it; `?` for none.

@@ -33,7 +33,7 @@ use namegate::engine::wire::type_text;
 use namegate::engine::world::{PeerIds, World};
 use namegate::kernel::{GrantStore, KernelError};
 use namegate::observe::{Counted, Observer, QueryRecord};
-use namegate::run::{caps, cluster_dns, guard, routes, search_of, settings};
+use namegate::run::{caps, cluster_dns, guard, routes, search_of, settings, settle};
 use namegate::serve::background::Memory;
 use namegate::serve::cache::Cache;
 use namegate::serve::{Directory, Next, Packet, Proxy, Resolver, Served};
@@ -232,8 +232,8 @@ impl Model {
         self.last_good = snapshot.last_good;
         self.refusals = snapshot.refusals;
         let mut world = snapshot.world;
+        settle(&mut world, &self.config);
         world.own_node = Some("demo-node".into());
-        world.cluster = "default".into();
         let compiler = Compiler::new(&world, &mut self.ids);
         for endpoint in self.pods.values_mut() {
             let served = &endpoint.served;
@@ -304,6 +304,10 @@ impl Model {
             }
             (Some(verdict), _) => verdict,
         }
+    }
+
+    fn is_audited(&self, who: Pod) -> bool {
+        self.pods.get(&who).is_some_and(|pod| pod.served.rules.load().audit)
     }
 
     /// The word of the flow record for what is stopped.
@@ -416,8 +420,14 @@ impl Subject for Model {
                 let seen = self.ask(*pod, question)?.unwrap_or_default();
                 return compare(&seen, reply.as_ref());
             }
-            Act::Reaches { who, to } => match self.verdict(*who, *to, false) {
-                verdict if verdict.passes() => self.closes(*who, *to),
+            Act::Reaches { who, to, noted } => match self.verdict(*who, *to, false) {
+                verdict if verdict.passes() && noted.is_none() => self.closes(*who, *to),
+                verdict if !verdict.passes() && self.is_audited(*who) => {
+                    let seen = self.why(*who, *to);
+                    if noted.as_ref().is_none_or(|why| why != seen) {
+                        return Err(format!("noted: {seen}"));
+                    }
+                }
                 other => return Err(format!("{other:?}")),
             },
             Act::Stopped { who, to, why } => match self.verdict(*who, *to, false) {
@@ -430,7 +440,7 @@ impl Subject for Model {
                 }
             },
             Act::Opens { who, connection, to } => {
-                self.act(&Act::Reaches { who: *who, to: *to })?;
+                self.act(&Act::Reaches { who: *who, to: *to, noted: None })?;
                 self.connections.insert(connection.clone(), (*who, *to));
             }
             Act::GoesOn { connection } | Act::Ends { connection } => {

@@ -54,6 +54,8 @@ pub enum Act {
     Reaches {
         who: Pod,
         to: Target,
+        /// It is only audited, and would be stopped for this reason.
+        noted: Option<String>,
     },
     Stopped {
         who: Pod,
@@ -306,6 +308,11 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         ["SIGHUP"] => Act::Hangup,
         ["SIGTERM"] => Act::Terminate,
         ["nothing"] => Act::Nothing,
+        ["file", name, "from", path] => {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Act::File { name: name.into(), text: Some(text) }
+        }
         ["file", name, "is", "removed"] => Act::File { name: name.into(), text: None },
         ["file", name] if name.ends_with(':') => {
             let text: String = body.lines().map(|line| line.get(2..).unwrap_or("").to_owned() + "\n").collect();
@@ -367,7 +374,10 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
             };
             Act::Sends { pod: who(pod)?, frame, arrives }
         }
-        [pod, "reaches", to] => Act::Reaches { who: who(pod)?, to: target(to)? },
+        [pod, "reaches", to] => Act::Reaches { who: who(pod)?, to: target(to)?, noted: None },
+        [pod, "reaches", to, "though", why] => {
+            Act::Reaches { who: who(pod)?, to: target(to)?, noted: Some(why.into()) }
+        }
         [pod, "is", "stopped", "at", to] => Act::Stopped { who: who(pod)?, to: target(to)?, why: None },
         [pod, "is", "stopped", "at", to, why] if to.ends_with(':') => {
             Act::Stopped { who: who(pod)?, to: target(to.trim_end_matches(':'))?, why: Some(why.into()) }

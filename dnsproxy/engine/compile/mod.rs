@@ -26,7 +26,7 @@ use super::labels::{Labels, Match};
 use super::policy::{BlockOf, Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
-use super::world::{Holder, PeerIds, World, peer_key};
+use super::world::{Holder, Mode, PeerIds, World, peer_key};
 pub use behind::Behind;
 pub use transition::transition;
 pub use why::Spoken;
@@ -145,7 +145,7 @@ impl<'w> Compiler<'w> {
         let (dns, dns_denied) = dns::rules(self, &rules);
         let mut set = RuleSet {
             selected: true,
-            audit: false,
+            audit: self.world.mode_of(subject) == Mode::Audit,
             deny_egress: !deny_egress_by.is_empty(),
             deny_ingress: !shuts(Direction::Ingress).is_empty(),
             deny_egress_by,

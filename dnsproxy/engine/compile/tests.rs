@@ -207,9 +207,10 @@ fn world() -> impl Strategy<Value = World> {
         teams,
     )
         .prop_map(|(pods, services, policies, refused, teams)| {
+            let policies = policies.into_iter().map(Into::into).collect();
             let mut world = World { own_node: Some("here".to_owned()), policies, ..World::default() };
             // A refused policy keeps its denials and shuts; what it allowed must not matter.
-            world.refused = refused;
+            world.refused = refused.into_iter().map(Into::into).collect();
             for (name, address) in [("here", "198.51.100.1"), ("there", "198.51.100.2")] {
                 world.nodes.insert(
                     name.to_owned(),
@@ -305,8 +306,11 @@ fn asks(world: &World, subject: &PodRef, server: IpAddr, protocol: Protocol, por
             Section { default_deny: true, allow: vec![only], deny: vec![], unenforced: vec![] }
         };
         let rule = Rule { at: at("only"), subject: Subject::default(), egress: section, ingress: Section::default() };
-        let only =
-            World { policies: vec![Policy { at: at("only"), rules: vec![rule] }], refused: vec![], ..world.clone() };
+        let only = World {
+            policies: vec![Policy { at: at("only"), rules: vec![rule] }.into()],
+            refused: vec![],
+            ..world.clone()
+        };
         let attempt = Attempt { direction: Direction::Egress, address: server, protocol, port, granted: &[] };
         let verdict = reference::verdict(&only, subject, attempt).unwrap();
         verdict == if deny { PacketVerdict::Denied } else { PacketVerdict::Allowed }
@@ -416,7 +420,7 @@ fn many_groups(ports: u16) -> World {
     });
     let egress = Section { default_deny: true, allow: allow.collect(), ..Section::default() };
     let rule = Rule { at: at("r"), subject: Subject::default(), egress, ingress: Section::default() };
-    let mut world = World { policies: vec![Policy { at: at("p"), rules: vec![rule] }], ..World::default() };
+    let mut world = World { policies: vec![Policy { at: at("p"), rules: vec![rule] }.into()], ..World::default() };
     world.pods.insert(
         PodRef { namespace: "one".to_owned(), name: "p".to_owned() },
         Pod {

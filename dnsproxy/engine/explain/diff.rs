@@ -157,7 +157,9 @@ fn connections((old, new): (&Explainer<'_>, &Explainer<'_>), twins: &Twins, know
     for network in blocks {
         // An address that no narrower block has, as far as it is easily found.
         let sample = network.hosts().take(64).chain([network.addr()]).find(|address| {
-            [&twins.old, &twins.new].into_iter().all(|rules| !rules.known.contains_key(address) && in_own(rules, network, *address))
+            [&twins.old, &twins.new]
+                .into_iter()
+                .all(|rules| !rules.known.contains_key(address) && in_own(rules, network, *address))
         });
         if let Some(address) = sample {
             peers.push((network.to_string(), address, address));
@@ -233,7 +235,8 @@ fn class(rules: &RuleSet, direction: Direction, address: IpAddr) -> Class {
 
 /// Whether no block of the rule set that is narrower than `network` has the address.
 fn in_own(rules: &RuleSet, network: ipnet::IpNet, address: IpAddr) -> bool {
-    let narrower = rules.cidrs.iter().map(|(other, _)| other).filter(|other| network.contains(*other) && **other != network);
+    let narrower =
+        rules.cidrs.iter().map(|(other, _)| other).filter(|other| network.contains(*other) && **other != network);
     network.prefix_len() == network.max_prefix_len() || !narrower.into_iter().any(|other| other.contains(&address))
 }
 

@@ -168,7 +168,8 @@ impl<'w> Explainer<'w> {
                 path: at.0.path.clone(),
                 egress: rule.is_some_and(|rule| rule.egress.default_deny),
                 ingress: rule.is_some_and(|rule| rule.ingress.default_deny),
-                in_doubt: found != Match::Yes || self.world.refused.iter().any(|policy| policy.rules.iter().any(|rule| rule.at == at)),
+                in_doubt: found != Match::Yes
+                    || self.world.refused.iter().any(|policy| policy.rules.iter().any(|rule| rule.at == at)),
             }
         });
         told.collect()
@@ -177,7 +178,9 @@ impl<'w> Explainer<'w> {
     /// A pod at each of its addresses that the asker can reach.
     fn pod(&self, question: &Question, rules: &RuleSet, to: &PodRef, answer: &mut Answer) -> Result<(), String> {
         let pod = self.world.pods.get(to);
-        let pod = pod.ok_or_else(|| format!("pod {to} is not in the snapshot; a Pod object of that namespace and name is needed"))?;
+        let pod = pod.ok_or_else(|| {
+            format!("pod {to} is not in the snapshot; a Pod object of that namespace and name is needed")
+        })?;
         if pod.finished {
             answer.notes.push(format!("pod {to} has ended: its addresses are nobody's"));
         }
@@ -193,13 +196,7 @@ impl<'w> Explainer<'w> {
     }
 
     /// Both sides of a connection to an address: what the asker's rules say, and what those of the pod behind it do.
-    fn reach(
-        &self,
-        from: &PodRef,
-        rules: &RuleSet,
-        address: IpAddr,
-        port: Option<(Protocol, u16)>,
-    ) -> Vec<Connection> {
+    fn reach(&self, from: &PodRef, rules: &RuleSet, address: IpAddr, port: Option<(Protocol, u16)>) -> Vec<Connection> {
         if rules.known.get(&address) == Some(&PeerId::SERVICE) {
             return vec![self.service(from, rules, address, port)];
         }
@@ -225,7 +222,13 @@ impl<'w> Explainer<'w> {
                 (rules, _) => {
                     let note = rules.err().unwrap_or_else(|| format!("pod {from} has no address of that family"));
                     let (direction, of) = (words::direction(Direction::Ingress).to_owned(), pod.to_string());
-                    Connection { direction, of, peer_is: format!("pod {from}"), notes: vec![note], ..Connection::default() }
+                    Connection {
+                        direction,
+                        of,
+                        peer_is: format!("pod {from}"),
+                        notes: vec![note],
+                        ..Connection::default()
+                    }
                 }
             })
             .collect()

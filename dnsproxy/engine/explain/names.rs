@@ -23,7 +23,9 @@ impl Explainer<'_> {
         let (from, port) = (&question.from, question.port);
         answer.queries = self.queries(from, rules, (name, question.qtype), question.resolver);
         if self.surroundings.guard.is_cluster_name(name) {
-            answer.notes.push("a name of the cluster grants nothing: rules for endpoints and Services speak".to_owned());
+            answer
+                .notes
+                .push("a name of the cluster grants nothing: rules for endpoints and Services speak".to_owned());
             let addresses = self.cluster_addresses(name);
             if addresses.is_empty() {
                 answer.notes.push(format!("the snapshot has no Service {name}"));
@@ -105,9 +107,9 @@ impl Explainer<'_> {
         if !rules.steered() {
             // Past the proxy: whoever is reached on port 53.
             let open = |address: &IpAddr| {
-                [Protocol::Udp, Protocol::Tcp].into_iter().any(|protocol| {
-                    rules.evaluate(Direction::Egress, *address, protocol, DNS, Bits::NONE).passes()
-                })
+                [Protocol::Udp, Protocol::Tcp]
+                    .into_iter()
+                    .any(|protocol| rules.evaluate(Direction::Egress, *address, protocol, DNS, Bits::NONE).passes())
             };
             let networks = rules.cidrs.iter().map(|(network, _)| network.addr());
             let candidates = rules.known.keys().copied().chain(networks).chain([outside(rules, false)]);
@@ -148,8 +150,7 @@ impl Explainer<'_> {
             Ok(rule) => {
                 (answer.allowed, answer.reason) = (true, "rule".to_owned());
                 answer.by = rule.iter().map(|rule| self.line(rule, "lets it be asked".to_owned())).collect();
-                answer.grants =
-                    self.surroundings.trusted.contains(&server) || rules.trusts(server, protocol, DNS);
+                answer.grants = self.surroundings.trusted.contains(&server) || rules.trusts(server, protocol, DNS);
             }
             Err(denied) => {
                 answer.reason = denied.reason().to_owned();
@@ -205,7 +206,11 @@ impl Explainer<'_> {
     fn nearest_names(&self, rules: &RuleSet, name: &Name) -> Vec<Line> {
         let Some((miss, found)) = rules.names.nearest(name) else { return Vec::new() };
         let hint = verdict::hint(miss, found.pattern.as_str());
-        found.rule.map(|rule| self.line(rule, format!("allows the names {}; {hint}", found.pattern))).into_iter().collect()
+        found
+            .rule
+            .map(|rule| self.line(rule, format!("allows the names {}; {hint}", found.pattern)))
+            .into_iter()
+            .collect()
     }
 
     /// What the cluster's DNS says of one of its own names, `SERVICE.NAMESPACE.svc.DOMAIN`: the Service's addresses, or
@@ -214,7 +219,8 @@ impl Explainer<'_> {
         let labels: Vec<String> =
             name.labels().take(3).map(|label| String::from_utf8_lossy(label).to_ascii_lowercase()).collect();
         let [service, namespace, kind] = labels.as_slice() else { return Vec::new() };
-        let Some(found) = self.world.services.get(&(namespace.clone(), service.clone())).filter(|_| kind == "svc") else {
+        let Some(found) = self.world.services.get(&(namespace.clone(), service.clone())).filter(|_| kind == "svc")
+        else {
             return Vec::new();
         };
         if !found.addresses.is_empty() {

@@ -150,7 +150,9 @@ fn selected_by(pods: &Subjects<'_>, rules: &[&Rule]) -> usize {
     let mut selected: BTreeSet<&PodRef> = BTreeSet::new();
     for rule in rules {
         let there = meant(pods, rule.subject.namespace.as_deref());
-        selected.extend(there.filter(|(_, labels)| rule.subject.selector.matches(labels) != Match::No).map(|(pod, _)| *pod));
+        selected.extend(
+            there.filter(|(_, labels)| rule.subject.selector.matches(labels) != Match::No).map(|(pod, _)| *pod),
+        );
     }
     selected.len()
 }
@@ -203,13 +205,7 @@ pub fn selectors(world: &World) -> Vec<SelectorRow> {
     found.into_iter().map(row).collect()
 }
 
-fn selects(
-    world: &World,
-    pods: &Subjects<'_>,
-    of: &str,
-    namespace: Option<&str>,
-    selector: &Selector,
-) -> Vec<String> {
+fn selects(world: &World, pods: &Subjects<'_>, of: &str, namespace: Option<&str>, selector: &Selector) -> Vec<String> {
     let plain = |labels: &BTreeMap<String, String>| selector.matches(&Labels::of_object(labels)) == Match::Yes;
     match of {
         "node" => world.nodes.iter().filter(|(_, node)| plain(&node.labels)).map(|(name, _)| name.clone()).collect(),
@@ -248,7 +244,8 @@ pub fn endpoint(explainer: &Explainer<'_>, pod: &PodRef) -> EndpointRow {
     }
     match explainer.rules(pod) {
         Ok(rules) => {
-            let mut policies: Vec<String> = explainer.compiler.selecting(pod).iter().map(|(at, _)| at.to_string()).collect();
+            let mut policies: Vec<String> =
+                explainer.compiler.selecting(pod).iter().map(|(at, _)| at.to_string()).collect();
             policies.sort();
             policies.dedup();
             row.policies = if world.enforcement == Enforcement::Never { Vec::new() } else { policies };

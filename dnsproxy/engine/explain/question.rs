@@ -141,9 +141,8 @@ pub fn target(text: &str) -> Result<Target, String> {
 /// # Errors
 /// It is none.
 pub fn port(text: &str) -> Result<(Protocol, u16), String> {
-    let wrong = || {
-        format!("found {text:?}; allowed is a port as 443/TCP (TCP, UDP, SCTP) or a type as 8/ICMP (ICMP, ICMPv6)")
-    };
+    let wrong =
+        || format!("found {text:?}; allowed is a port as 443/TCP (TCP, UDP, SCTP) or a type as 8/ICMP (ICMP, ICMPv6)");
     let (number, word) = text.split_once('/').unwrap_or((text, "TCP"));
     let protocol = protocol(word).ok_or_else(wrong)?;
     if matches!(protocol, Protocol::Icmp | Protocol::Icmpv6) {

@@ -145,7 +145,10 @@ impl Explainer<'_> {
     }
 
     fn said(&self, said: &Spoken) -> Line {
-        self.line(&said.at, self.written().items.get(&said.at).map_or_else(String::new, |item| words::item(item, said.deny)))
+        self.line(
+            &said.at,
+            self.written().items.get(&said.at).map_or_else(String::new, |item| words::item(item, said.deny)),
+        )
     }
 
     /// Items that would allow it but for one thing, the nearest first.
@@ -159,7 +162,9 @@ impl Explainer<'_> {
                         (0, format!("would allow it, but demands {what}, which is not enforced by namegate yet"))
                     }
                     (Some(what), ..) => (3, format!("demands {what}, which is not enforced by namegate yet")),
-                    (None, true, true) => (1, "may not select the workload: not all of its labels are known".to_owned()),
+                    (None, true, true) => {
+                        (1, "may not select the workload: not all of its labels are known".to_owned())
+                    }
                     (None, true, false) => (1, "means this peer, but not this port".to_owned()),
                     (None, false, true) => (2, "means this port, but not this peer".to_owned()),
                     (None, false, false) => return None,

@@ -77,7 +77,8 @@ pub(super) fn surroundings(world: &World) -> Surroundings {
 #[track_caller]
 fn ask(world: &World, from: &str, to: &str, port: &str) -> Answer {
     let port = Some(port.to_owned()).filter(|port| !port.is_empty());
-    let asked = Asked { id: None, from: question::Asker::Pod(from.into()), to: to.into(), port, qtype: None, resolver: None };
+    let asked =
+        Asked { id: None, from: question::Asker::Pod(from.into()), to: to.into(), port, qtype: None, resolver: None };
     let question = asked.typed(question::pod(from).expect("a pod")).expect("a question");
     Explainer::new(world, surroundings(world)).explain(&question).expect("an answer")
 }
@@ -93,7 +94,12 @@ fn a_name_that_rules_allow_is_allowed_once_it_resolves() {
     assert!(answer.allowed && answer.steered, "{answer:#?}");
     assert_eq!(answer.why, "allowed once the name resolves to an address that may be granted");
     assert_eq!(answer.selected_by.len(), 2);
-    assert!(answer.selected_by.iter().any(|one| one.egress && one.policy == "CiliumNetworkPolicy payments/payment-processor"));
+    assert!(
+        answer
+            .selected_by
+            .iter()
+            .any(|one| one.egress && one.policy == "CiliumNetworkPolicy payments/payment-processor")
+    );
     let query = &answer.queries[0];
     assert!(query.allowed && query.grants && query.reason == "rule", "{query:?}");
     assert_eq!(places(&query.by), ["spec.egress[0].toPorts[0].rules.dns[0]"]);
@@ -111,7 +117,10 @@ fn another_port_of_an_allowed_name_says_which_one_is_open() {
     assert!(!answer.allowed && answer.queries[0].allowed);
     assert_eq!(connection.verdict, Verdict::NotAllowed);
     assert_eq!(places(&connection.nearest), ["spec.egress[1]"]);
-    assert!(connection.nearest[0].says.ends_with("443/TCP, 5432/TCP; it means this peer, but not this port"), "{connection:?}");
+    assert!(
+        connection.nearest[0].says.ends_with("443/TCP, 5432/TCP; it means this peer, but not this port"),
+        "{connection:?}"
+    );
     let any = ask(&demo(), "payments/payment-processor", "api.stripe.com", "");
     assert!(any.allowed);
     assert_eq!(any.connections[0].open, ["443/TCP", "5432/TCP"]);
@@ -126,7 +135,11 @@ fn a_name_too_deep_for_its_pattern_is_told_so_at_both_stages() {
     assert_eq!(answer.why, format!("the query to {dns} is refused (name)"));
     assert_eq!(answer.queries[0].hint.as_deref(), Some(hint));
     let nearest = &answer.connections[0].nearest[0];
-    assert_eq!((nearest.path.as_str(), nearest.says.ends_with(hint)), ("spec.egress[1].toFQDNs[0]", true), "{nearest:?}");
+    assert_eq!(
+        (nearest.path.as_str(), nearest.says.ends_with(hint)),
+        ("spec.egress[1].toFQDNs[0]", true),
+        "{nearest:?}"
+    );
 }
 
 #[test]
@@ -171,7 +184,8 @@ fn queries_go_to_the_proxy_or_nowhere() {
 
 #[test]
 fn a_services_address_is_explained_by_its_backends() {
-    let policy = PAYMENTS.replace("      rules:\n        dns:\n        - matchPattern: \"*\"\n", "").replace("53\"", "5353\"");
+    let policy =
+        PAYMENTS.replace("      rules:\n        dns:\n        - matchPattern: \"*\"\n", "").replace("53\"", "5353\"");
     let policy = policy.split("  - toFQDNs").next().expect("a first part");
     let world = world(&[("cluster.yaml", CLUSTER), ("kube-dns.yaml", KUBE_DNS), ("p.yaml", policy)]);
     let answer = ask(&world, "payments/payment-processor", "198.18.0.10", "53/UDP");
@@ -246,11 +260,18 @@ fn what_is_said_and_what_is_done_agree() {
     let mut compared = 0;
     for pod in world.pods.keys() {
         let Ok(rules) = explainer.rules(pod) else { continue };
-        let outside = ["192.0.2.1", "203.0.113.7", "203.0.113.66", "2001:db8:ffff::1"].map(|text| text.parse().expect("an address"));
+        let outside = ["192.0.2.1", "203.0.113.7", "203.0.113.66", "2001:db8:ffff::1"]
+            .map(|text| text.parse().expect("an address"));
         let own = rules.known.iter().filter(|(_, id)| **id != PeerId::SERVICE).map(|(address, _)| *address);
         for address in own.chain(outside) {
             for direction in [Direction::Egress, Direction::Ingress] {
-                for (protocol, port) in [(Protocol::Tcp, 443), (Protocol::Tcp, 8080), (Protocol::Udp, 5353), (Protocol::Sctp, 7), (Protocol::Icmp, 8 << 8)] {
+                for (protocol, port) in [
+                    (Protocol::Tcp, 443),
+                    (Protocol::Tcp, 8080),
+                    (Protocol::Udp, 5353),
+                    (Protocol::Sctp, 7),
+                    (Protocol::Icmp, 8 << 8),
+                ] {
                     let spoken = explainer.compiler.spoken(pod, direction, address, (protocol, port), &[]);
                     let decides = |deny| spoken.iter().any(|said: &Spoken| said.decides() && said.deny == deny);
                     let shut = !explainer.shut_by(pod, direction).is_empty();
@@ -315,7 +336,10 @@ mod differences {
         let found = between(&with(REPORTS), &with(&new));
         assert!(found.connections.iter().any(|one| one.allowed && one.peers == ["203.0.112.0/23"]), "{found:#?}");
         let name = &found.names[0];
-        assert_eq!((name.pattern.as_str(), name.allowed, name.what.join(",").as_str()), ("*.example.com", false, "query"));
+        assert_eq!(
+            (name.pattern.as_str(), name.allowed, name.what.join(",").as_str()),
+            ("*.example.com", false, "query")
+        );
     }
 
     #[test]
@@ -324,7 +348,8 @@ mod differences {
         let new = world(&[("cluster.yaml", &moved), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", REPORTS)]);
         assert!(between(&with(REPORTS), &new).is_empty(), "{:#?}", between(&with(REPORTS), &new));
         let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: more, namespace: payments}\nstatus: {podIP: 198.51.100.78}\n";
-        let new = world(&[("cluster.yaml", &format!("{CLUSTER}{pod}")), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", REPORTS)]);
+        let new =
+            world(&[("cluster.yaml", &format!("{CLUSTER}{pod}")), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", REPORTS)]);
         assert_eq!(between(&with(REPORTS), &new).added, ["payments/more"]);
     }
 }
@@ -347,8 +372,12 @@ mod overviews {
         let dns = rows.iter().find(|row| row.selector.contains("k8s-app=kube-dns")).expect("it is there");
         assert_eq!(dns.policies, ["payments/payment-processor", "payments/reports"]);
         assert_eq!(dns.selects, ["kube-system/coredns"]);
-        let subject = rows.iter().find(|row| row.of == "subject" && row.selector == "app=reports").expect("it is there");
-        assert_eq!((subject.namespace.as_deref(), subject.selects.join(",")), (Some("payments"), "payments/reports".to_owned()));
+        let subject =
+            rows.iter().find(|row| row.of == "subject" && row.selector == "app=reports").expect("it is there");
+        assert_eq!(
+            (subject.namespace.as_deref(), subject.selects.join(",")),
+            (Some("payments"), "payments/reports".to_owned())
+        );
     }
 
     #[test]
