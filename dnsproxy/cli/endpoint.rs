@@ -7,7 +7,6 @@ use clap::Subcommand;
 use super::offline::Offline;
 use super::policy::ListArgs;
 use super::table::Table;
-use crate::config::Config;
 use crate::engine::explain::Explainer;
 use crate::engine::explain::overview::{EndpointRow, endpoint};
 use crate::operate::explain::PolicyAsked;
@@ -22,8 +21,8 @@ pub(super) enum EndpointCommand {
 impl EndpointCommand {
     pub(super) fn run(self) -> ExitCode {
         let EndpointCommand::List(args) = self;
-        let offline = |offline: &Offline, config: &Config| {
-            let explainer = Explainer::new(&offline.world, offline.surroundings(config));
+        let offline = |offline: &Offline| {
+            let explainer = Explainer::new(&offline.world, offline.surroundings());
             offline.endpoints().iter().map(|pod| endpoint(&explainer, pod)).collect()
         };
         args.show(&PolicyAsked::Endpoints, offline, |rows: &Vec<EndpointRow>| text(rows))

@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::path::Path;
 
 use crate::cluster::snapshot::{LastGood, OnInvalid, Refusal, read};
-use crate::config::Config;
+use crate::config::{Config, Source, cilium};
 use crate::engine::endpoint::PodRef;
 use crate::engine::explain::answer::Answer;
 use crate::engine::explain::question::{Asked, Asker, Question, Target, pod};
@@ -19,6 +19,8 @@ use crate::run;
 pub(super) struct Offline {
     pub world: World,
     pub refusals: Vec<Refusal>,
+    /// What would hold on a node, with what `cilium-config` of the snapshot says.
+    pub config: Config,
     stand_ins: StandIns,
 }
 
@@ -27,15 +29,16 @@ impl Offline {
     ///
     /// # Errors
     /// There is no such directory.
-    pub fn read(dir: &Path, config: &Config) -> Result<Offline, String> {
+    pub fn read(dir: &Path, source: &Source) -> Result<Offline, String> {
         if !dir.is_dir() {
             return Err(format!("{}: found no directory; allowed is a directory of Kubernetes objects", dir.display()));
         }
         let snapshot = read(dir, &LastGood::default(), OnInvalid::Refuse);
-        let mut world = World { cluster: config.cluster_name.clone(), ..snapshot.world };
+        let mut world = snapshot.world;
+        let config = settle(&mut world, source)?;
         let mut stand_ins = StandIns::default();
         stand_ins.place(&mut world);
-        Ok(Offline { world, refusals: snapshot.refusals, stand_ins })
+        Ok(Offline { world, refusals: snapshot.refusals, config, stand_ins })
     }
 
     /// The refusals as the running namegate tells them.
@@ -45,17 +48,18 @@ impl Offline {
             place: refusal.place.clone(),
             text: refusal.text.clone(),
             kept: refusal.kept,
+            stands: refusal.stands(),
         });
         told.collect()
     }
 
     /// What holds around its policies.
-    pub fn surroundings(&self, config: &Config) -> Surroundings {
-        run::surroundings(config, &self.world, Vec::new())
+    pub fn surroundings(&self) -> Surroundings {
+        run::surroundings(&self.config, &self.world, Vec::new())
     }
 
     /// Answers questions, each rule set compiled once.
-    pub fn answer(mut self, config: &Config, asked: &[Result<Asked, String>]) -> Vec<Result<Answer, String>> {
+    pub fn answer(mut self, asked: &[Result<Asked, String>]) -> Vec<Result<Answer, String>> {
         let questions: Vec<Result<Question, String>> = asked
             .iter()
             .map(|asked| {
@@ -67,10 +71,15 @@ impl Offline {
                 asked.typed(from)
             })
             .collect();
-        let surroundings = self.surroundings(config);
+        let surroundings = self.surroundings();
         // Which node is the own one is the asker's matter, and of interest only where a node is asked for.
-        let nodes: BTreeSet<IpAddr> =
-            self.world.nodes.values().flat_map(|node| node.addresses.iter().copied()).chain(self.world.apiserver()).collect();
+        let nodes: BTreeSet<IpAddr> = self
+            .world
+            .nodes
+            .values()
+            .flat_map(|node| node.addresses.iter().copied())
+            .chain(self.world.apiserver())
+            .collect();
         let node_behind = self.world.endpoint_slices.values().flat_map(|slice| &slice.endpoints);
         let node_behind = node_behind.flat_map(|(addresses, _)| addresses).any(|address| nodes.contains(address));
         let own_node = |question: &Question| {
@@ -103,4 +112,19 @@ impl Offline {
     pub fn endpoints(&self) -> Vec<PodRef> {
         crate::engine::explain::overview::endpoints_of(&self.world).map(|(pod, _)| pod.clone()).collect()
     }
+}
+
+/// Says of a world what the configuration says, with what its own `cilium-config` adds. Which node is the own one is open.
+///
+/// # Errors
+/// The configuration is wrong.
+pub(super) fn settle(world: &mut World, source: &Source) -> Result<Config, String> {
+    let mut config = source.load().map_err(|errors| errors.to_string())?;
+    if config.policy.cilium_config {
+        let cluster = cilium::read(&world.cilium_config).settings;
+        config = source.clone().with_cluster(cluster).load().unwrap_or(config);
+    }
+    run::settle(world, &config);
+    world.own_node = None;
+    Ok(config)
 }

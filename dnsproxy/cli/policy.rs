@@ -76,15 +76,13 @@ impl PolicyCommand {
     pub(super) fn run(self) -> ExitCode {
         match self {
             PolicyCommand::Get(args) => {
-                let offline = |offline: &Offline, _: &Config| Policies {
-                    policies: policies(&offline.world),
-                    refused: offline.refused(),
-                };
+                let offline =
+                    |offline: &Offline| Policies { policies: policies(&offline.world), refused: offline.refused() };
                 args.show(&PolicyAsked::Policies, offline, policies_text)
             }
             PolicyCommand::Selectors(args) => args.show(
                 &PolicyAsked::Selectors,
-                |offline: &Offline, _: &Config| selectors(&offline.world),
+                |offline: &Offline| selectors(&offline.world),
                 |rows: &Vec<SelectorRow>| selectors_text(rows),
             ),
             PolicyCommand::Diff(args) => args.run(),
@@ -97,7 +95,7 @@ impl ListArgs {
     pub(super) fn show<T: DeserializeOwned + serde::Serialize>(
         self,
         asked: &PolicyAsked,
-        offline: impl Fn(&Offline, &Config) -> T,
+        offline: impl Fn(&Offline) -> T,
         text: impl Fn(&T) -> String,
     ) -> ExitCode {
         let config = match self.common.source().load() {
@@ -105,7 +103,7 @@ impl ListArgs {
             Err(errors) => return usage(&errors),
         };
         let (told, code) = match &self.snapshot {
-            Some(dir) => (Offline::read(dir, &config).map(|read| offline(&read, &config)), USAGE),
+            Some(dir) => (Offline::read(dir, &self.common.source()).map(|read| offline(&read)), USAGE),
             None => (ask(&config, asked), FAILED),
         };
         match told {
@@ -143,9 +141,9 @@ impl DiffArgs {
                 Ok(new) => ask(&config, &PolicyAsked::Diff(new)),
                 Err(error) => Err(format!("{}: {error}", new.display())),
             },
-            [old, new] => Offline::read(old, &config).and_then(|old| {
-                let new = Offline::read(new, &config)?;
-                let (before, after) = (old.surroundings(&config), new.surroundings(&config));
+            [old, new] => Offline::read(old, &self.common.source()).and_then(|old| {
+                let new = Offline::read(new, &self.common.source())?;
+                let (before, after) = (old.surroundings(), new.surroundings());
                 Ok(diff(&Explainer::new(&old.world, before), &Explainer::new(&new.world, after)))
             }),
             _ => Err("one or two snapshots are allowed".to_owned()),
@@ -184,7 +182,7 @@ pub(super) fn policies_text(all: &Policies) -> String {
     }
     let mut text = if table.is_empty() { "no policies\n".to_owned() } else { table.text() };
     for refused in &all.refused {
-        let stands = if refused.kept { "the last good version is in force" } else { "what it selects is closed" };
+        let stands = refused.stands;
         let (place, object) = (clean(&refused.place), clean(&refused.object));
         text.push_str(&format!("refused: {place}: {object}: {} ({stands})\n", clean(&refused.text)));
     }
@@ -244,7 +242,8 @@ pub(super) fn diff_text(found: &Diff, limit: usize) -> String {
     }
     for change in &found.names {
         let (endpoints, what) = (words::some(&change.endpoints, ", ", ""), words::some(&change.what, ", ", ""));
-        let example = if change.example == change.pattern { String::new() } else { format!(" (as {})", change.example) };
+        let example =
+            if change.example == change.pattern { String::new() } else { format!(" (as {})", change.example) };
         lines.push(format!("{}: {endpoints} for the names {}{example}: {what}", word(change.allowed), change.pattern));
     }
     let more = lines.len().saturating_sub(limit);

@@ -68,18 +68,22 @@ pub(super) fn page(people: &People, config: &Config, status: &Status, asked: &Po
         }
         PolicyAsked::Diff(dir) => {
             if !dir.is_dir() {
-                return Err(format!("{}: found no directory; allowed is a directory of Kubernetes objects", dir.display()));
+                return Err(format!(
+                    "{}: found no directory; allowed is a directory of Kubernetes objects",
+                    dir.display()
+                ));
             }
             let mut new = read(dir, &LastGood::default(), config.policy.on_invalid.into()).world;
             new.own_node.clone_from(&seen.world.own_node);
             new.cluster.clone_from(&seen.world.cluster);
-            let surroundings = surroundings(config, &new, Vec::new());
+            (new.enforcement, new.mode, new.own_modes) =
+                (seen.world.enforcement, seen.world.mode, seen.world.own_modes);
             let mut old = (*seen.world).clone();
             let mut stand_ins = StandIns::default();
             stand_ins.place(&mut old);
             stand_ins.place(&mut new);
-            let old = Explainer::new(&old, seen.surroundings.clone());
-            json(&diff::diff(&old, &Explainer::new(&new, surroundings)))
+            let [before, after] = [&old, &new].map(|world| surroundings(config, world, Vec::new()));
+            json(&diff::diff(&Explainer::new(&old, before), &Explainer::new(&new, after)))
         }
     }
 }

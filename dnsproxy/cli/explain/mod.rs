@@ -14,7 +14,7 @@ use clap::Args;
 use super::node::CommonArgs;
 use super::offline::Offline;
 use super::{FAILED, Form, USAGE, complain, print, usage};
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::engine::explain::answer::Answer;
 use crate::engine::explain::question::{Asked, Asker, Like};
 use crate::operate::client;
@@ -80,7 +80,8 @@ impl ExplainArgs {
             Some(file) => read_lines(file),
             None => self.asked().map(|asked| vec![Ok(asked)]),
         };
-        let answers = asked.and_then(|asked| answers(&config, self.snapshot.as_deref(), &asked));
+        let source = self.common.source();
+        let answers = asked.and_then(|asked| answers(&config, &source, self.snapshot.as_deref(), &asked));
         let answers = match answers {
             Ok(answers) => answers,
             Err(why) => {
@@ -133,11 +134,12 @@ impl ExplainArgs {
 /// Nobody could be asked at all.
 fn answers(
     config: &Config,
+    source: &Source,
     snapshot: Option<&Path>,
     asked: &[Result<Asked, String>],
 ) -> Result<Vec<Result<Answer, String>>, String> {
     if let Some(dir) = snapshot {
-        return Ok(Offline::read(dir, config)?.answer(config, asked));
+        return Ok(Offline::read(dir, source)?.answer(asked));
     }
     let socket = config.admin_socket();
     let answers = asked.iter().map(|asked| {

@@ -98,8 +98,20 @@ pub enum Peer {
 }
 
 const FIELDS: [&str; 14] = [
-    "id", "objects", "subject", "direction", "peer", "port", "protocol", "icmp_type", "named_ports", "expect", "query",
-    "qtype", "resolver", "manifest",
+    "id",
+    "objects",
+    "subject",
+    "direction",
+    "peer",
+    "port",
+    "protocol",
+    "icmp_type",
+    "named_ports",
+    "expect",
+    "query",
+    "qtype",
+    "resolver",
+    "manifest",
 ];
 
 impl Expect {
@@ -120,7 +132,8 @@ impl Expect {
 /// The file as a whole is neither YAML nor JSON.
 pub fn read(name: &str, text: &str, dir: &Path) -> Result<Vec<Result<Case, Wrong>>, String> {
     let ending = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
-    let sniffed = || text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']) && tree::json(text).is_ok();
+    let sniffed =
+        || text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']) && tree::json(text).is_ok();
     let json = ending(&[".json", ".jsonl", ".ndjson"]) || (!ending(&[".yaml", ".yml"]) && sniffed());
     let documents = if json { tree::json(text) } else { tree::yaml(text) };
     let documents = documents.map_err(|error| format!("{name}:{}: {}", error.at, error.text))?;
@@ -158,7 +171,7 @@ fn one(file: &str, node: &Node, dir: &Path) -> Result<Case, Wrong> {
 fn case(root: &Field<'_>, dir: &Path) -> Option<(Expect, Option<Vec<Objects>>, What)> {
     let mut known = FIELDS.to_vec();
     known.push("message");
-    root.only(&known, &[]);
+    root.only(&known);
     let objects = root.get_some("objects").map(|field| objects(&field, dir));
     let manifest = root.get("manifest");
     let allowed: &[Expect] =
@@ -266,7 +279,13 @@ fn connection(root: &Field<'_>, subject: Option<Who>) -> Option<What> {
             }),
         }
     };
-    Some(What::Connection { subject: subject?, direction: direction?, peer: peer?, port: (protocol, port?), named_ports })
+    Some(What::Connection {
+        subject: subject?,
+        direction: direction?,
+        peer: peer?,
+        port: (protocol, port?),
+        named_ports,
+    })
 }
 
 fn noted<T>(field: &Field<'_>, read: Result<T, String>) -> Option<T> {
@@ -304,7 +323,7 @@ fn named_ports(field: &Field<'_>) -> Vec<ContainerPort> {
 /// A pod by name or labels.
 fn who(field: &Field<'_>, known: &[&str]) -> Option<Who> {
     field.entries()?;
-    field.only(known, &[]);
+    field.only(known);
     let text = |key| field.get_some(key).and_then(|field| field.text().map(str::to_owned));
     let namespace = text("namespace");
     if let Some(pod) = field.get_some("pod") {
@@ -312,7 +331,11 @@ fn who(field: &Field<'_>, known: &[&str]) -> Option<Who> {
             field.get(key).iter().for_each(|field| field.fault(format!("{key} beside pod; its object has them")));
         }
         let named = pod.text()?;
-        let whole = if named.contains('/') { named.to_owned() } else { format!("{}/{named}", namespace.as_deref().unwrap_or("default")) };
+        let whole = if named.contains('/') {
+            named.to_owned()
+        } else {
+            format!("{}/{named}", namespace.as_deref().unwrap_or("default"))
+        };
         return noted(&pod, question::pod(&whole)).map(Who::Pod);
     }
     let labels = field.get_some("labels").map_or_else(BTreeMap::new, |labels| {
@@ -334,7 +357,7 @@ fn who(field: &Field<'_>, known: &[&str]) -> Option<Who> {
 fn peer(field: &Field<'_>, direction: Option<Direction>) -> Option<Peer> {
     field.entries()?;
     if let Some(entity) = field.get("entity") {
-        field.only(&["entity"], &[]);
+        field.only(&["entity"]);
         let text = entity.text()?;
         let all = [
             Entity::All,
@@ -357,7 +380,7 @@ fn peer(field: &Field<'_>, direction: Option<Direction>) -> Option<Peer> {
         return found.map(Peer::Entity);
     }
     if let Some(fqdn) = field.get("fqdn") {
-        field.only(&["fqdn", "ip"], &[]);
+        field.only(&["fqdn", "ip"]);
         if direction == Some(Direction::Ingress) {
             fqdn.fault("a name as peer of ingress; names are of egress");
         }
@@ -369,7 +392,7 @@ fn peer(field: &Field<'_>, direction: Option<Direction>) -> Option<Peer> {
         return Some(Peer::Name(name?, address));
     }
     if let Some(ip) = field.get("ip") {
-        field.only(&["ip"], &[]);
+        field.only(&["ip"]);
         return ip.address().map(Peer::Address);
     }
     who(field, &["namespace", "labels", "pod", "service_account", "entity", "ip", "fqdn"]).map(Peer::Pod)

@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use super::case::{Case, Expect, Objects, Peer, What, Who};
+use crate::cli::explain::text;
+use crate::cli::offline::settle as settle_world;
 use crate::cluster::files::{self, File};
 use crate::cluster::snapshot::{LastGood, OnInvalid, Refusal, assemble};
 use crate::cluster::tree;
-use crate::cli::explain::text;
-use crate::config::Config;
+use crate::config::{Config, Source};
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::PodRef;
 use crate::engine::explain::answer::{Connection, Line};
@@ -57,11 +58,12 @@ struct Key<'c> {
 /// A world before cases add to it.
 struct Base {
     world: World,
+    config: Config,
     refusals: Vec<Refusal>,
 }
 
 /// Judges all cases, in their order.
-pub fn judge(cases: &[Case], snapshot: Option<&Path>, config: &Config) -> Vec<Outcome> {
+pub fn judge(cases: &[Case], snapshot: Option<&Path>) -> Vec<Outcome> {
     let mut bases: BTreeMap<Option<&Vec<Objects>>, Base> = BTreeMap::new();
     let mut groups: BTreeMap<Key<'_>, Vec<usize>> = BTreeMap::new();
     let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(cases.len());
@@ -96,7 +98,7 @@ pub fn judge(cases: &[Case], snapshot: Option<&Path>, config: &Config) -> Vec<Ou
     for (key, members) in &groups {
         let base = &bases[&key.objects];
         for chunk in members.chunks(CHUNK) {
-            for (at, outcome) in chunk.iter().zip(judge_chunk(base, key, chunk.iter().map(|at| &cases[*at]), config)) {
+            for (at, outcome) in chunk.iter().zip(judge_chunk(base, key, chunk.iter().map(|at| &cases[*at]))) {
                 outcomes[*at] = Some(outcome);
             }
         }
@@ -115,7 +117,9 @@ fn base(objects: Option<&Vec<Objects>>, snapshot: Option<&Path>) -> Base {
     let namespaces: Vec<String> =
         world.pods.keys().map(|pod| pod.namespace.clone()).chain(world.namespaces.keys().cloned()).collect();
     namespaces.iter().for_each(|namespace| know_namespace(&mut world, namespace));
-    Base { world, refusals: snapshot.refusals }
+    // The settings of this machine don't matter to what a policy says.
+    let config = settle_world(&mut world, &Source::nothing()).unwrap_or_default();
+    Base { world, config, refusals: snapshot.refusals }
 }
 
 fn read_objects(at: usize, objects: &Objects) -> Vec<File> {
@@ -133,27 +137,27 @@ fn inline(name: &str, text: &str) -> File {
 
 fn read_path(path: &Path) -> Vec<File> {
     if path.is_dir() {
-        return files::read(path).unwrap_or_else(|error| {
-            vec![File { name: path.display().to_string(), content: Err(error.to_string()) }]
-        });
+        return files::read(path)
+            .unwrap_or_else(|error| vec![File { name: path.display().to_string(), content: Err(error.to_string()) }]);
     }
     let name = path.file_name().map_or_else(PathBuf::new, PathBuf::from).display().to_string();
     vec![File { name, content: std::fs::read(path).map_err(|error| error.to_string()) }]
 }
 
-fn judge_chunk<'c>(base: &Base, key: &Key<'_>, cases: impl Iterator<Item = &'c Case> + Clone, config: &Config) -> Vec<Outcome> {
-    let mut world = World { own_node: key.own_node.clone(), cluster: config.cluster_name.clone(), ..base.world.clone() };
+fn judge_chunk<'c>(base: &Base, key: &Key<'_>, cases: impl Iterator<Item = &'c Case>) -> Vec<Outcome> {
+    let mut world = World { own_node: key.own_node.clone(), ..base.world.clone() };
     let mut stand_ins = StandIns::default();
     stand_ins.place(&mut world);
     if let Some((pod, ports)) = key.ports
         && let Some(pod) = world.pods.get_mut(pod)
     {
-        let given = |port: &ContainerPort| ports.iter().any(|one| (&one.name, one.protocol) == (&port.name, port.protocol));
+        let given =
+            |port: &ContainerPort| ports.iter().any(|one| (&one.name, one.protocol) == (&port.name, port.protocol));
         pod.ports.retain(|port| !given(port));
         pod.ports.extend(ports.iter().cloned());
     }
     let settled: Vec<Settled<'c>> = cases.map(|case| settle(case, &mut world, &mut stand_ins)).collect();
-    let surroundings = Surroundings { every_server: true, ..run::surroundings(config, &world, Vec::new()) };
+    let surroundings = Surroundings { every_server: true, ..run::surroundings(&base.config, &world, Vec::new()) };
     let explainer = Explainer::new(&world, surroundings);
     settled.into_iter().map(|settled| outcome(&explainer, settled, &base.refusals)).collect()
 }
@@ -277,7 +281,8 @@ fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Ad
     let mut chain = String::new();
     let selecting = explainer.selected_by(subject);
     let policies: Vec<String> = selecting.iter().map(|rule| format!("{} ({})", rule.policy, rule.place)).collect();
-    let _ = writeln!(chain, "selected by {}", if policies.is_empty() { "nothing".to_owned() } else { policies.join(", ") });
+    let _ =
+        writeln!(chain, "selected by {}", if policies.is_empty() { "nothing".to_owned() } else { policies.join(", ") });
     text::connection(&side, 0, &mut chain);
     Ok((side.allowed, sentence(&side), chain))
 }

@@ -13,7 +13,6 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::{FAILED, USAGE, complain, print};
-use crate::config::Config;
 use case::Case;
 use judge::Outcome;
 
@@ -78,11 +77,9 @@ impl TestArgs {
             complain(&format!("{}: found no directory; allowed is a directory of Kubernetes objects", dir.display()));
             return ExitCode::from(USAGE);
         }
-        // The settings of this machine don't matter to what a policy says.
-        let config = Config::default();
         let (mut tested, mut unreadable) = (Vec::new(), false);
         for file in &self.files {
-            match test(file, self.snapshot.as_deref(), &config) {
+            match test(file, self.snapshot.as_deref()) {
                 Ok((outcomes, wrong)) => {
                     unreadable |= wrong;
                     tested.push(Tested { file: file.display().to_string(), outcomes });
@@ -115,18 +112,22 @@ impl TestArgs {
 ///
 /// # Errors
 /// The file can't be read at all.
-fn test(file: &Path, snapshot: Option<&Path>, config: &Config) -> Result<(Vec<Outcome>, bool), String> {
+fn test(file: &Path, snapshot: Option<&Path>) -> Result<(Vec<Outcome>, bool), String> {
     let mut octets = Vec::new();
     let stdin = file == Path::new("-");
-    let read = if stdin { std::io::stdin().read_to_end(&mut octets).map(drop) } else { std::fs::read(file).map(|read| octets = read) };
+    let read = if stdin {
+        std::io::stdin().read_to_end(&mut octets).map(drop)
+    } else {
+        std::fs::read(file).map(|read| octets = read)
+    };
     read.map_err(|error| format!("{}: {error}", file.display()))?;
     let name = if stdin { "(standard input)".to_owned() } else { file.display().to_string() };
     let text = String::from_utf8(octets).map_err(|_| format!("{name}: octets that are not UTF-8; UTF-8 is allowed"))?;
     let dir = file.parent().filter(|_| !stdin).unwrap_or(Path::new("."));
-    Ok(judged(case::read(&name, &text, dir)?, snapshot, config))
+    Ok(judged(case::read(&name, &text, dir)?, snapshot))
 }
 
-fn judged(read: Vec<Result<Case, case::Wrong>>, snapshot: Option<&Path>, config: &Config) -> (Vec<Outcome>, bool) {
+fn judged(read: Vec<Result<Case, case::Wrong>>, snapshot: Option<&Path>) -> (Vec<Outcome>, bool) {
     let mut cases = Vec::new();
     // Where each that can't be read stands, so that all come out in their order.
     let mut order: Vec<Option<case::Wrong>> = Vec::with_capacity(read.len());
@@ -140,7 +141,7 @@ fn judged(read: Vec<Result<Case, case::Wrong>>, snapshot: Option<&Path>, config:
         }
     }
     let unreadable = order.iter().any(Option::is_some);
-    let mut outcomes = judge::judge(&cases, snapshot, config).into_iter();
+    let mut outcomes = judge::judge(&cases, snapshot).into_iter();
     let all = order.into_iter().filter_map(|wrong| match wrong {
         None => outcomes.next(),
         Some(wrong) => {

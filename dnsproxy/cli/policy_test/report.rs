@@ -62,7 +62,8 @@ pub(super) fn junit(all: &[Tested]) -> String {
                 let _ = writeln!(text, "{start}/>");
             } else {
                 let (said, chain) = (escaped(&said(outcome)), escaped(&outcome.chain));
-                let _ = writeln!(text, "{start}>\n      <failure message=\"{said}\">{chain}</failure>\n    </testcase>");
+                let _ =
+                    writeln!(text, "{start}>\n      <failure message=\"{said}\">{chain}</failure>\n    </testcase>");
             }
         }
         let _ = writeln!(text, "  </testsuite>");

@@ -29,7 +29,7 @@ status: {podIP: 203.0.113.53}
 
 fn run(cases: &str) -> (Vec<Outcome>, bool) {
     let read = case::read("cases.yaml", cases, Path::new(".")).expect("YAML");
-    judged(read, None, &Config::default())
+    judged(read, None)
 }
 
 /// A case about `app: web` with the objects above.
@@ -60,7 +60,10 @@ fn peers_of_every_form_are_judged() {
     );
     egress("{namespace: other, labels: {app: db}}", "port: 5432", "deny");
     let why = egress("{namespace: shop, labels: {app: db}}", "port: 5433", "deny");
-    assert!(why.contains("nearest: CiliumNetworkPolicy shop/web spec.egress[0]") && why.contains("not this port"), "{why}");
+    assert!(
+        why.contains("nearest: CiliumNetworkPolicy shop/web spec.egress[0]") && why.contains("not this port"),
+        "{why}"
+    );
     egress("{pod: kube-system/dns}", "port: 53\nprotocol: UDP", "allow");
     egress("{ip: 203.0.113.53}", "port: 53\nprotocol: UDP", "allow");
     egress("{pod: kube-system/dns}", "port: 443", "deny");
@@ -165,7 +168,10 @@ fn results_come_in_the_order_of_the_cases_as_json_and_as_xml() {
     assert!(xml.contains("tests=\"2\" failures=\"1\"") && xml.contains("name=\"&lt;2&gt;\""), "{xml}");
     assert!(xml.contains("<failure message=\"expected deny, got allow\">may be asked"), "{xml}");
     let text = report::text(&tested);
-    assert!(text.ends_with("2 cases, 1 as expected, 1 not\n") && text.contains("<2>: expected deny, got allow\n  may"), "{text}");
+    assert!(
+        text.ends_with("2 cases, 1 as expected, 1 not\n") && text.contains("<2>: expected deny, got allow\n  may"),
+        "{text}"
+    );
 }
 
 #[test]
@@ -177,6 +183,34 @@ fn json_lines_and_inline_objects_say_the_same() {
         object.join(",")
     );
     let read = case::read("cases.jsonl", &format!("{case}\n{case}\n"), Path::new(".")).expect("JSON");
-    let (outcomes, _) = judged(read, None, &Config::default());
+    let (outcomes, _) = judged(read, None);
     assert!(outcomes.len() == 2 && outcomes.iter().all(|one| one.ok && one.id == 7), "{outcomes:#?}");
+}
+
+#[test]
+fn the_cases_of_the_readme_get_what_they_expect() {
+    let readme = include_str!("../../../README.md");
+    let section = readme.split("## Understanding a policy").nth(1).expect("the section");
+    let cases = section.split("```yaml\n").nth(1).and_then(|rest| rest.split("```").next()).expect("cases");
+    let read = case::read("README.md", cases, Path::new(env!("CARGO_MANIFEST_DIR"))).expect("YAML");
+    let (outcomes, unreadable) = judged(read, None);
+    assert!(!unreadable && outcomes.len() == 3 && outcomes.iter().all(|outcome| outcome.ok), "{outcomes:#?}");
+}
+
+#[test]
+fn named_ports_are_those_of_the_side_that_listens() {
+    let named = OBJECTS.replace("\"5432\"", "postgres");
+    let case = |ports: &str, port: u16, got: &str| {
+        let objects: String = named.lines().map(|line| format!("  {line}\n")).collect();
+        let text = format!(
+            "objects: |\n{objects}subject: {{namespace: shop, labels: {{app: web}}}}\ndirection: egress\n\
+             peer: {{namespace: shop, labels: {{app: db}}}}\nport: {port}\nnamed_ports: {ports}\nexpect: {got}\n"
+        );
+        let (outcomes, _) = run(&text);
+        assert!(outcomes[0].ok, "{outcomes:#?}");
+    };
+    case("{TCP: {postgres: 6000}}", 6000, "allow");
+    case("{TCP: {postgres: 6000}}", 5432, "deny");
+    case("{UDP: {postgres: 6000}}", 6000, "deny");
+    case("{}", 5432, "deny");
 }

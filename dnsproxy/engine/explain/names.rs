@@ -23,6 +23,7 @@ impl Explainer<'_> {
         let (from, port) = (&question.from, question.port);
         answer.queries = self.queries(from, rules, (name, question.qtype), question.resolver);
         if self.surroundings.guard.is_cluster_name(name) {
+            answer.queries.iter_mut().for_each(|query| query.grants = false);
             answer
                 .notes
                 .push("a name of the cluster grants nothing: rules for endpoints and Services speak".to_owned());

@@ -61,6 +61,7 @@ impl Explainer<'_> {
                 let by = spoken.iter().filter(speaks);
                 side.by = by.map(|said| self.said(said)).collect();
                 if side.open.is_empty() {
+                    side.by.extend(self.shut_by(of, direction));
                     side.nearest = self.nearest(&spoken);
                 }
             }

@@ -65,10 +65,11 @@ impl StandIns {
 
     /// Addresses for every pod that has none yet, so that it can be asked about before it runs.
     pub fn place(&mut self, world: &mut World) {
-        for pod in world.pods.values_mut() {
-            if pod.addresses.is_empty() && !pod.host_network && !pod.finished {
-                pod.addresses = self.addresses().to_vec();
-            }
+        let homeless =
+            world.pods.iter().filter(|(_, pod)| pod.addresses.is_empty() && !pod.host_network && !pod.finished);
+        for pod in homeless.map(|(pod, _)| pod.clone()).collect::<Vec<_>>() {
+            let addresses = self.addresses().to_vec();
+            world.pods.get_mut(&pod).into_iter().for_each(|pod| pod.addresses.clone_from(&addresses));
         }
     }
 
@@ -124,7 +125,12 @@ impl StandIns {
 
 /// A namespace that isn't there counts as known; every one has the label of its name.
 pub fn know_namespace(world: &mut World, name: &str) {
+    let known = world.namespaces.get(name);
+    if known.is_some_and(|namespace| namespace.labels.contains_key(NAMESPACE_NAME)) {
+        return;
+    }
     let empty = || Namespace { labels: BTreeMap::new(), mode: None, place: String::new() };
-    let namespace = world.namespaces.entry(name.to_owned()).or_insert_with(empty);
-    namespace.labels.entry(NAMESPACE_NAME.to_owned()).or_insert_with(|| name.to_owned());
+    let mut namespace = known.cloned().unwrap_or_else(empty);
+    namespace.labels.insert(NAMESPACE_NAME.to_owned(), name.to_owned());
+    world.namespaces.insert(name.to_owned(), namespace);
 }
