@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use anyhow::Context;
 use ipnet::IpNet;
 
+use super::explain::Seen;
 use super::node::{Endpoint, Node};
 use super::state::{self, EndpointState};
 use super::steering;
@@ -16,6 +17,7 @@ use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
+use crate::engine::explain::Surroundings;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::GrantWrite;
 use crate::engine::guard::Guard;
@@ -407,7 +409,10 @@ impl Node {
         let mut known = Known::of_world(&world, number);
         known.host.extend(&own);
         self.watchers.know(known);
-        let guard = guard(&self.config, &world, own);
+        let surroundings = super::surroundings(&self.config, &world, own);
+        let guard = surroundings.guard.clone();
+        let proxied = self.steering.pairs.iter().map(|(resolver, _)| *resolver).collect();
+        self.people.see(Seen { world: world.clone(), surroundings: Surroundings { proxied, ..surroundings } });
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
             (*local, Resolver::new(SocketAddr::new(*resolver, 53), trusted.contains(resolver)))
