@@ -109,6 +109,11 @@ impl Labels {
         Labels { k8s, reserved: &[], known }
     }
 
+    /// The labels of an object that is no pod: a Service, a CIDR group.
+    pub fn of_object(own: &BTreeMap<String, String>) -> Labels {
+        Labels { k8s: own.clone(), reserved: &[], known: Known::All }
+    }
+
     /// The labels of a pod that could not be read, but for its namespace.
     pub fn unreadable(namespace: &str) -> Labels {
         let k8s = BTreeMap::from([(NAMESPACE.to_owned(), namespace.to_owned())]);

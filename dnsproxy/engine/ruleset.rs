@@ -1,7 +1,7 @@
 //! What the policies that select a workload compile to: the rows of the kernel's maps and the name rules of the proxy.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -285,6 +285,20 @@ impl RuleSet {
         super::verdict::may_ask(self, server, protocol, port, name)
     }
 
+    /// Whether the workload may ask this question of the server at `server`, and by which rule; `None`: without one, as
+    /// nothing keeps it from asking.
+    ///
+    /// # Errors
+    /// As [`RuleSet::may_ask`]; and for classes and types that are never passed on.
+    pub fn judge(
+        &self,
+        server: SocketAddr,
+        protocol: Protocol,
+        (name, qtype, qclass): (&Name, u16, u16),
+    ) -> Result<Option<RuleRef>, Denied> {
+        super::verdict::judge(self, server, protocol, (name, qtype, qclass))
+    }
+
     /// Whether a rule denies this server on this port, whatever allows it.
     pub fn denies_server(&self, server: IpAddr, protocol: Protocol, port: u16) -> bool {
         super::verdict::denial_of(self, server, protocol, port).is_some()
@@ -368,7 +382,7 @@ impl RuleSet {
     }
 
     /// Every group that the address belongs to: M in the kernel's words.
-    fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
+    pub(super) fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
         let peer = match self.known.get(&address) {
             Some(id) => match self.peers.binary_search_by_key(id, |(id, _)| *id) {
                 Ok(at) => self.peers[at].1,

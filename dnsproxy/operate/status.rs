@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::snapshot::Stands;
 use crate::serve::cache::CacheFigures;
 use crate::upstream::health::ServerHealth;
 
@@ -61,6 +62,8 @@ pub struct RefusalStatus {
     pub text: String,
     /// Whether its last good version is in force.
     pub kept: bool,
+    /// What is in force.
+    pub stands: Stands,
 }
 
 /// An endpoint.

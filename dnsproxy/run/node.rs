@@ -45,10 +45,10 @@ const LAST_RECORDS: Duration = Duration::from_secs(2);
 pub(super) struct Node {
     pub config: Config,
     pub source: Source,
-    /// The cluster's objects, of which only what changed is read again.
-    pub snapshot: snapshot::Source,
     /// What the cluster's own configuration says.
     pub cluster: CiliumConfig,
+    /// The cluster's objects, of which only what changed is read again.
+    pub snapshot: snapshot::Source,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,

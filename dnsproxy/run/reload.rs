@@ -12,7 +12,7 @@ use super::node::{Endpoint, Node};
 use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
-use crate::cluster::snapshot::{self, Refusal, Snapshot};
+use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
@@ -122,11 +122,12 @@ impl Node {
 
     fn report(&mut self, snapshot: &Snapshot) {
         for refusal in &snapshot.refusals {
-            let kept = if refusal.kept { "its last good version stays in force" } else { "what it selects is shut" };
-            tracing::warn!("{}: refused: {}: {}; {kept}", refusal.object, refusal.place, refusal.text);
+            let Refusal { object, place, text, .. } = refusal;
+            tracing::warn!("{object}: refused: {place}: {text}; {}", refusal.stands());
         }
-        let kept = snapshot.refusals.iter().filter(|refusal| refusal.kept).count();
-        self.metrics.refused(kept as u64, (snapshot.refusals.len() - kept) as u64);
+        let count =
+            |stands: Stands| snapshot.refusals.iter().filter(|refusal| refusal.stands() == stands).count() as u64;
+        self.metrics.refused(count(Stands::Kept), count(Stands::Shut), count(Stands::Rest));
         self.metrics.skipped(snapshot.skipped as u64);
         self.loaded.refusals.clone_from(&snapshot.refusals);
         self.loaded.skipped = snapshot.skipped as u64;

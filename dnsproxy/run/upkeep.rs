@@ -199,6 +199,7 @@ impl Node {
                         place: refusal.place.clone(),
                         text: refusal.text.clone(),
                         kept: refusal.kept,
+                        stands: refusal.stands(),
                     })
                     .collect(),
                 skipped: self.loaded.skipped,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::entries::{Entry, Parsed};
 use super::last_good::LastGood;
 use super::{OnInvalid, Refusal, Snapshot};
-use crate::cluster::fields::Fault;
+use crate::cluster::fields::{Fault, FaultKind};
 use crate::cluster::files::FileHash;
 use crate::cluster::manifest::{self, Kind, Object, policy};
 use crate::engine::policy::Policy;
@@ -52,9 +52,10 @@ impl<'a> Generation<'a> {
                 Err((at, text)) => generation.broken_file(file, at, text, &present),
             }
         }
-        for placed in &placed {
-            generation.add(placed);
-        }
+        // What a policy may say depends on Cilium's settings.
+        let is_settings = |placed: &&Placed<'_>| placed.entry.kind == Some(Kind::ConfigMap);
+        placed.iter().filter(is_settings).for_each(|placed| generation.add(placed));
+        placed.iter().filter(|placed| !is_settings(placed)).for_each(|placed| generation.add(placed));
         generation
     }
 
@@ -97,31 +98,35 @@ impl Generation<'_> {
             return;
         }
         let is_policy = entry.kind.is_none_or(Kind::is_policy);
-        let faults: Vec<(&str, String)> = entry
-            .faults
-            .iter()
-            .map(|Fault { place, path, text, .. }| {
-                (place.as_str(), if path.is_empty() { text.clone() } else { format!("{path}: {text}") })
+        let mut faults = entry.faults.clone();
+        policy::settle(&mut faults, &self.world.cilium_config);
+        let twice = placed.others.iter().map(|other| {
+            let key = other.key.as_deref().unwrap_or_default();
+            let text = format!("another {key} at {}; once is allowed", other.kept.place);
+            (entry.kept.place.clone(), text, FaultKind::Wrong)
+        });
+        let faults: Vec<(String, String, FaultKind)> = faults
+            .into_iter()
+            .map(|Fault { place, path, text, kind, .. }| {
+                (place, if path.is_empty() { text } else { format!("{path}: {text}") }, kind)
             })
-            .chain(placed.others.iter().map(|other| {
-                let key = other.key.as_deref().unwrap_or_default();
-                (entry.kept.place.as_str(), format!("another {key} at {}; once is allowed", other.kept.place))
-            }))
+            .chain(twice)
             .collect();
-        if faults.is_empty() {
+        let wrong = faults.iter().any(|(_, _, kind)| *kind == FaultKind::Wrong);
+        let ignored = is_policy && self.on_invalid == OnInvalid::Ignore;
+        let kept = wrong && !ignored && entry.key.as_ref().is_some_and(|key| self.keep(key));
+        let kind = entry.kind.map_or("object", Kind::name);
+        let object = entry.key.clone().unwrap_or_else(|| format!("{kind} ({})", entry.kept.place));
+        for (place, text, kind) in faults {
+            let object = object.clone();
+            self.refusals.push(Refusal { object, policy: is_policy, place, text, kept, kind });
+        }
+        if !wrong {
             if let (Some(key), Some(object)) = (&entry.key, entry.object.clone()) {
                 self.next.objects.insert(key.clone(), entry.kept.clone());
                 insert(&mut self.world, object, true);
             }
             return;
-        }
-        let ignored = is_policy && self.on_invalid == OnInvalid::Ignore;
-        let kept = !ignored && entry.key.as_ref().is_some_and(|key| self.keep(key));
-        let kind = entry.kind.map_or("object", Kind::name);
-        let object = entry.key.clone().unwrap_or_else(|| format!("{kind} ({})", entry.kept.place));
-        for (place, text) in faults {
-            let (object, place) = (object.clone(), place.to_owned());
-            self.refusals.push(Refusal { object, policy: is_policy, place, text, kept });
         }
         if kept || ignored {
             return;
@@ -148,7 +153,7 @@ impl Generation<'_> {
             self.world.refused.push(policy::shut("File", file, place).into());
         }
         let (object, place, text) = (format!("file {file}"), place.to_owned(), text.to_owned());
-        self.refusals.push(Refusal { object, policy: true, place, text, kept });
+        self.refusals.push(Refusal { object, policy: true, place, text, kept, kind: FaultKind::Wrong });
     }
 
     /// Puts an object's last good version in force, if there is one.
@@ -170,7 +175,10 @@ pub(super) fn insert(world: &mut World, object: Object, good: bool) {
         Object::Pod(key, pod) => drop(world.pods.insert(key, pod)),
         Object::Service(key, service) => drop(world.services.insert(key, service)),
         Object::EndpointSlice(key, slice) => drop(world.endpoint_slices.insert(key, slice)),
+        Object::Endpoints(key, slices) => drop(world.endpoints.insert(key, slices)),
         Object::Node(name, node) => drop(world.nodes.insert(name, node)),
+        Object::CidrGroup(name, group) => drop(world.cidr_groups.insert(name, group)),
+        Object::CiliumConfig(data) => world.cilium_config.extend(Arc::unwrap_or_clone(data)),
         // Labels that could not be read whole are as good as unknown.
         Object::Namespace(name, namespace) if good => drop(world.namespaces.insert(name, namespace)),
         Object::Namespace(..) => {}
@@ -185,15 +193,20 @@ fn marked(mut object: Object) -> Object {
         Object::Pod(_, pod) => Arc::make_mut(pod).readable = false,
         Object::Service(_, service) => Arc::make_mut(service).readable = false,
         Object::EndpointSlice(_, slice) => Arc::make_mut(slice).readable = false,
-        Object::Namespace(..) | Object::Node(..) | Object::Policy(_) => {}
+        Object::Endpoints(_, slices) => Arc::make_mut(slices).iter_mut().for_each(|slice| slice.readable = false),
+        Object::CidrGroup(_, group) => Arc::make_mut(group).readable = false,
+        Object::Namespace(..) | Object::Node(..) | Object::CiliumConfig(_) | Object::Policy(_) => {}
     }
     object
 }
 
+/// What still holds of a policy that is refused: its denials, and that it shuts every direction in which it has an item.
 fn without_allowances(mut policy: Arc<Policy>) -> Arc<Policy> {
-    for rule in &mut Arc::make_mut(&mut policy).rules {
-        rule.egress.allow.clear();
-        rule.ingress.allow.clear();
+    for section in Arc::make_mut(&mut policy).rules.iter_mut().flat_map(|rule| [&mut rule.egress, &mut rule.ingress]) {
+        let items = section.allow.len() + section.deny.len() + section.unenforced.len();
+        section.default_deny |= items > 0;
+        section.allow.clear();
+        section.unenforced.clear();
     }
     policy
 }

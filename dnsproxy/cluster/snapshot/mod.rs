@@ -3,7 +3,6 @@
 //! Nothing here can fail: what can't be read is a [`Refusal`], and refusing never opens (I10). A wrong object keeps its last
 //! good version, a wrong file all objects that it held; without one, what still holds of the object stands for it, or a
 //! policy that shuts everyone.
-
 //!
 //! - `entries`: the objects of a file, read
 //! - `generation`: all of them together, and what stands for those that are wrong
@@ -17,10 +16,12 @@ mod source;
 #[cfg(test)]
 mod tests;
 
+use std::fmt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
+use super::fields::FaultKind;
 use super::files::{self, File, FileHash};
 use crate::engine::world::World;
 pub use last_good::{Change, LastGood};
@@ -57,6 +58,9 @@ pub struct Refusal {
     pub text: String,
     /// Whether the last good version stays in force.
     pub kept: bool,
+    /// What it does: the object is refused, or in force but for an item that namegate can't enforce yet.
+    #[serde(default)]
+    pub kind: FaultKind,
 }
 
 /// What becomes of a policy that can't be read and has no last good version.
@@ -74,6 +78,40 @@ pub enum OnInvalid {
 /// and never half of two. Who reads it again and again keeps a [`Source`].
 pub fn read(dir: &Path, last_good: &LastGood, on_invalid: OnInvalid) -> Snapshot {
     Source::new(dir).read(last_good, on_invalid)
+}
+
+/// What stands in the place of what was refused.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Stands {
+    /// What it selects is shut.
+    #[default]
+    Shut,
+    /// The object's last good version.
+    Kept,
+    /// The object itself, but for the item, which allows nothing (or denies without what can't be enforced).
+    Rest,
+}
+
+impl Refusal {
+    /// What stands in its place.
+    pub fn stands(&self) -> Stands {
+        match (self.kept, self.kind) {
+            (true, _) => Stands::Kept,
+            (false, FaultKind::Unenforced) => Stands::Rest,
+            (false, _) => Stands::Shut,
+        }
+    }
+}
+
+impl fmt::Display for Stands {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Stands::Shut => "what it selects is closed",
+            Stands::Kept => "the last good version is in force",
+            Stands::Rest => "the rest of it is in force",
+        })
+    }
 }
 
 /// One generation from its files.

@@ -2,9 +2,8 @@
 //!
 //! **Invariant:** what a read returns is what reading everything anew would.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use super::entries::{Entry, Held, Parsed, parse_all};
 use super::generation::{Generation, insert};
@@ -12,7 +11,7 @@ use super::last_good::LastGood;
 use super::{OnInvalid, Snapshot};
 use crate::cluster::files::{Directory, File};
 use crate::cluster::manifest::Object;
-use crate::engine::policy::Policy;
+use crate::engine::verdict::RuleRef;
 use crate::engine::world::World;
 
 /// See the module.
@@ -161,13 +160,14 @@ impl Source {
                 _ => {}
             }
         }
-        let mut policies: Vec<*const Policy> = Vec::new();
+        // By name and place: what stands there unchanged in a file that was read again is another copy.
+        let mut policies: BTreeSet<RuleRef> = BTreeSet::new();
         for (key, entry) in &was {
             if is.get(key).is_some_and(|new| new.kept == entry.kept) {
                 continue;
             }
             match entry.object.as_ref()? {
-                Object::Policy(policy) => policies.push(Arc::as_ptr(policy)),
+                Object::Policy(policy) => drop(policies.insert(policy.at.clone())),
                 object => remove(&mut world, object),
             }
             if !is.contains_key(key) {
@@ -175,8 +175,7 @@ impl Source {
             }
         }
         if !policies.is_empty() {
-            policies.sort_unstable();
-            world.policies.retain(|policy| policies.binary_search(&Arc::as_ptr(policy)).is_err());
+            world.policies.retain(|policy| !policies.contains(&policy.at));
         }
         for (key, entry) in &is {
             if was.get(key).is_some_and(|old| old.kept == entry.kept) {
@@ -207,10 +206,13 @@ fn is_plain(entry: &Entry) -> bool {
             | Object::Namespace(..)
             | Object::Service(..)
             | Object::EndpointSlice(..)
+            | Object::Endpoints(..)
             | Object::Node(..)
+            | Object::CidrGroup(..)
             | Object::Policy(_),
         ) => true,
-        None => false,
+        // What policies mean may depend on it.
+        Some(Object::CiliumConfig(_)) | None => false,
     }
 }
 
@@ -220,7 +222,9 @@ fn remove(world: &mut World, object: &Object) {
         Object::Namespace(name, _) => drop(world.namespaces.remove(name)),
         Object::Service(key, _) => drop(world.services.remove(key)),
         Object::EndpointSlice(key, _) => drop(world.endpoint_slices.remove(key)),
+        Object::Endpoints(key, _) => drop(world.endpoints.remove(key)),
         Object::Node(name, _) => drop(world.nodes.remove(name)),
-        Object::Policy(_) => {}
+        Object::CidrGroup(name, _) => drop(world.cidr_groups.remove(name)),
+        Object::CiliumConfig(_) | Object::Policy(_) => {}
     }
 }

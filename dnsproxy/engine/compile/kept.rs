@@ -306,7 +306,9 @@ impl Step {
             let of = |direction| items(&rules, direction).map(move |(item, deny)| (direction, item, deny));
             of(Direction::Egress).chain(of(Direction::Ingress))
         };
-        if !both().all(|(_, item, _)| is_plain(item)) || (dns::are_steered(&rules) && self.moves_servers(compiler, &rules)) {
+        if !both().all(|(_, item, _)| is_plain(item))
+            || (dns::are_steered(&rules) && self.moves_servers(compiler, &rules))
+        {
             return None;
         }
         let mut rows: BTreeMap<PeerId, Bits> = BTreeMap::new();

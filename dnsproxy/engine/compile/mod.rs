@@ -9,6 +9,7 @@
 //! holds the two against each other.
 
 mod base;
+mod behind;
 mod dns;
 mod groups;
 mod kept;
@@ -32,6 +33,7 @@ use super::policy::{BlockOf, Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
 use super::world::{Holder, Mode, PeerIds, World};
+pub use behind::Behind;
 pub use kept::Kept;
 pub use transition::transition;
 pub use why::Spoken;
