@@ -207,6 +207,7 @@ fn ready_waits_until_it_is_and_says_why_not() {
         readiness: readiness.clone(),
         status: Box::new(status),
         names: Box::new(|_| Ok(Default::default())),
+        policy: Box::new(|_| Ok(Vec::new())),
         refresh: Box::new(|_| ()),
     };
     let _server = Server::start(None, &socket, Arc::new(operator)).unwrap();
@@ -235,6 +236,8 @@ fn completions_know_the_commands() {
         assert!(String::from_utf8(script).unwrap().contains("endpoint"), "{shell}");
     }
 }
+
+mod understanding;
 
 const README: &str = include_str!("../../README.md");
 

@@ -2,9 +2,8 @@
 //!
 //! **Invariant:** what a read returns is what reading everything anew would.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
-use std::sync::Arc;
 
 use super::entries::{Entry, Held, Parsed, parse_all};
 use super::generation::{Generation, insert};
@@ -12,7 +11,7 @@ use super::last_good::LastGood;
 use super::{OnInvalid, Snapshot};
 use crate::cluster::files::{Directory, File};
 use crate::cluster::manifest::Object;
-use crate::engine::policy::Policy;
+use crate::engine::verdict::RuleRef;
 use crate::engine::world::World;
 
 /// See the module.
@@ -161,13 +160,14 @@ impl Source {
                 _ => {}
             }
         }
-        let mut policies: Vec<*const Policy> = Vec::new();
+        // By name and place: what stands there unchanged in a file that was read again is another copy.
+        let mut policies: BTreeSet<RuleRef> = BTreeSet::new();
         for (key, entry) in &was {
             if is.get(key).is_some_and(|new| new.kept == entry.kept) {
                 continue;
             }
             match entry.object.as_ref()? {
-                Object::Policy(policy) => policies.push(Arc::as_ptr(policy)),
+                Object::Policy(policy) => drop(policies.insert(policy.at.clone())),
                 object => remove(&mut world, object),
             }
             if !is.contains_key(key) {
@@ -175,8 +175,7 @@ impl Source {
             }
         }
         if !policies.is_empty() {
-            policies.sort_unstable();
-            world.policies.retain(|policy| policies.binary_search(&Arc::as_ptr(policy)).is_err());
+            world.policies.retain(|policy| !policies.contains(&policy.at));
         }
         for (key, entry) in &is {
             if was.get(key).is_some_and(|old| old.kept == entry.kept) {

@@ -23,6 +23,7 @@ impl Explainer<'_> {
         let (from, port) = (&question.from, question.port);
         answer.queries = self.queries(from, rules, (name, question.qtype), question.resolver);
         if self.surroundings.guard.is_cluster_name(name) {
+            answer.queries.iter_mut().for_each(|query| query.grants = false);
             answer
                 .notes
                 .push("a name of the cluster grants nothing: rules for endpoints and Services speak".to_owned());
@@ -181,7 +182,7 @@ impl Explainer<'_> {
         side.peer_is = "whatever it resolves to".to_owned();
         if !side.allowed && selected.is_empty() {
             let near = self.nearest_names(rules, name);
-            side.nearest.retain(|line| near.iter().all(|other| other.place != line.place));
+            side.nearest.retain(|line| !near.iter().any(|name| name.path.starts_with(&line.path)));
             side.nearest.splice(0..0, near);
         }
         if !side.allowed && !selected.is_empty() && !learns {
