@@ -248,7 +248,10 @@ impl<'t> Field<'t> {
     /// A number without sign, fraction or exponent. What starts with 0 is octal to some readers, and no number here.
     pub fn whole(&self, range: RangeInclusive<u32>) -> Option<u32> {
         let found = match &self.node.value {
-            Value::Number(text) if text.len() == 1 || !text.starts_with('0') => {
+            // Digits alone: these are numbers to JSON too, in which last good versions are kept.
+            Value::Number(text)
+                if text.bytes().all(|octet| octet.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0')) =>
+            {
                 text.parse().ok().filter(|number| range.contains(number))
             }
             _ => None,
@@ -392,9 +395,17 @@ mod tests {
 
     #[test]
     fn numbers_are_plain_and_in_their_range() {
-        for (text, number) in
-            [("1", Some(1)), ("0", None), ("80", Some(80)), ("81", None), ("010", None), ("1e1", None), ("\"1\"", None)]
-        {
+        for (text, number) in [
+            ("1", Some(1)),
+            ("0", None),
+            ("80", Some(80)),
+            ("81", None),
+            ("010", None),
+            ("+1", None),
+            ("1_0", None),
+            ("1e1", None),
+            ("\"1\"", None),
+        ] {
             faults(&format!("a: {text}\n"), |object| {
                 assert_eq!(object.get("a").unwrap().whole(1..=80), number, "{text}");
             });
