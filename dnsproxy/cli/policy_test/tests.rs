@@ -58,7 +58,8 @@ fn peers_of_every_form_are_judged() {
         "allowed by CiliumNetworkPolicy shop/web spec.egress[0] (objects[0].yaml:8:5): allows endpoints \
          app=db,k8s:io.kubernetes.pod.namespace=shop on 5432/TCP"
     );
-    egress("{namespace: other, labels: {app: db}}", "port: 5432", "deny");
+    let why = egress("{namespace: other, labels: {app: db}}", "port: 5432", "deny");
+    assert!(why.starts_with("denied: no rule allows it; default deny by CiliumNetworkPolicy shop/web spec ("), "{why}");
     let why = egress("{namespace: shop, labels: {app: db}}", "port: 5433", "deny");
     assert!(
         why.contains("nearest: CiliumNetworkPolicy shop/web spec.egress[0]") && why.contains("not this port"),
