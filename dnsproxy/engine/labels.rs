@@ -125,6 +125,16 @@ impl Labels {
         Labels { k8s: BTreeMap::new(), reserved: names, known: Known::All }
     }
 
+    /// What is known of them.
+    pub fn known(&self) -> Known {
+        self.known
+    }
+
+    /// Those of Kubernetes, by key.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.k8s.iter().map(|(key, value)| (key.as_str(), value.as_str()))
+    }
+
     /// The value of a label; `Err` when it isn't known whether there is one.
     fn get(&self, source: Source, key: &str) -> Result<Option<&str>, ()> {
         let reserved = (source != Source::K8s && self.reserved.contains(&key)).then_some("");

@@ -247,7 +247,8 @@ impl PeerIds {
         self.ids.get(key).copied().map(PeerId)
     }
 
-    fn give(&mut self, key: &str) -> PeerId {
+    /// The number of `key`, a new one if it has none.
+    pub(super) fn give(&mut self, key: &str) -> PeerId {
         if let Some(id) = self.get(key) {
             return id;
         }
@@ -255,6 +256,11 @@ impl PeerIds {
         self.next += 1;
         self.ids.insert(key.to_owned(), id);
         PeerId(id)
+    }
+
+    /// Nobody has the key any more.
+    pub(super) fn forget(&mut self, key: &str) {
+        self.ids.remove(key);
     }
 }
 
@@ -384,7 +390,7 @@ impl World {
         own.or_else(namespace).filter(|_| self.own_modes).unwrap_or(self.mode)
     }
 
-    fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    pub(super) fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.services.values().flat_map(|service| service.addresses.iter().copied())
     }
 }

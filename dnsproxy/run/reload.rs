@@ -265,7 +265,10 @@ impl Node {
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
         let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
-        let steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let mut steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let behind = world.slices_of("kube-system", "kube-dns").flat_map(|slice| &slice.endpoints);
+        steering.servers = behind.flat_map(|(addresses, _)| addresses.iter().copied()).collect();
+        steering.servers.extend(self.config.dns.resolvers.iter().copied());
         for problem in &steering.problems {
             tracing::warn!("{problem}");
         }
@@ -305,11 +308,11 @@ impl Node {
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
         let (policy_id, rules) = new;
-        let steering = &self.steering.pairs;
+        let servers = &self.steering.servers;
         let served = endpoint.served.clone();
         let mut table = served.as_ref().map(|served| served.table());
         if let Some(adding) = way.adding {
-            endpoint.put(adding, &kernel, reject, steering)?;
+            endpoint.put(adding, &kernel, reject, servers)?;
         }
         let mut narrowed = None;
         if let Some(table) = &mut table {
@@ -327,7 +330,7 @@ impl Node {
         let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
         let mut once_more = cleared_under.0 != last.0;
         let mut failed = None;
-        endpoint.put(cleared_under, &kernel, reject, steering)?;
+        endpoint.put(cleared_under, &kernel, reject, servers)?;
         if let Some(served) = &served {
             served.rules.store(rules.clone());
         }
@@ -342,7 +345,7 @@ impl Node {
         if once_more {
             // A flow that moved since the flip was judged by bits that are gone now: it is judged again.
             endpoint.generation = endpoint.generation.wrapping_add(1);
-            endpoint.put(last, &kernel, reject, steering)?;
+            endpoint.put(last, &kernel, reject, servers)?;
         }
         failed.map_or(Ok(()), Err)
     }
@@ -357,7 +360,8 @@ impl Node {
             }
             endpoint.rules = None;
             endpoint.addresses.clear();
-            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.pairs) {
+            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.servers)
+            {
                 tracing::error!(
                     pod = key,
                     error = &error as &dyn std::error::Error,

@@ -17,14 +17,14 @@ pub struct Behind {
 impl Compiler<'_> {
     /// What is behind a Service's address and port; `None` if no Service has them.
     pub fn behind(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<Behind> {
-        let mut fronts = self.fronts.iter();
+        let mut fronts = self.base.fronts.iter();
         let front = fronts.find(|front| (front.address, front.protocol, front.port) == (address, protocol, port))?;
         Some(Behind { backends: front.backends.iter().copied().collect(), complete: front.complete })
     }
 
     /// The ports of the Services that have this address, sorted.
     pub fn service_ports(&self, address: IpAddr) -> Vec<(Protocol, u16)> {
-        let fronts = self.fronts.iter().filter(|front| front.address == address);
+        let fronts = self.base.fronts.iter().filter(|front| front.address == address);
         fronts.map(|front| (front.protocol, front.port)).collect()
     }
 }

@@ -20,8 +20,7 @@ const DNS: u16 = 53;
 
 /// The DNS rules of a workload, and the denials that beat them; none unless it has `toFQDNs` or `rules.dns`.
 pub(super) fn rules(compiler: &Compiler<'_>, rules: &[(&Rule, Match)]) -> (Vec<DnsRule>, Vec<DnsDeny>) {
-    let steered = items(rules, Direction::Egress).any(|(item, deny)| !deny && asks_for_steering(item));
-    if !steered {
+    if !are_steered(rules) {
         return (Vec::new(), Vec::new());
     }
     let every = Arc::new(trie([(Pattern::every(), None)]));
@@ -69,6 +68,11 @@ pub(super) fn rules(compiler: &Compiler<'_>, rules: &[(&Rule, Match)]) -> (Vec<D
         allow(&item.at, &every, &ports, fronts);
     }
     (allowed, denied)
+}
+
+/// Whether these rules are about names at all.
+pub(super) fn are_steered(rules: &[(&Rule, Match)]) -> bool {
+    items(rules, Direction::Egress).any(|(item, deny)| !deny && asks_for_steering(item))
 }
 
 fn asks_for_steering(item: &Item) -> bool {
@@ -124,7 +128,7 @@ fn front_ports(
     open: impl Fn(&Front, u16) -> bool,
 ) -> BTreeMap<PortSet, (BTreeSet<IpAddr>, bool)> {
     let mut found: BTreeMap<PortSet, (BTreeSet<IpAddr>, bool)> = BTreeMap::new();
-    for front in compiler.fronts.iter().filter(|front| carries_dns(front.protocol)) {
+    for front in compiler.base.fronts.iter().filter(|front| carries_dns(front.protocol)) {
         let meant =
             |(backend, target): &(IpAddr, u16)| open(front, *target) && compiler.is_meant(&item.peers, *backend, deny);
         let meant = if deny {

@@ -3,19 +3,25 @@
 //! - `groups`: items with the same ports are one group, one bit; port rows, CIDR rows, peer rows
 //! - `services`: what a Service's address stands for
 //! - `dns`: whom the workload may ask for which names
+//! - `base`: what all rule sets of a world share; `kept`: the same from one world to the next
 //!
 //! The semantics are Cilium's; `engine::reference` says them once more without bits and rows, and a property test
 //! holds the two against each other.
 
+mod base;
 mod behind;
 mod dns;
 mod groups;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod services;
 #[cfg(test)]
 mod tests;
 mod transition;
 mod why;
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,13 +32,14 @@ use super::labels::{Labels, Match};
 use super::policy::{BlockOf, Entity, Item, Peers, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
-use super::world::{Holder, Mode, PeerIds, World, peer_key};
+use super::world::{Holder, Mode, PeerIds, World};
 pub use behind::Behind;
+pub use kept::Kept;
 pub use transition::transition;
 pub use why::Spoken;
 
+use base::{Base, Peer};
 use groups::Groups;
-use services::Front;
 
 /// Why no rule set could be made.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -60,21 +67,11 @@ pub enum CompileError {
     },
 }
 
-/// Compiles rule sets of one world: what all of them share is made once.
+/// Compiles rule sets of one world: what all of them share is made once. For one world after another there is [`Kept`].
 #[derive(Debug)]
 pub struct Compiler<'w> {
     world: &'w World,
-    known: Arc<BTreeMap<IpAddr, PeerId>>,
-    peers: Vec<Peer>,
-    fronts: Vec<Front>,
-}
-
-/// One number of the `peers` map and who is behind it: one holder, or several that claim the same address.
-#[derive(Debug)]
-struct Peer {
-    id: PeerId,
-    addresses: Vec<IpAddr>,
-    holders: Vec<(Holder, Labels)>,
+    base: Cow<'w, Base>,
 }
 
 /// Compiles one rule set; see [`Compiler::compile`].
@@ -88,28 +85,12 @@ pub fn compile(world: &World, subject: &PodRef, ids: &mut PeerIds, history: &[Gr
 impl<'w> Compiler<'w> {
     /// Numbers the peers and reads the Services.
     pub fn new(world: &'w World, ids: &mut PeerIds) -> Compiler<'w> {
-        let known: BTreeMap<IpAddr, PeerId> = world.peers(ids).into_iter().collect();
-        let mut peers: BTreeMap<PeerId, Peer> = BTreeMap::new();
-        for (address, holders) in world.holders() {
-            let id = match peer_key(&holders) {
-                None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
-                None => PeerId::HOST,
-                Some(key) => ids.get(&key).unwrap_or(PeerId::SERVICE),
-            };
-            let peer = peers.entry(id).or_insert_with(|| Peer {
-                id,
-                addresses: Vec::new(),
-                holders: holders.iter().map(|holder| (holder.clone(), world.labels(holder))).collect(),
-            });
-            peer.addresses.push(address);
-        }
-        let fronts = services::fronts(world);
-        Compiler { world, known: Arc::new(known), peers: peers.into_values().collect(), fronts }
+        Compiler { world, base: Cow::Owned(Base::new(world, ids)) }
     }
 
     /// The rows of the kernel's `peers` map, shared by all rule sets of this world.
     pub fn peers(&self) -> &Arc<BTreeMap<IpAddr, PeerId>> {
-        &self.known
+        &self.base.known
     }
 
     /// Everything that the policies mean for `subject`.
@@ -128,7 +109,7 @@ impl<'w> Compiler<'w> {
         let labels = self.world.labels(&Holder::Pod(subject.clone()));
         let rules = selecting(self.world, subject, &labels);
         if rules.is_empty() {
-            return Ok(RuleSet { known: self.known.clone(), ..RuleSet::unselected() });
+            return Ok(RuleSet { known: self.base.known.clone(), ..RuleSet::unselected() });
         }
         let shuts = |direction| {
             let shut = rules.iter().filter(|(rule, _)| rule.section(direction).default_deny);
@@ -157,20 +138,19 @@ impl<'w> Compiler<'w> {
             names: Arc::new(rows.names),
             dns,
             dns_denied,
-            known: self.known.clone(),
+            known: self.base.known.clone(),
         };
-        set.services = services::rows(&set, &self.fronts);
+        set.services = services::rows(&set, &self.base.fronts);
         Ok(set)
     }
 
     /// Who an item means among the peers of the cluster.
     fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
-        self.peers.iter().filter(move |peer| peer.is_meant(self.world, peers, deny))
+        self.base.candidates(peers).filter(move |peer| peer.is_meant(self.world, peers, deny))
     }
 
     fn peer(&self, address: IpAddr) -> Option<&Peer> {
-        let id = self.known.get(&address)?;
-        self.peers.binary_search_by_key(id, |peer| peer.id).ok().map(|at| &self.peers[at])
+        self.base.peers.get(self.base.known.get(&address)?)
     }
 
     /// Whether an item means this address, of the cluster or outside. A name means none before it was asked for.
@@ -180,7 +160,7 @@ impl<'w> Compiler<'w> {
         }
         match self.peer(address) {
             Some(peer) => peer.is_meant(self.world, peers, deny),
-            None if self.known.contains_key(&address) => false,
+            None if self.base.known.contains_key(&address) => false,
             None => networks(self.world, peers, deny).iter().any(|network| network.contains(&address)),
         }
     }

@@ -196,7 +196,7 @@ fn service() -> impl Strategy<Value = (Service, EndpointSlice)> {
     )
 }
 
-fn world() -> impl Strategy<Value = World> {
+pub(super) fn world() -> impl Strategy<Value = World> {
     let policies = || prop::collection::vec(policy(), 0..4);
     let teams = prop::collection::vec(prop::option::weighted(0.8, labels()), 2);
     (
