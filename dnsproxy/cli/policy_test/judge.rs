@@ -16,7 +16,7 @@ use crate::cluster::tree;
 use crate::config::{Config, Source};
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::PodRef;
-use crate::engine::explain::answer::{Connection, Line};
+use crate::engine::explain::answer::{Connection, Line, Verdict};
 use crate::engine::explain::question::Like;
 use crate::engine::explain::stand_in::{StandIns, know_namespace};
 use crate::engine::explain::{Explainer, Surroundings, outside};
@@ -245,9 +245,10 @@ fn outcome(explainer: &Explainer<'_>, settled: Settled<'_>, refusals: &[Refusal]
     Outcome { id: case.id.clone(), expect, got, ok: got == expect, why, chain }
 }
 
-type Verdict = Result<(bool, String, String), String>;
+/// Whether it is allowed, why, and the chain; or why it can't be judged.
+type Judged = Result<(bool, String, String), String>;
 
-fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Address<'_>) -> Verdict {
+fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Address<'_>) -> Judged {
     let rules = explainer.rules(subject)?;
     let (direction, (protocol, port)) = match &case.what {
         What::Query { name, qtype, resolver, .. } => return query(explainer, subject, (name, *qtype), *resolver),
@@ -292,7 +293,7 @@ fn query(
     subject: &PodRef,
     asked: (&crate::engine::name::Name, u16),
     resolver: Option<IpAddr>,
-) -> Verdict {
+) -> Judged {
     let rules = explainer.rules(subject)?;
     let answers = explainer.queries(subject, &rules, asked, resolver);
     let answer = answers.iter().find(|answer| answer.allowed).or(answers.first()).ok_or("there is no server to ask")?;
@@ -305,7 +306,11 @@ fn query(
 }
 
 fn sentence(side: &Connection) -> String {
-    let mut why = format!("{}{}", side.verdict.text(), first(&side.by, " by "));
+    let before = match side.verdict {
+        Verdict::NotAllowed | Verdict::UnknownResolver => "; default deny by ",
+        _ => " by ",
+    };
+    let mut why = format!("{}{}", side.verdict.text(), first(&side.by, before));
     why.push_str(&first(&side.nearest, "; nearest: "));
     for note in &side.notes {
         let _ = write!(why, "; {note}");
