@@ -3,6 +3,7 @@
 mod attachments;
 pub mod checkpoint;
 mod files;
+mod journal;
 mod names;
 mod node;
 mod packets;
