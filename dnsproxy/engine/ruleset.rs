@@ -381,16 +381,22 @@ impl RuleSet {
         }
     }
 
+    /// Whether an address is to these rules what it was to others of the same groups; `peer` and `was`: who is behind it,
+    /// and who was.
+    pub fn mean_the_same(&self, others: &RuleSet, address: IpAddr, peer: Option<PeerId>, was: Option<PeerId>) -> bool {
+        let own = |peer: Option<PeerId>| peer.filter(|id| *id < PeerId::FIRST);
+        own(peer) == own(was) && self.bits_of(address, peer) == others.bits_of(address, was)
+    }
+
     /// Every group that the address belongs to: M in the kernel's words.
     pub(super) fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
-        let peer = match self.known.get(&address) {
-            Some(id) => match self.peers.binary_search_by_key(id, |(id, _)| *id) {
-                Ok(at) => self.peers[at].1,
-                Err(_) => Bits::NONE,
-            },
-            None => self.longest(address),
-        };
-        Bits::ANY_PEER | grants | peer
+        Bits::ANY_PEER | grants | self.bits_of(address, self.known.get(&address).copied())
+    }
+
+    /// The groups of an address with this peer behind it.
+    fn bits_of(&self, address: IpAddr, peer: Option<PeerId>) -> Bits {
+        let Some(id) = peer else { return self.longest(address) };
+        self.peers.binary_search_by_key(&id, |(id, _)| *id).map_or(Bits::NONE, |at| self.peers[at].1)
     }
 
     /// The row of the longest prefix that holds the address.
