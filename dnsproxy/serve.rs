@@ -19,7 +19,7 @@ use crate::engine::query::{Outline, Query};
 use crate::engine::reply::rebuild::{Changes, Rebuilt, rebuilt};
 use crate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 use crate::engine::ruleset::{Protocol, RuleSet};
-use crate::engine::verdict::{Denied, RuleRef};
+use crate::engine::verdict::{Allowance, Denied, RuleRef};
 use crate::engine::wire::{CLASS_IN, rtype};
 use crate::kernel::GrantStore;
 use crate::observe::{CacheUse, Observer, Outcome};
@@ -586,8 +586,8 @@ fn learn(
     (Some(learned).filter(|learned| !learned.addresses.is_empty()), withheld)
 }
 
-/// Whether the workload may ask, and by which rule. Without any rule only where egress is open and nothing is steered:
-/// a policy that was just taken away.
+/// Whether the workload may ask, and by which rule. Without any rule only where egress is open: no rule denies it, or a
+/// policy was just taken away.
 fn verdict(rules: &RuleSet, resolver: &Resolver, tcp: bool, query: &Query<'_>) -> Result<Option<RuleRef>, Denied> {
     if query.qclass != CLASS_IN {
         return Err(Denied::Class);
@@ -603,7 +603,7 @@ fn verdict(rules: &RuleSet, resolver: &Resolver, tcp: bool, query: &Query<'_>) -
         return Ok(None);
     }
     let server = resolver.address;
-    rules.may_ask(server.ip(), protocol(tcp), server.port(), &query.name).map(Some)
+    rules.may_ask(server.ip(), protocol(tcp), server.port(), &query.name).map(Allowance::rule)
 }
 
 fn protocol(tcp: bool) -> Protocol {

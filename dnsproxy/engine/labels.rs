@@ -120,6 +120,16 @@ impl Labels {
         Labels { k8s: BTreeMap::new(), reserved: names, known: Known::All }
     }
 
+    /// The labels of a node's object.
+    pub fn of_node(own: &BTreeMap<String, String>, reserved: &'static [&'static str]) -> Labels {
+        Labels { k8s: own.clone(), reserved, known: Known::All }
+    }
+
+    /// The labels of an object that is no peer itself: a Service, a CiliumCIDRGroup.
+    pub fn of_object(own: &BTreeMap<String, String>) -> Labels {
+        Labels::of_node(own, &[])
+    }
+
     /// The value of a label; `Err` when it isn't known whether there is one.
     fn get(&self, source: Source, key: &str) -> Result<Option<&str>, ()> {
         let reserved = (source != Source::K8s && self.reserved.contains(&key)).then_some("");

@@ -1,36 +1,42 @@
 //! Policies and labels in, rule sets out: the rows of the kernel's maps and the name rules of the proxy.
 //!
-//! - `groups`: items with the same ports are one group, one bit; port rows, CIDR rows, peer rows
+//! - `peers`: whom an item means; `ports`: which ports it means at each of them
+//! - `groups`: peers with the same ports are one group, one bit; `rows`: port rows, CIDR rows, peer rows
 //! - `services`: what a Service's address stands for
 //! - `dns`: whom the workload may ask for which names
+//! - `transition`: the rows between two rule sets; `why`: which item said so
 //!
 //! The semantics are Cilium's; `engine::reference` says them once more without bits and rows, and a property test
 //! holds the two against each other.
 
 mod dns;
 mod groups;
+mod peers;
+mod ports;
+mod rows;
 mod services;
 #[cfg(test)]
 mod tests;
 mod transition;
 mod why;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use super::bits::GROUPS;
 use super::endpoint::PodRef;
 use super::labels::{Labels, Match};
-use super::policy::{BlockOf, Entity, Item, Peers, Rule};
+use super::policy::{Item, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
-use super::world::{Holder, Mode, PeerIds, World, peer_key};
+use super::world::{Enforcement, Holder, Mode, PeerIds, World};
 pub use transition::transition;
 pub use why::Spoken;
 
 use groups::Groups;
-use services::Front;
+use peers::Peer;
+use services::{Behind, Front};
 
 /// Why no rule set could be made.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,16 +70,20 @@ pub struct Compiler<'w> {
     world: &'w World,
     known: Arc<BTreeMap<IpAddr, PeerId>>,
     peers: Vec<Peer>,
+    /// Where a number stands: in `peers`, and there in `numbers`.
+    numbers: HashMap<PeerId, (usize, usize)>,
+    /// Peers that are pods of a namespace.
+    of_namespace: HashMap<String, Vec<usize>>,
+    /// Rules by the namespace that they are about, each with its place among all and how surely it selects.
+    rules: HashMap<Option<&'w str>, Vec<(usize, &'w Rule, Match)>>,
+    services: BTreeMap<(&'w str, &'w str), Behind>,
     fronts: Vec<Front>,
+    /// Whom an item means, by its peers' place in memory and whether it denies: the same for every rule set.
+    selected: Mutex<HashMap<(usize, bool), Places>>,
 }
 
-/// One number of the `peers` map and who is behind it: one holder, or several that claim the same address.
-#[derive(Debug)]
-struct Peer {
-    id: PeerId,
-    addresses: Vec<IpAddr>,
-    holders: Vec<(Holder, Labels)>,
-}
+/// Places in `peers`, sorted.
+type Places = Arc<[usize]>;
 
 /// Compiles one rule set; see [`Compiler::compile`].
 ///
@@ -84,25 +94,37 @@ pub fn compile(world: &World, subject: &PodRef, ids: &mut PeerIds, history: &[Gr
 }
 
 impl<'w> Compiler<'w> {
-    /// Numbers the peers and reads the Services.
+    /// Numbers the peers, reads the Services and sorts the rules: once for all rule sets.
     pub fn new(world: &'w World, ids: &mut PeerIds) -> Compiler<'w> {
-        let known: BTreeMap<IpAddr, PeerId> = world.peers(ids).into_iter().collect();
-        let mut peers: BTreeMap<PeerId, Peer> = BTreeMap::new();
-        for (address, holders) in world.holders() {
-            let id = match peer_key(&holders) {
-                None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
-                None => PeerId::HOST,
-                Some(key) => ids.get(&key).unwrap_or(PeerId::SERVICE),
-            };
-            let peer = peers.entry(id).or_insert_with(|| Peer {
-                id,
-                addresses: Vec::new(),
-                holders: holders.iter().map(|holder| (holder.clone(), world.labels(holder))).collect(),
-            });
-            peer.addresses.push(address);
+        let holders = world.holders();
+        let known = world.number(&holders, ids);
+        let peers = peers::of(world, holders, &known);
+        let mut numbers = HashMap::new();
+        let mut of_namespace: HashMap<String, Vec<usize>> = HashMap::new();
+        for (at, peer) in peers.iter().enumerate() {
+            numbers.extend(peer.numbers.iter().enumerate().map(|(place, number)| (number.id, (at, place))));
+            for (holder, _) in &peer.holders {
+                if let Holder::Pod(pod) = holder {
+                    let pods = of_namespace.entry(pod.namespace.clone()).or_default();
+                    if pods.last() != Some(&at) {
+                        pods.push(at);
+                    }
+                }
+            }
         }
-        let fronts = services::fronts(world);
-        Compiler { world, known: Arc::new(known), peers: peers.into_values().collect(), fronts }
+        let services = services::behind(world);
+        let fronts = services::fronts(world, &services, &known);
+        Compiler {
+            world,
+            known: Arc::new(known),
+            peers,
+            numbers,
+            of_namespace,
+            rules: rules(world),
+            services,
+            fronts,
+            selected: Mutex::default(),
+        }
     }
 
     /// The rows of the kernel's `peers` map, shared by all rule sets of this world.
@@ -123,9 +145,9 @@ impl<'w> Compiler<'w> {
         if pod.host_network {
             return Err(CompileError::HostNetwork(subject.clone()));
         }
-        let labels = self.world.labels(&Holder::Pod(subject.clone()));
-        let rules = selecting(self.world, subject, &labels);
-        if rules.is_empty() {
+        let rules = self.rules_of(subject);
+        let always = self.world.enforcement == Enforcement::Always;
+        if rules.is_empty() && !always {
             return Ok(RuleSet { known: self.known.clone(), ..RuleSet::unselected() });
         }
         let shuts = |direction| {
@@ -136,16 +158,16 @@ impl<'w> Compiler<'w> {
         let mut groups = Groups::default();
         for direction in [Direction::Egress, Direction::Ingress] {
             for (item, deny) in items(&rules, direction) {
-                groups.add(self, direction, item, deny);
+                groups.add(self, subject, direction, item, deny);
             }
         }
         let rows = groups.rows(subject, history)?;
-        let (dns, dns_denied) = dns::rules(self, &rules);
+        let (dns, dns_denied) = dns::rules(self, subject, &rules);
         let mut set = RuleSet {
             selected: true,
             audit: self.world.mode_of(subject) == Mode::Audit,
-            deny_egress: !deny_egress_by.is_empty(),
-            deny_ingress: !shuts(Direction::Ingress).is_empty(),
+            deny_egress: always || !deny_egress_by.is_empty(),
+            deny_ingress: always || !shuts(Direction::Ingress).is_empty(),
             deny_egress_by,
             groups: rows.groups,
             ports: rows.ports,
@@ -161,126 +183,45 @@ impl<'w> Compiler<'w> {
         Ok(set)
     }
 
-    /// Who an item means among the peers of the cluster.
-    fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
-        self.peers.iter().filter(move |peer| peer.is_meant(self.world, peers, deny))
-    }
-
-    fn peer(&self, address: IpAddr) -> Option<&Peer> {
-        let id = self.known.get(&address)?;
-        self.peers.binary_search_by_key(id, |peer| peer.id).ok().map(|at| &self.peers[at])
-    }
-
-    /// Whether an item means this address, of the cluster or outside. A name means none before it was asked for.
-    fn is_meant(&self, peers: &Peers, address: IpAddr, deny: bool) -> bool {
-        if is_any(peers) {
-            return true;
+    /// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
+    fn rules_of(&self, subject: &PodRef) -> Vec<(&'w Rule, Match)> {
+        if self.world.enforcement == Enforcement::Never {
+            return Vec::new();
         }
-        match self.peer(address) {
-            Some(peer) => peer.is_meant(self.world, peers, deny),
-            None if self.known.contains_key(&address) => false,
-            None => networks(self.world, peers, deny).iter().any(|network| network.contains(&address)),
-        }
+        let labels = self.world.labels(&Holder::Pod(subject.clone()));
+        let about = |namespace| self.rules.get(&namespace).map_or(&[][..], Vec::as_slice);
+        let mut rules: Vec<_> = about(None).iter().chain(about(Some(subject.namespace.as_str()))).collect();
+        rules.sort_unstable_by_key(|(place, _, _)| *place);
+        rules
+            .into_iter()
+            .map(|(_, rule, most)| (*rule, rule.subject.selector.matches(&labels).min(*most)))
+            .filter(|(_, found)| *found != Match::No)
+            .collect()
     }
 }
 
-impl Peer {
-    /// An allowance must mean all who claim the address, a denial one of them.
-    fn is_meant(&self, world: &World, peers: &Peers, deny: bool) -> bool {
-        let mut holders = self.holders.iter();
-        if deny {
-            holders.any(|(holder, labels)| is_holder_meant(world, peers, holder, labels, deny))
-        } else {
-            holders.all(|(holder, labels)| is_holder_meant(world, peers, holder, labels, deny))
-        }
-    }
-}
-
-fn is_holder_meant(world: &World, peers: &Peers, holder: &Holder, labels: &Labels, deny: bool) -> bool {
-    match peers {
-        Peers::Any => true,
-        Peers::Endpoints(selectors) => selectors.iter().any(|selector| {
-            let found = selector.matches(labels);
-            if deny {
-                return found != Match::No;
-            }
-            // A selector that only lacks a label (`NotIn`, `DoesNotExist`) selects nodes by accident: it opens none.
-            found == Match::Yes && (matches!(holder, Holder::Pod(_)) || selector.names_reserved())
-        }),
-        Peers::Entities(entities) => entities.iter().any(|entity| is_entity(*entity, holder)),
-        Peers::Nodes(_) | Peers::Services(_) => {
-            let _ = world;
-            false
-        }
-        Peers::Networks(_) | Peers::Names(_) => false,
-    }
-}
-
-/// Whether who is behind an address of the cluster belongs to a class.
-fn is_entity(entity: Entity, holder: &Holder) -> bool {
-    match entity {
-        Entity::All | Entity::Cluster | Entity::ClusterMesh => true,
-        Entity::Host => matches!(holder, Holder::Host | Holder::HostApiserver),
-        Entity::RemoteNode => matches!(holder, Holder::Node(_) | Holder::NodeApiserver(_) | Holder::Apiserver),
-        Entity::KubeApiserver => {
-            matches!(holder, Holder::HostApiserver | Holder::NodeApiserver(_) | Holder::Apiserver)
-        }
-        Entity::World | Entity::Ingress | Entity::Init | Entity::Health | Entity::Unmanaged | Entity::None => false,
-    }
-}
-
-/// Whether an item means every address there is.
-fn is_any(peers: &Peers) -> bool {
-    match peers {
-        Peers::Any => true,
-        Peers::Entities(entities) => entities.contains(&Entity::All),
-        Peers::Endpoints(_) | Peers::Nodes(_) | Peers::Networks(_) | Peers::Services(_) | Peers::Names(_) => false,
-    }
-}
-
-/// The addresses outside the cluster that an item means.
-fn networks(_world: &World, peers: &Peers, deny: bool) -> Vec<ipnet::IpNet> {
-    let world = || vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()];
-    match peers {
-        Peers::Networks(blocks) => blocks
-            .iter()
-            .filter_map(|block| match &block.of {
-                BlockOf::Here(network) => Some(*network),
-                BlockOf::Group(_) | BlockOf::Groups(_) => None,
-            })
-            .collect(),
-        Peers::Entities(entities) if entities.contains(&Entity::World) => world(),
-        // Cilium's selectors see the world as one more set of labels; a denial keeps that, an allowance never had it.
-        Peers::Endpoints(selectors) if deny => {
-            let labels = Labels::reserved(&["world"]);
-            if selectors.iter().any(|selector| selector.matches(&labels) == Match::Yes) { world() } else { Vec::new() }
-        }
-        Peers::Any
-        | Peers::Endpoints(_)
-        | Peers::Nodes(_)
-        | Peers::Entities(_)
-        | Peers::Services(_)
-        | Peers::Names(_) => Vec::new(),
-    }
-}
-
-/// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
-fn selecting<'w>(world: &'w World, subject: &PodRef, labels: &Labels) -> Vec<(&'w Rule, Match)> {
+/// All rules in the order in which they stand, those that could not be read at the end.
+fn rules(world: &World) -> HashMap<Option<&str>, Vec<(usize, &Rule, Match)>> {
     let read = world.policies.iter().map(|policy| (policy, Match::Yes));
     let refused = world.refused.iter().map(|policy| (policy, Match::Maybe));
-    read.chain(refused)
-        .flat_map(|(policy, most)| policy.rules.iter().map(move |rule| (rule, most)))
-        .filter(|(rule, _)| rule.subject.namespace.as_ref().is_none_or(|namespace| *namespace == subject.namespace))
-        .map(|(rule, most)| (rule, rule.subject.selector.matches(labels).min(most)))
-        .filter(|(_, found)| *found != Match::No)
-        .collect()
+    let all = read.chain(refused).flat_map(|(policy, most)| policy.rules.iter().map(move |rule| (rule, most)));
+    let mut rules: HashMap<Option<&str>, Vec<(usize, &Rule, Match)>> = HashMap::new();
+    for (place, (rule, most)) in all.enumerate() {
+        rules.entry(rule.subject.namespace.as_deref()).or_default().push((place, rule, most));
+    }
+    rules
 }
 
 /// The items in force, each with whether it denies.
-fn items<'a>(rules: &'a [(&'a Rule, Match)], direction: Direction) -> impl Iterator<Item = (&'a Item, bool)> {
+fn items<'w>(rules: &[(&'w Rule, Match)], direction: Direction) -> impl Iterator<Item = (&'w Item, bool)> {
     rules.iter().flat_map(move |(rule, found)| {
         let section = rule.section(direction);
         let allow = if *found == Match::Yes { section.allow.as_slice() } else { &[] };
         allow.iter().map(|item| (item, false)).chain(section.deny.iter().map(|item| (item, true)))
     })
+}
+
+/// The labels of the world, as Cilium's selectors see it.
+fn labels_of_the_world() -> Labels {
+    Labels::reserved(&["world"])
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::engine::bits::Bits;
-use crate::engine::ruleset::{Direction, PacketVerdict, Protocol, RuleSet, ServiceRow, ServiceVerdict};
+use crate::engine::ruleset::{Direction, PacketVerdict, PeerId, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 use crate::engine::world::{EndpointSlice, World};
 
 /// A Service's address and port, with everything behind it.
@@ -13,15 +13,25 @@ pub(super) struct Front {
     pub address: IpAddr,
     pub protocol: Protocol,
     pub port: u16,
-    /// Ready ones: address and target port.
-    pub backends: BTreeSet<(IpAddr, u16)>,
+    /// Ready ones: address and target port, with the number that the address has.
+    pub backends: BTreeMap<(IpAddr, u16), Option<PeerId>>,
     /// Whether all backends are known; if not, nothing opens it.
     pub complete: bool,
 }
 
-/// All Service addresses and ports of the world. An address that two Services share stands for the backends of both.
-pub(super) fn fronts(world: &World) -> Vec<Front> {
-    let mut fronts: BTreeMap<(IpAddr, Protocol, u16), Front> = BTreeMap::new();
+/// The addresses in a Service's slices.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(super) struct Behind {
+    /// Whether the Service and all of its slices could be read.
+    pub complete: bool,
+    /// Of its backends that are ready.
+    pub ready: BTreeSet<IpAddr>,
+    /// Of all of them.
+    pub all: BTreeSet<IpAddr>,
+}
+
+/// What is behind every Service there is.
+pub(super) fn behind(world: &World) -> BTreeMap<(&str, &str), Behind> {
     let slices = by_service(world);
     // A slice whose Service can't be read may belong to any Service of its namespace, or of all if that is unreadable.
     let unread: BTreeSet<&str> = world
@@ -30,12 +40,36 @@ pub(super) fn fronts(world: &World) -> Vec<Front> {
         .filter(|(_, slice)| !slice.readable && slice.service.is_none())
         .map(|((namespace, _), _)| namespace.as_str())
         .collect();
+    let mut found = BTreeMap::new();
     for ((namespace, name), service) in &world.services {
         let slices = slices.get(&(namespace.as_str(), name.as_str())).map_or(&[][..], Vec::as_slice);
-        let complete = service.readable
-            && !unread.contains(namespace.as_str())
-            && !unread.contains("")
-            && slices.iter().all(|slice| slice.readable);
+        let mut behind = Behind {
+            complete: service.readable
+                && !unread.contains(namespace.as_str())
+                && !unread.contains("")
+                && slices.iter().all(|slice| slice.readable),
+            ..Behind::default()
+        };
+        for (addresses, ready) in slices.iter().flat_map(|slice| &slice.endpoints) {
+            behind.all.extend(addresses);
+            behind.ready.extend(addresses.iter().filter(|_| *ready));
+        }
+        found.insert((namespace.as_str(), name.as_str()), behind);
+    }
+    found
+}
+
+/// All Service addresses and ports of the world. An address that two Services share stands for the backends of both.
+pub(super) fn fronts(
+    world: &World,
+    behind: &BTreeMap<(&str, &str), Behind>,
+    known: &BTreeMap<IpAddr, PeerId>,
+) -> Vec<Front> {
+    let mut fronts: BTreeMap<(IpAddr, Protocol, u16), Front> = BTreeMap::new();
+    let slices = by_service(world);
+    for ((namespace, name), service) in &world.services {
+        let slices = slices.get(&(namespace.as_str(), name.as_str())).map_or(&[][..], Vec::as_slice);
+        let complete = behind.get(&(namespace.as_str(), name.as_str())).is_some_and(|behind| behind.complete);
         for address in &service.addresses {
             for port in &service.ports {
                 let key = (*address, port.protocol, port.port);
@@ -43,7 +77,7 @@ pub(super) fn fronts(world: &World) -> Vec<Front> {
                     address: *address,
                     protocol: port.protocol,
                     port: port.port,
-                    backends: BTreeSet::new(),
+                    backends: BTreeMap::new(),
                     complete: true,
                 });
                 front.complete &= complete;
@@ -56,7 +90,8 @@ pub(super) fn fronts(world: &World) -> Vec<Front> {
                         let ready = slice.endpoints.iter().filter(|(_, ready)| *ready);
                         let addresses = ready.flat_map(|(addresses, _)| addresses);
                         let same_family = addresses.filter(|backend| backend.is_ipv4() == address.is_ipv4());
-                        front.backends.extend(same_family.map(|backend| (*backend, target)));
+                        let numbered = same_family.map(|backend| ((*backend, target), known.get(backend).copied()));
+                        front.backends.extend(numbered);
                     }
                 }
             }
@@ -67,33 +102,39 @@ pub(super) fn fronts(world: &World) -> Vec<Front> {
 
 /// The rows of a rule set, sorted: nothing where no backend is ready or one is neither allowed nor denied.
 pub(super) fn rows(rules: &RuleSet, fronts: &[Front]) -> Vec<ServiceRow> {
-    fronts
-        .iter()
-        .filter_map(|front| {
-            let verdicts = front.backends.iter().map(|(backend, target)| {
-                rules.evaluate(Direction::Egress, *backend, front.protocol, *target, Bits::NONE)
-            });
-            let verdict = if verdicts.clone().any(|verdict| verdict == PacketVerdict::Denied) {
-                ServiceVerdict::Deny
-            } else if front.complete
-                && !front.backends.is_empty()
-                && verdicts.clone().all(|verdict| verdict == PacketVerdict::Allowed)
-            {
-                ServiceVerdict::Allow
-            } else {
-                return None;
-            };
-            Some(ServiceRow { address: front.address, protocol: front.protocol, port: front.port, verdict })
-        })
-        .collect()
+    let verdict_of = |front: &Front| {
+        let (mut denied, mut all) = (false, front.complete && !front.backends.is_empty());
+        for ((backend, target), peer) in &front.backends {
+            let verdict = rules.judge(Direction::Egress, (*backend, *peer), front.protocol, *target, Bits::NONE);
+            denied |= verdict == PacketVerdict::Denied;
+            all &= verdict == PacketVerdict::Allowed;
+        }
+        match (denied, all) {
+            (true, _) => Some(ServiceVerdict::Deny),
+            (false, true) => Some(ServiceVerdict::Allow),
+            (false, false) => None,
+        }
+    };
+    if rules.ports.iter().all(|row| row.direction != Direction::Egress) {
+        return Vec::new();
+    }
+    let rows = fronts.iter().filter_map(|front| {
+        let verdict = verdict_of(front)?;
+        Some(ServiceRow { address: front.address, protocol: front.protocol, port: front.port, verdict })
+    });
+    rows.collect()
 }
 
+/// The slices of each Service, or what its Endpoints object says if it has none ([`World::slices_of`], for all at once).
 fn by_service(world: &World) -> BTreeMap<(&str, &str), Vec<&EndpointSlice>> {
     let mut slices: BTreeMap<(&str, &str), Vec<&EndpointSlice>> = BTreeMap::new();
     for ((namespace, _), slice) in &world.endpoint_slices {
         if let Some(service) = &slice.service {
             slices.entry((namespace, service)).or_default().push(slice);
         }
+    }
+    for ((namespace, name), endpoints) in &world.endpoints {
+        slices.entry((namespace, name)).or_insert_with(|| endpoints.iter().collect());
     }
     slices
 }
