@@ -4,6 +4,7 @@
 //! | figure | module |
 //! |---|---|
 //! | nanoseconds a packet | [`kernel`] |
+//! | a full load of a large cluster, and the change of one pod | [`snapshot`] |
 //! | connections that succeed right after the reply, memory | [`connect`] |
 //! | throughput of a workload's TCP stream | [`stream`] |
 //! | CPU a query and latency: cached, forwarded, first-time, beside dnsdist and unbound; system calls | [`queries`] |
@@ -23,6 +24,7 @@ mod kernel;
 mod long;
 mod proc;
 mod queries;
+mod snapshot;
 mod stream;
 mod tcp;
 mod world;
@@ -35,8 +37,9 @@ use lab::clock::now;
 use lab::process::guard;
 
 /// A figure's name, and what measures it. Each makes the world that it needs and prints its lines.
-const FIGURES: [(&str, fn()); 8] = [
+const FIGURES: [(&str, fn()); 9] = [
     ("kernel", kernel::measure),
+    ("snapshot", snapshot::measure),
     ("connect", connect::measure),
     ("stream", stream::measure),
     ("cached", queries::cached),

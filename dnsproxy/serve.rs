@@ -19,7 +19,7 @@ use crate::engine::query::{Outline, Query};
 use crate::engine::reply::rebuild::{Changes, Rebuilt, rebuilt};
 use crate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 use crate::engine::ruleset::{Protocol, RuleSet};
-use crate::engine::verdict::{Allowance, Denied, RuleRef};
+use crate::engine::verdict::{Denied, RuleRef};
 use crate::engine::wire::{CLASS_IN, rtype};
 use crate::kernel::GrantStore;
 use crate::observe::{CacheUse, Observer, Outcome};
@@ -586,24 +586,9 @@ fn learn(
     (Some(learned).filter(|learned| !learned.addresses.is_empty()), withheld)
 }
 
-/// Whether the workload may ask, and by which rule. Without any rule only where egress is open: no rule denies it, or a
-/// policy was just taken away.
+/// Whether the workload may ask, and by which rule.
 fn verdict(rules: &RuleSet, resolver: &Resolver, tcp: bool, query: &Query<'_>) -> Result<Option<RuleRef>, Denied> {
-    if query.qclass != CLASS_IN {
-        return Err(Denied::Class);
-    }
-    // 128 to 255 are questions and meta types (RFC 6895 section 3.1): ANY, AXFR and IXFR among them. So is OPT.
-    if matches!(query.qtype, 0 | 41 | 128..=255) {
-        return Err(Denied::Type);
-    }
-    if query.name.is_refused_always() {
-        return Err(Denied::Label);
-    }
-    if !rules.steered() && !rules.deny_egress {
-        return Ok(None);
-    }
-    let server = resolver.address;
-    rules.may_ask(server.ip(), protocol(tcp), server.port(), &query.name).map(Allowance::rule)
+    rules.judge(resolver.address, protocol(tcp), (&query.name, query.qtype, query.qclass))
 }
 
 fn protocol(tcp: bool) -> Protocol {

@@ -10,6 +10,7 @@
 //! setting dns.min_ttl=1s dns.grace=2s          settings of namegate, before the first step; dns.cache is off unless set
 //! file orders.yaml:                            a file of the snapshot; the text is what is indented, less two blanks
 //!   apiVersion: cilium.io/v2 …
+//! file orders.yaml from config/examples/X.yaml  the same with the text of a file of ours
 //! policy pay:                                  the file pay.yaml: it may ask kube-dns anything, and egress has
 //!   - toFQDNs: [{matchName: api.example.com}]  these rules
 //! ```

@@ -141,7 +141,7 @@ pub fn world() -> impl Strategy<Value = World> {
     let policies = (prop::collection::vec(policy(), 0..4), prop::collection::vec(policy(), 0..2));
     let modes = (
         prop_oneof![
-            8 => Just(Enforcement::Default),
+            14 => Just(Enforcement::Default),
             1 => Just(Enforcement::Always),
             1 => Just(Enforcement::Never)
         ],

@@ -4,8 +4,13 @@
 //! the configuration is wrong.
 
 mod check;
+mod endpoint;
+mod explain;
 mod fqdn;
 mod node;
+mod offline;
+mod policy;
+mod policy_test;
 mod ready;
 mod settings;
 mod status;
@@ -55,6 +60,16 @@ enum Command {
     /// Show what the running namegate has learned of names
     #[command(subcommand)]
     Fqdn(fqdn::FqdnCommand),
+    /// Show what policies are in force, whom they select, and what a change would change
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Show the endpoints and what their policies come to
+    #[command(subcommand)]
+    Endpoint(endpoint::EndpointCommand),
+    /// Say whether a workload may reach something, by which rules, and what would allow it
+    Explain(explain::ExplainArgs),
+    /// Run unit tests of policies
+    Test(policy_test::TestArgs),
     /// Read a directory of Kubernetes objects as the node would, and say what would be refused
     Check(check::CheckArgs),
     /// List every setting with its default, range, variable and when a change takes effect
@@ -72,6 +87,16 @@ enum Output {
     /// Columns, for people
     #[default]
     Table,
+    /// JSON, for programs
+    Json,
+}
+
+/// How a finding is printed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Form {
+    /// For people
+    #[default]
+    Text,
     /// JSON, for programs
     Json,
 }
@@ -106,6 +131,10 @@ impl Cli {
             Command::Ready(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Fqdn(command) => command.run(),
+            Command::Policy(command) => command.run(),
+            Command::Endpoint(command) => command.run(),
+            Command::Explain(args) => args.run(),
+            Command::Test(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Settings(args) => args.run(),
             Command::Completions { shell } => {

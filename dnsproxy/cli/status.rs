@@ -72,7 +72,7 @@ pub(super) fn text(status: &Status) -> String {
         policy.skipped
     );
     for refused in &policy.refusals {
-        let stands = if refused.kept { "the last good version is in force" } else { "what it selects is closed" };
+        let stands = refused.stands;
         let _ = writeln!(
             text,
             "refused: {}: {}: {} ({stands})",

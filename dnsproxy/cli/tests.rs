@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use super::*;
+use crate::cluster::snapshot::Stands;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
@@ -87,6 +88,7 @@ fn status() -> Status {
                 place: "p.yaml:7:5".to_owned(),
                 text: "no such \u{1b}field".to_owned(),
                 kept: true,
+                stands: Stands::Kept,
             }],
             skipped: 2,
         },
@@ -205,6 +207,7 @@ fn ready_waits_until_it_is_and_says_why_not() {
         readiness: readiness.clone(),
         status: Box::new(status),
         names: Box::new(|_| Ok(Default::default())),
+        policy: Box::new(|_| Ok(Vec::new())),
         refresh: Box::new(|_| ()),
     };
     let _server = Server::start(None, &socket, Arc::new(operator)).unwrap();
@@ -233,6 +236,8 @@ fn completions_know_the_commands() {
         assert!(String::from_utf8(script).unwrap().contains("endpoint"), "{shell}");
     }
 }
+
+mod understanding;
 
 const README: &str = include_str!("../../README.md");
 
@@ -288,64 +293,4 @@ fn the_readme_shows_lines_as_they_are_written() {
         let (_, said) = line.trim_end().split_once(' ').unwrap(); // the time differs
         assert!(README.lines().any(|shown| shown.ends_with(said)), "not shown: {said}");
     }
-}
-
-/// What `namegate check` says of a directory with these files.
-fn findings(files: &[(&str, &str)]) -> String {
-    use crate::cluster::snapshot::{LastGood, OnInvalid, read};
-    let dir = tempfile::tempdir().unwrap();
-    for (name, text) in files {
-        std::fs::write(dir.path().join(name), text).unwrap();
-    }
-    check::Findings::of(&read(dir.path(), &LastGood::default(), OnInvalid::Refuse)).text()
-}
-
-const POD: &str = "\
-apiVersion: v1
-kind: Pod
-metadata: {name: reports, namespace: payments, labels: {app: reports}}
-spec: {nodeName: node-1}
-status: {podIPs: [{ip: 192.0.2.1}]}
-";
-
-/// The policy of the README.
-fn first_policy() -> &'static str {
-    README.split("```yaml\n").nth(1).unwrap().split("```").next().unwrap()
-}
-
-#[test]
-fn check_finds_nothing_in_the_policy_of_the_readme() {
-    let said = findings(&[("pod.yaml", POD), ("policy.yaml", first_policy())]);
-    assert_eq!(said, "1 policies and 1 pods read, 0 objects of no use, 0 refused\n");
-}
-
-#[test]
-fn check_names_what_is_refused_with_its_place() {
-    let broken =
-        first_policy().replace("      app: payment-processor", "      app: payment-processor\n  nodeSelector: {}");
-    let said = findings(&[("pod.yaml", POD), ("policy.yaml", &broken)]);
-    let (first, rest) = said.split_once('\n').unwrap();
-    assert!(first.starts_with("policy.yaml:10:3: CiliumNetworkPolicy payments/payment-processor: "), "{said}");
-    assert_eq!(rest, "0 policies and 1 pods read, 0 objects of no use, 1 refused\n");
-}
-
-#[test]
-fn check_compiles_for_every_pod() {
-    let ports = |port: usize| {
-        format!(
-            "\n    - toCIDR: [\"203.0.113.{}/32\"]\n      toPorts: [{{ports: [{{port: \"{port}\", protocol: TCP}}]}}]",
-            port % 250
-        )
-    };
-    let rules: String = (1..=200).map(ports).collect();
-    let policy = format!(
-        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: many, namespace: payments}}\n\
-         spec:\n  endpointSelector: {{}}\n  egress:{rules}\n"
-    );
-    let said = findings(&[("pod.yaml", POD), ("policy.yaml", &policy)]);
-    assert!(
-        said.contains("pod.yaml:1:1: Pod payments/reports: policy.yaml:") && said.ends_with("1 refused\n"),
-        "{said}"
-    );
-    assert!(said.contains("the limit is 127"), "{said}");
 }

@@ -4,6 +4,9 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fmt;
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
+
+use serde::{Deserialize, Serialize};
 
 use super::tree::{Key, Node, Place, Value};
 
@@ -18,6 +21,21 @@ pub struct Fault {
     pub path: String,
     /// What was found; what is allowed.
     pub text: String,
+    /// What it does to the object.
+    pub kind: FaultKind,
+}
+
+/// What a fault does to its object.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum FaultKind {
+    /// The object is refused.
+    #[default]
+    Wrong,
+    /// It says what namegate does not see to yet: the item that says it allows nothing, the rest of the object is in force.
+    Unenforced,
+    /// It is wrong unless the snapshot's `cilium-config` has `enable-node-selector-labels: "true"`.
+    NodeLabels,
 }
 
 /// Where faults go while one object is read.
@@ -64,9 +82,9 @@ impl<'t> Reader<'t> {
         Field { node, reader: self, parent: None, step: Step::Object }
     }
 
-    /// How many faults were found so far.
+    /// How much was found so far that makes the object wrong.
     pub fn faults(&self) -> usize {
-        self.faults.borrow().len()
+        self.faults.borrow().iter().filter(|fault| fault.kind == FaultKind::Wrong).count()
     }
 
     /// Everything that was wrong, in the order in which it stands.
@@ -84,8 +102,21 @@ impl<'t> Field<'t> {
         self.fault_at(self.node.at, self.path(), text.into());
     }
 
+    /// Notes something about the value of a key of a map, at the key.
+    pub fn fault_of(&self, key: &str, kind: FaultKind, text: impl Into<String>) {
+        let at = match &self.node.value {
+            Value::Map(entries) => entries.iter().find(|(known, _)| &*known.text == key).map(|(known, _)| known.at),
+            _ => None,
+        };
+        self.note(at.unwrap_or(self.node.at), self.path_of(key), text.into(), kind);
+    }
+
     fn fault_at(&self, at: Place, path: String, text: String) {
-        self.reader.faults.borrow_mut().push(Fault { at, place: self.place_of(at), path, text });
+        self.note(at, path, text, FaultKind::Wrong);
+    }
+
+    fn note(&self, at: Place, path: String, text: String, kind: FaultKind) {
+        self.reader.faults.borrow_mut().push(Fault { at, place: self.place_of(at), path, text, kind });
     }
 
     /// `file:line:column`.
@@ -105,7 +136,7 @@ impl<'t> Field<'t> {
         self.to_string()
     }
 
-    /// How many faults of the object were found so far: more after reading something than before, and it was wrong.
+    /// How much of the object was found wrong so far: more after reading something than before, and it was wrong.
     pub fn faults(&self) -> usize {
         self.reader.faults()
     }
@@ -129,26 +160,24 @@ impl<'t> Field<'t> {
         Some(entries)
     }
 
-    /// Notes every key that is not `known`; those in `later` belong to Cilium's language. Whether there was one that is
-    /// neither, or stands twice: then nobody can tell what was meant.
-    pub fn only(&self, known: &[&str], later: &[&str]) -> bool {
+    /// Notes every key that is not `known`. Whether there was one, or one stands twice: then nobody can tell what was meant.
+    pub fn only(&self, known: &[&str]) -> bool {
         let before = self.faults();
         self.entries();
-        let mut stray = self.faults() > before;
-        for (key, _) in self.entries().unwrap_or_default() {
-            if known.contains(&&*key.text) {
-                continue;
+        for (key, _) in self.entries_unchecked() {
+            if !known.contains(&&*key.text) {
+                let text = format!("{} is no field here; allowed: {}", shown(&key.text), known.join(", "));
+                self.fault_at(key.at, self.path_of(&key.text), text);
             }
-            let found = if later.contains(&&*key.text) {
-                "is not read by namegate yet"
-            } else {
-                stray = true;
-                "is no field here"
-            };
-            let text = format!("{} {found}; allowed: {}", shown(&key.text), known.join(", "));
-            self.fault_at(key.at, self.path_of(&key.text), text);
         }
-        stray
+        self.faults() > before
+    }
+
+    fn entries_unchecked(&self) -> &'t [(Key, Node)] {
+        match &self.node.value {
+            Value::Map(entries) => entries,
+            _ => &[],
+        }
     }
 
     /// The value of a key of a map.
@@ -159,11 +188,7 @@ impl<'t> Field<'t> {
 
     /// The values of a key, should it stand several times.
     pub fn all<'s>(&'s self, key: &'s str) -> impl Iterator<Item = Field<'s>> + use<'s, 't> {
-        let entries = match &self.node.value {
-            Value::Map(entries) => entries.as_slice(),
-            _ => &[],
-        };
-        let values = entries.iter().filter(move |(known, _)| &*known.text == key);
+        let values = self.entries_unchecked().iter().filter(move |(known, _)| &*known.text == key);
         values.map(move |(_, node)| Field { node, reader: self.reader, parent: Some(self), step: Step::Key(key) })
     }
 
@@ -216,16 +241,36 @@ impl<'t> Field<'t> {
         }
     }
 
-    /// A port from 1 to 65535, written as a number.
-    pub fn port(&self) -> Option<u16> {
-        let port = match &self.node.value {
-            Value::Number(text) => text.parse().ok().filter(|port| *port > 0),
+    /// A number without sign, fraction or exponent. What starts with 0 is octal to some readers, and no number here.
+    pub fn whole(&self, range: RangeInclusive<u32>) -> Option<u32> {
+        let found = match &self.node.value {
+            Value::Number(text) if text.len() == 1 || !text.starts_with('0') => {
+                text.parse().ok().filter(|number| range.contains(number))
+            }
             _ => None,
         };
-        if port.is_none() {
-            self.fault(format!("{}; a number from 1 to 65535 is allowed", self.node.value.describe()));
+        if found.is_none() {
+            let (from, to) = range.into_inner();
+            let octal = matches!(&self.node.value, Value::Number(text) if text.len() > 1 && text.starts_with('0'));
+            let why = if octal { ", which starts with 0 and is octal to some readers" } else { "" };
+            self.fault(format!("{}{why}; a number from {from} to {to} is allowed", self.node.value.describe()));
         }
-        port
+        found
+    }
+
+    /// A port from 1 to 65535, written as a number.
+    pub fn port(&self) -> Option<u16> {
+        self.whole(1..=65535).and_then(|port| port.try_into().ok())
+    }
+
+    /// One of these texts.
+    pub fn one_of(&self, what: &str, allowed: &[&'static str]) -> Option<&'static str> {
+        let text = self.text()?;
+        let found = allowed.iter().find(|known| **known == text).copied();
+        if found.is_none() {
+            self.fault(format!("{what} {text:?}; allowed: {}", allowed.join(", ")));
+        }
+        found
     }
 
     /// An address of either family.
@@ -321,17 +366,36 @@ mod tests {
     #[test]
     fn unknown_and_repeated_keys_are_faults() {
         let found = faults("a: 1\nb: 2\nc: 3\na: 4\n\"x\\u001by\": 5\n", |object| {
-            assert!(object.only(&["a"], &["b"]));
+            assert!(object.only(&["a", "b"]));
         });
         assert_eq!(
             found,
             [
-                "a.yaml:2:1: b: b is not read by namegate yet; allowed: a",
-                "a.yaml:3:1: c: c is no field here; allowed: a",
+                "a.yaml:3:1: c: c is no field here; allowed: a, b",
                 "a.yaml:4:1: a: key \"a\" a second time; once is allowed",
-                "a.yaml:5:1: \"x\\u{1b}y\": \"x\\u{1b}y\" is no field here; allowed: a",
+                "a.yaml:5:1: \"x\\u{1b}y\": \"x\\u{1b}y\" is no field here; allowed: a, b",
             ]
         );
+    }
+
+    #[test]
+    fn numbers_are_plain_and_in_their_range() {
+        for (text, number) in
+            [("1", Some(1)), ("0", None), ("80", Some(80)), ("81", None), ("010", None), ("1e1", None), ("\"1\"", None)]
+        {
+            faults(&format!("a: {text}\n"), |object| {
+                assert_eq!(object.get("a").unwrap().whole(1..=80), number, "{text}");
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_not_enforced_is_noted_at_its_key_and_is_not_wrong() {
+        let found = faults("a:\n  b:\n  - 1\n", |object| {
+            object.get("a").unwrap().fault_of("b", FaultKind::Unenforced, "not enforced");
+            assert_eq!(object.faults(), 0);
+        });
+        assert_eq!(found, ["a.yaml:2:3: a.b: not enforced"]);
     }
 
     #[test]

@@ -109,6 +109,16 @@ impl Labels {
         Labels { k8s, reserved: &[], known }
     }
 
+    /// The labels of an object that is no pod: a Service, a CIDR group.
+    pub fn of_object(own: &BTreeMap<String, String>) -> Labels {
+        Labels { k8s: own.clone(), reserved: &[], known: Known::All }
+    }
+
+    /// The labels of a node's object, with the reserved ones that say what it is to us.
+    pub fn of_node(own: &BTreeMap<String, String>, reserved: &'static [&'static str]) -> Labels {
+        Labels { reserved, ..Labels::of_object(own) }
+    }
+
     /// The labels of a pod that could not be read, but for its namespace.
     pub fn unreadable(namespace: &str) -> Labels {
         let k8s = BTreeMap::from([(NAMESPACE.to_owned(), namespace.to_owned())]);
@@ -120,14 +130,14 @@ impl Labels {
         Labels { k8s: BTreeMap::new(), reserved: names, known: Known::All }
     }
 
-    /// The labels of a node's object.
-    pub fn of_node(own: &BTreeMap<String, String>, reserved: &'static [&'static str]) -> Labels {
-        Labels { k8s: own.clone(), reserved, known: Known::All }
+    /// What is known of them.
+    pub fn known(&self) -> Known {
+        self.known
     }
 
-    /// The labels of an object that is no peer itself: a Service, a CiliumCIDRGroup.
-    pub fn of_object(own: &BTreeMap<String, String>) -> Labels {
-        Labels::of_node(own, &[])
+    /// Those of Kubernetes, by key.
+    pub fn pairs(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.k8s.iter().map(|(key, value)| (key.as_str(), value.as_str()))
     }
 
     /// The value of a label; `Err` when it isn't known whether there is one.

@@ -1,9 +1,11 @@
 //! Decides. No sockets, no clock, no async, no randomness: everything that varies is an argument.
 
+pub mod advice;
 pub mod answer;
 pub mod bits;
 pub mod compile;
 pub mod endpoint;
+pub mod explain;
 pub mod fqdn;
 pub mod grant;
 pub mod guard;

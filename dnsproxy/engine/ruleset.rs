@@ -1,7 +1,7 @@
 //! What the policies that select a workload compile to: the rows of the kernel's maps and the name rules of the proxy.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use ipnet::IpNet;
@@ -294,6 +294,20 @@ impl RuleSet {
         super::verdict::may_ask(self, server, protocol, port, name)
     }
 
+    /// Whether the workload may ask this question of the server at `server`, and by which rule; `None`: without one, as
+    /// nothing keeps it from asking.
+    ///
+    /// # Errors
+    /// As [`RuleSet::may_ask`]; and for classes and types that are never passed on.
+    pub fn judge(
+        &self,
+        server: SocketAddr,
+        protocol: Protocol,
+        (name, qtype, qclass): (&Name, u16, u16),
+    ) -> Result<Option<RuleRef>, Denied> {
+        super::verdict::judge(self, server, protocol, (name, qtype, qclass))
+    }
+
     /// Whether a rule denies this server on this port, whatever allows it.
     pub fn denies_server(&self, server: IpAddr, protocol: Protocol, port: u16) -> bool {
         super::verdict::denial_of(self, server, protocol, port).is_some()
@@ -334,7 +348,7 @@ impl RuleSet {
         if self.known.get(&address) == Some(&PeerId::SERVICE) {
             return self.services.iter().any(|row| row.address == address && row.verdict == ServiceVerdict::Allow);
         }
-        let matched = Bits::ANY_PEER | self.bits_at(address, self.known.get(&address).copied());
+        let matched = self.matched(address, Bits::NONE);
         self.ports
             .iter()
             .any(|row| row.direction == Direction::Egress && row.allow.meets(matched) && !row.deny.meets(matched))
@@ -352,18 +366,6 @@ impl RuleSet {
         port: u16,
         grants: Bits,
     ) -> PacketVerdict {
-        self.judge(direction, (address, self.known.get(&address).copied()), protocol, port, grants)
-    }
-
-    /// [`RuleSet::evaluate`] for who already knows which peer has the address.
-    pub(super) fn judge(
-        &self,
-        direction: Direction,
-        (address, peer): (IpAddr, Option<PeerId>),
-        protocol: Protocol,
-        port: u16,
-        grants: Bits,
-    ) -> PacketVerdict {
         if !self.selected {
             return PacketVerdict::DefaultAllowed;
         }
@@ -374,6 +376,7 @@ impl RuleSet {
             Direction::Ingress if self.deny_ingress => PacketVerdict::NotAllowed,
             Direction::Egress | Direction::Ingress => PacketVerdict::DefaultAllowed,
         };
+        let peer = self.known.get(&address).copied();
         if peer == Some(PeerId::SERVICE) && direction == Direction::Egress {
             return match self.service(address, protocol, port) {
                 Some(ServiceVerdict::Allow) => PacketVerdict::Allowed,
@@ -381,7 +384,7 @@ impl RuleSet {
                 None => default,
             };
         }
-        let matched = Bits::ANY_PEER | grants | self.bits_at(address, peer);
+        let matched = self.matched_by(address, peer, grants);
         match self.port_row(direction, protocol, PortBlock::one(port)) {
             Some(row) if row.deny.meets(matched) => PacketVerdict::Denied,
             Some(row) if row.allow.meets(matched) && (row.protocol == protocol || !unasked) => PacketVerdict::Allowed,
@@ -393,12 +396,17 @@ impl RuleSet {
         }
     }
 
-    /// Every group that the address belongs to without any grant, as the kernel finds them.
-    fn bits_at(&self, address: IpAddr, peer: Option<PeerId>) -> Bits {
-        match peer {
+    /// Every group that the address belongs to: M in the kernel's words.
+    pub(super) fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
+        self.matched_by(address, self.known.get(&address).copied(), grants)
+    }
+
+    fn matched_by(&self, address: IpAddr, peer: Option<PeerId>, grants: Bits) -> Bits {
+        let own = match peer {
             Some(id) => self.bits_of(id),
             None => self.longest(IpNet::from(address)),
-        }
+        };
+        Bits::ANY_PEER | grants | own
     }
 
     /// The row of a peer.

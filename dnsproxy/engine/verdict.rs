@@ -1,13 +1,14 @@
 //! May this workload ask this name of this server? A decision is a value that carries its reason.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use super::name::{Name, is_pattern_octet};
 use super::pattern::{Miss, PatternTrie};
 use super::port::{PortBlock, holds};
 use super::ruleset::{DnsRule, Protocol, RuleSet, Servers};
+use super::wire::CLASS_IN;
 
 /// The rule behind a verdict, for people: policy, place in its file, what it says.
 #[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
@@ -120,6 +121,29 @@ impl Denied {
     }
 }
 
+/// See [`RuleSet::judge`]. Without any rule only where egress is open: no rule denies it, or a policy was just taken away.
+pub(super) fn judge(
+    rules: &RuleSet,
+    server: SocketAddr,
+    protocol: Protocol,
+    (name, qtype, qclass): (&Name, u16, u16),
+) -> Result<Option<RuleRef>, Denied> {
+    if qclass != CLASS_IN {
+        return Err(Denied::Class);
+    }
+    // 128 to 255 are questions and meta types (RFC 6895 section 3.1): ANY, AXFR and IXFR among them. So is OPT.
+    if matches!(qtype, 0 | 41 | 128..=255) {
+        return Err(Denied::Type);
+    }
+    if name.is_refused_always() {
+        return Err(Denied::Label);
+    }
+    if !rules.steered() && !rules.deny_egress {
+        return Ok(None);
+    }
+    may_ask(rules, server.ip(), protocol, server.port(), name).map(Allowance::rule)
+}
+
 /// See [`RuleSet::may_ask`].
 pub(super) fn may_ask(
     rules: &RuleSet,
@@ -168,15 +192,20 @@ fn missed(rules: &[&DnsRule], name: &Name) -> Missed {
     let mut rules: Vec<(Option<(Miss, &str)>, &DnsRule)> =
         rules.iter().map(|rule| (nearest(&rule.patterns, name), *rule)).collect();
     rules.sort_by_key(|(miss, _)| std::cmp::Reverse(miss.map(|(miss, _)| miss)));
-    let hint = rules.first().and_then(|(miss, _)| *miss).map(|(miss, pattern)| match miss {
+    let hint = rules.first().and_then(|(miss, _)| *miss).map(|(miss, pattern)| hint(miss, pattern));
+    Missed { rules: rules.into_iter().map(|(_, rule)| rule.rule.clone()).collect(), hint }
+}
+
+/// What whoever wrote `pattern` may not have known.
+pub(super) fn hint(miss: Miss, pattern: &str) -> String {
+    match miss {
         Miss::Deep => format!("{pattern:?} spans one label; \"*{pattern}\" spans several"),
         Miss::Apex => {
             let apex = pattern.trim_start_matches(['*', '.']);
             format!("{pattern:?} is what is below {apex:?}, not {apex:?} itself")
         }
         Miss::Below => format!("{pattern:?} is that name alone; \"**.{pattern}\" is all below it"),
-    });
-    Missed { rules: rules.into_iter().map(|(_, rule)| rule.rule.clone()).collect(), hint }
+    }
 }
 
 fn nearest<'a>(patterns: &'a PatternTrie<()>, name: &Name) -> Option<(Miss, &'a str)> {

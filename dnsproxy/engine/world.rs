@@ -247,7 +247,8 @@ impl PeerIds {
         self.ids.get(key).copied().map(PeerId)
     }
 
-    fn give(&mut self, key: &str) -> PeerId {
+    /// The number of `key`, a new one if it has none.
+    pub(super) fn give(&mut self, key: &str) -> PeerId {
         if let Some(id) = self.get(key) {
             return id;
         }
@@ -255,6 +256,11 @@ impl PeerIds {
         self.next += 1;
         self.ids.insert(key.to_owned(), id);
         PeerId(id)
+    }
+
+    /// Nobody has the key any more.
+    pub(super) fn forget(&mut self, key: &str) {
+        self.ids.remove(key);
     }
 }
 
@@ -300,15 +306,9 @@ impl World {
             self.service_addresses().map(|address| (address, PeerId::SERVICE)).collect();
         let mut keys = BTreeSet::new();
         for (address, holders) in holders {
-            let id = match peer_key(*address, holders) {
-                None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
-                None => PeerId::HOST,
-                Some(key) => {
-                    let id = ids.give(&key);
-                    keys.insert(key);
-                    id
-                }
-            };
+            let key = peer_key(*address, holders);
+            let id = number_of(holders, key.as_deref(), ids);
+            keys.extend(key);
             // A pod's or node's own address that is also a Service's (a load balancer on the node) stays its own.
             rows.insert(*address, id);
         }
@@ -405,13 +405,22 @@ impl World {
         own.or_else(namespace).filter(|_| self.own_modes).unwrap_or(self.mode)
     }
 
-    fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
+    pub(super) fn service_addresses(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.services.values().flat_map(|service| service.addresses.iter().copied())
     }
 }
 
+/// The number of who is behind an address, by its [`peer_key`]; a new one if there is none.
+pub(super) fn number_of(holders: &BTreeSet<Holder>, key: Option<&str>, ids: &mut PeerIds) -> PeerId {
+    match key {
+        Some(key) => ids.give(key),
+        None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
+        None => PeerId::HOST,
+    }
+}
+
 /// Under which key the holders of an address have their number; `None` for this node.
-fn peer_key(address: IpAddr, holders: &BTreeSet<Holder>) -> Option<String> {
+pub(super) fn peer_key(address: IpAddr, holders: &BTreeSet<Holder>) -> Option<String> {
     let key = |holder: &Holder| match holder {
         Holder::Host => "host".to_owned(),
         Holder::HostApiserver => "host/apiserver".to_owned(),

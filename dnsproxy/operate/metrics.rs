@@ -121,6 +121,7 @@ pub struct Metrics {
     /// When the policy was loaded; 0: never. Its age is worked out when it is asked for.
     policy_loaded_mono_ns: AtomicU64,
     policies_refused: IntGaugeVec,
+    items_unenforced: IntGauge,
     objects_skipped: IntGauge,
     reloads: IntCounterVec,
     lost: IntCounterVec,
@@ -201,6 +202,11 @@ impl Metrics {
                 "namegate_policies_refused",
                 "Policies that could not be read; kept: whether the last good version is in force.",
                 &["kept"],
+            ),
+            items_unenforced: gauge(
+                r,
+                "namegate_policy_items_unenforced",
+                "Demands of policies in force that namegate can't enforce yet: their items allow nothing.",
             ),
             objects_skipped: gauge(
                 r,
@@ -294,8 +300,10 @@ impl Metrics {
         self.policy_loaded_mono_ns.store(clock::mono().0, Ordering::Relaxed);
     }
 
-    /// How many policies could not be read: those whose last good version is in force, and those without one.
-    pub fn refused(&self, kept: u64, closed: u64) {
+    /// How many policies could not be read: those whose last good version is in force, and those without one. And how many
+    /// demands of others can't be enforced.
+    pub fn refused(&self, kept: u64, closed: u64, unenforced: u64) {
+        self.items_unenforced.set(whole(unenforced));
         self.policies_refused.with_label_values(&["yes"]).set(whole(kept));
         self.policies_refused.with_label_values(&["no"]).set(whole(closed));
     }
@@ -356,7 +364,7 @@ impl Metrics {
         self.upstreams(&[]);
         self.background(&Background::default());
         EndpointState::ALL.iter().for_each(|state| self.endpoints(*state, 0));
-        self.refused(0, 0);
+        self.refused(0, 0, 0);
     }
 }
 
@@ -495,7 +503,7 @@ mod tests {
         let metrics = Metrics::new();
         metrics.table(Table::Grants, 7, 262_144);
         metrics.endpoints(EndpointState::Enforced, 2);
-        metrics.refused(1, 2);
+        metrics.refused(1, 2, 3);
         metrics.ready(true);
         metrics.policy(4);
         has(&metrics, r#"namegate_map_rows{map="grants"} 7"#);
@@ -504,6 +512,7 @@ mod tests {
         has(&metrics, r#"namegate_endpoints{state="closed"} 0"#);
         has(&metrics, r#"namegate_policies_refused{kept="yes"} 1"#);
         has(&metrics, r#"namegate_policies_refused{kept="no"} 2"#);
+        has(&metrics, "namegate_policy_items_unenforced 3");
         has(&metrics, "namegate_ready 1");
         has(&metrics, "namegate_policy_generation 4");
     }

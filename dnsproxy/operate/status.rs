@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::cluster::snapshot::Stands;
 use crate::serve::cache::CacheFigures;
 use crate::upstream::health::ServerHealth;
 
@@ -61,6 +62,8 @@ pub struct RefusalStatus {
     pub text: String,
     /// Whether its last good version is in force.
     pub kept: bool,
+    /// What is in force.
+    pub stands: Stands,
 }
 
 /// An endpoint.
@@ -98,19 +101,23 @@ pub enum EndpointState {
     Closed,
     /// Its policies are in force.
     Enforced,
+    /// Its policies are in force, and what they would drop passes, counted and told.
+    Audited,
     /// No policy selects it: what is well formed passes.
     Unenforced,
 }
 
 impl EndpointState {
     /// Every state.
-    pub const ALL: &[EndpointState] = &[EndpointState::Closed, EndpointState::Enforced, EndpointState::Unenforced];
+    pub const ALL: &[EndpointState] =
+        &[EndpointState::Closed, EndpointState::Enforced, EndpointState::Audited, EndpointState::Unenforced];
 
     /// The word for metrics and tables.
     pub fn text(self) -> &'static str {
         match self {
             EndpointState::Closed => "closed",
             EndpointState::Enforced => "enforced",
+            EndpointState::Audited => "audited",
             EndpointState::Unenforced => "unenforced",
         }
     }

@@ -15,6 +15,7 @@ use super::state::{self, State};
 use super::watch::Watch;
 use super::{names, packets, reload, steering, upkeep};
 use crate::clock;
+use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::endpoint::{EndpointId, PodRef};
@@ -46,6 +47,8 @@ pub(super) struct Node {
     pub source: Source,
     /// What the cluster's own configuration says.
     pub cluster: CiliumConfig,
+    /// The cluster's objects, of which only what changed is read again.
+    pub snapshot: snapshot::Source,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
@@ -153,6 +156,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
+        snapshot: snapshot::Source::new(&config.snapshot),
         config,
         source,
         cluster: CiliumConfig::default(),
@@ -237,7 +241,8 @@ fn serve_pages(
     status: &Arc<Mutex<Status>>,
     people: packets::People,
 ) -> anyhow::Result<Server> {
-    let held = status.clone();
+    let (held, told, policies) = (status.clone(), people.clone(), status.clone());
+    let settings = config.clone();
     let ready = readiness.clone();
     let operator = Operator {
         metrics: metrics.clone(),
@@ -247,6 +252,10 @@ fn serve_pages(
             Status { ready: ready.is_ready(), reasons: ready.reasons(), ..status }
         }),
         names: Box::new(move |asked| names::page(&people, asked)),
+        policy: Box::new(move |asked| {
+            let status = policies.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            super::explain::page(&told, &settings, &status, asked)
+        }),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
     };
     Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))

@@ -8,14 +8,16 @@ use std::time::SystemTime;
 use anyhow::Context;
 use ipnet::IpNet;
 
+use super::explain::Seen;
 use super::node::{Endpoint, Node};
 use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
-use crate::cluster::snapshot::{self, Refusal, Snapshot};
+use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::{Compiler, transition};
 use crate::engine::endpoint::PodRef;
+use crate::engine::explain::Surroundings;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::GrantWrite;
 use crate::engine::guard::Guard;
@@ -76,14 +78,13 @@ impl Node {
     }
 
     async fn load(&mut self, only_if_changed: bool) {
-        if only_if_changed
-            && let Some(hash) = self.loaded.hash
-            && snapshot::generation_hash(&self.config.snapshot) == Some(hash)
-        {
+        if self.snapshot.path() != self.config.snapshot {
+            self.snapshot = snapshot::Source::new(&self.config.snapshot);
+        }
+        let snapshot = self.snapshot.read(&self.state.last_good, self.config.policy.on_invalid.into());
+        if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
             return;
         }
-        let snapshot =
-            snapshot::read(&self.config.snapshot, &self.state.last_good, self.config.policy.on_invalid.into());
         self.report(&snapshot);
         self.follow_cluster(&snapshot.world.cilium_config);
         self.loaded.hash = Some(snapshot.generation_hash);
@@ -104,7 +105,7 @@ impl Node {
     /// Why there is no policy at all, if the snapshot as a whole could not be read and nothing of an earlier one is known.
     fn nothing_read(&self) -> Vec<String> {
         let nothing = self.world.as_ref().is_some_and(|world| world.pods.is_empty());
-        if nothing && snapshot::generation_hash(&self.config.snapshot).is_none() {
+        if nothing && !self.snapshot.is_readable() {
             return vec![format!("snapshot: {} can't be read: nothing passes", self.config.snapshot.display())];
         }
         Vec::new()
@@ -123,11 +124,12 @@ impl Node {
 
     fn report(&mut self, snapshot: &Snapshot) {
         for refusal in &snapshot.refusals {
-            let kept = if refusal.kept { "its last good version stays in force" } else { "what it selects is shut" };
-            tracing::warn!("{}: refused: {}: {}; {kept}", refusal.object, refusal.place, refusal.text);
+            let Refusal { object, place, text, .. } = refusal;
+            tracing::warn!("{object}: refused: {place}: {text}; {}", refusal.stands());
         }
-        let kept = snapshot.refusals.iter().filter(|refusal| refusal.kept).count();
-        self.metrics.refused(kept as u64, (snapshot.refusals.len() - kept) as u64);
+        let count =
+            |stands: Stands| snapshot.refusals.iter().filter(|refusal| refusal.stands() == stands).count() as u64;
+        self.metrics.refused(count(Stands::Kept), count(Stands::Shut), count(Stands::Rest));
         self.metrics.skipped(snapshot.skipped as u64);
         self.loaded.refusals.clone_from(&snapshot.refusals);
         self.loaded.skipped = snapshot.skipped as u64;
@@ -263,7 +265,10 @@ impl Node {
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
         let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
-        let steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let mut steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let behind = world.slices_of("kube-system", "kube-dns").flat_map(|slice| &slice.endpoints);
+        steering.servers = behind.flat_map(|(addresses, _)| addresses.iter().copied()).collect();
+        steering.servers.extend(self.config.dns.resolvers.iter().copied());
         for problem in &steering.problems {
             tracing::warn!("{problem}");
         }
@@ -303,11 +308,11 @@ impl Node {
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
         let (policy_id, rules) = new;
-        let steering = &self.steering.pairs;
+        let servers = &self.steering.servers;
         let served = endpoint.served.clone();
         let mut table = served.as_ref().map(|served| served.table());
         if let Some(adding) = way.adding {
-            endpoint.put(adding, &kernel, reject, steering)?;
+            endpoint.put(adding, &kernel, reject, servers)?;
         }
         let mut narrowed = None;
         if let Some(table) = &mut table {
@@ -325,7 +330,7 @@ impl Node {
         let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
         let mut once_more = cleared_under.0 != last.0;
         let mut failed = None;
-        endpoint.put(cleared_under, &kernel, reject, steering)?;
+        endpoint.put(cleared_under, &kernel, reject, servers)?;
         if let Some(served) = &served {
             served.rules.store(rules.clone());
         }
@@ -340,7 +345,7 @@ impl Node {
         if once_more {
             // A flow that moved since the flip was judged by bits that are gone now: it is judged again.
             endpoint.generation = endpoint.generation.wrapping_add(1);
-            endpoint.put(last, &kernel, reject, steering)?;
+            endpoint.put(last, &kernel, reject, servers)?;
         }
         failed.map_or(Ok(()), Err)
     }
@@ -355,7 +360,8 @@ impl Node {
             }
             endpoint.rules = None;
             endpoint.addresses.clear();
-            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.pairs) {
+            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.servers)
+            {
                 tracing::error!(
                     pod = key,
                     error = &error as &dyn std::error::Error,
@@ -403,7 +409,10 @@ impl Node {
         let mut known = Known::of_world(&world, number);
         known.host.extend(&own);
         self.watchers.know(known);
-        let guard = guard(&self.config, &world, own);
+        let surroundings = super::surroundings(&self.config, &world, own);
+        let guard = surroundings.guard.clone();
+        let proxied = self.steering.pairs.iter().map(|(resolver, _)| *resolver).collect();
+        self.people.see(Seen { world: world.clone(), surroundings: Surroundings { proxied, ..surroundings } });
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
             (*local, Resolver::new(SocketAddr::new(*resolver, 53), trusted.contains(resolver)))

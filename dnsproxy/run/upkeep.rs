@@ -199,6 +199,7 @@ impl Node {
                         place: refusal.place.clone(),
                         text: refusal.text.clone(),
                         kept: refusal.kept,
+                        stands: refusal.stands(),
                     })
                     .collect(),
                 skipped: self.loaded.skipped,
@@ -269,6 +270,7 @@ impl Node {
             state: match rules {
                 None => EndpointState::Closed,
                 Some(_) if endpoint.addresses.is_empty() || !endpoint.link_problem.is_empty() => EndpointState::Closed,
+                Some(rules) if rules.selected && rules.audit => EndpointState::Audited,
                 Some(rules) if rules.selected => EndpointState::Enforced,
                 Some(_) => EndpointState::Unenforced,
             },

@@ -308,6 +308,11 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         ["SIGHUP"] => Act::Hangup,
         ["SIGTERM"] => Act::Terminate,
         ["nothing"] => Act::Nothing,
+        ["file", name, "from", path] => {
+            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
+            Act::File { name: name.into(), text: Some(text) }
+        }
         ["file", name, "is", "removed"] => Act::File { name: name.into(), text: None },
         ["file", name] if name.ends_with(':') => {
             let text: String = body.lines().map(|line| line.get(2..).unwrap_or("").to_owned() + "\n").collect();

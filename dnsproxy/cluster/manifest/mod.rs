@@ -4,13 +4,15 @@ pub mod objects;
 pub mod policy;
 pub mod selector;
 
+use std::collections::BTreeMap;
 use std::fmt;
+use std::sync::Arc;
 
-use super::fields::{Field, Reader, Source};
+use super::fields::{FaultKind, Field, Reader, Source};
 use super::tree::{Key, Node, Value};
 use crate::engine::endpoint::PodRef;
 use crate::engine::policy::Policy;
-use crate::engine::world::{EndpointSlice, Namespace, Node as WorldNode, Pod, Service};
+use crate::engine::world::{CidrGroup, EndpointSlice, Namespace, Node as WorldNode, Pod, Service};
 
 /// The kinds that namegate reads, and the policies that it must not overlook although it can't read them yet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -24,14 +26,18 @@ pub enum Kind {
     /// `discovery.k8s.io/v1`.
     EndpointSlice,
     /// `v1`.
+    Endpoints,
+    /// `v1`.
     Node,
+    /// `v1`, of the name `cilium-config`.
+    ConfigMap,
     /// `cilium.io/v2`.
     CiliumNetworkPolicy,
-    /// `cilium.io/v2`: refused, with what it selects.
+    /// `cilium.io/v2`.
     CiliumClusterwideNetworkPolicy,
-    /// `cilium.io/v2`: refused; it selects nobody.
+    /// `cilium.io/v2`, `cilium.io/v2alpha1`.
     CiliumCidrGroup,
-    /// `networking.k8s.io/v1`: refused, with what it selects.
+    /// `networking.k8s.io/v1`.
     NetworkPolicy,
     /// `policy.networking.k8s.io`: refused, with everyone.
     AdminNetworkPolicy,
@@ -41,21 +47,27 @@ pub enum Kind {
     ClusterNetworkPolicy,
 }
 
-/// One object, read as far as it could be.
+/// One object, read as far as it could be. A clone shares it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Object {
     /// A pod.
-    Pod(PodRef, Pod),
+    Pod(PodRef, Arc<Pod>),
     /// A namespace.
-    Namespace(String, Namespace),
+    Namespace(String, Arc<Namespace>),
     /// A Service, by namespace and name.
-    Service((String, String), Service),
+    Service((String, String), Arc<Service>),
     /// Backends, by namespace and name.
-    EndpointSlice((String, String), EndpointSlice),
+    EndpointSlice((String, String), Arc<EndpointSlice>),
+    /// Backends as an Endpoints object has them, by namespace and name.
+    Endpoints((String, String), Arc<Vec<EndpointSlice>>),
     /// A node.
-    Node(String, WorldNode),
+    Node(String, Arc<WorldNode>),
+    /// Blocks of addresses, by name.
+    CidrGroup(String, Arc<CidrGroup>),
+    /// Cilium's settings.
+    CiliumConfig(Arc<BTreeMap<String, String>>),
     /// A policy; after faults, what still holds of it.
-    Policy(Policy),
+    Policy(Arc<Policy>),
 }
 
 /// What a document or an item of a list turns out to be.
@@ -76,7 +88,9 @@ impl Kind {
             Kind::Namespace => "Namespace",
             Kind::Service => "Service",
             Kind::EndpointSlice => "EndpointSlice",
+            Kind::Endpoints => "Endpoints",
             Kind::Node => "Node",
+            Kind::ConfigMap => "ConfigMap",
             Kind::CiliumNetworkPolicy => "CiliumNetworkPolicy",
             Kind::CiliumClusterwideNetworkPolicy => "CiliumClusterwideNetworkPolicy",
             Kind::CiliumCidrGroup => "CiliumCIDRGroup",
@@ -87,22 +101,29 @@ impl Kind {
         }
     }
 
-    /// The version that is read.
-    fn api_version(self) -> &'static str {
+    /// The versions that are read, the newest first.
+    fn api_versions(self) -> &'static [&'static str] {
         match self {
-            Kind::Pod | Kind::Namespace | Kind::Service | Kind::Node => "v1",
-            Kind::EndpointSlice => "discovery.k8s.io/v1",
-            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy | Kind::CiliumCidrGroup => "cilium.io/v2",
-            Kind::NetworkPolicy => "networking.k8s.io/v1",
-            Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy => "policy.networking.k8s.io/v1alpha1",
-            Kind::ClusterNetworkPolicy => "policy.networking.k8s.io/v1alpha2",
+            Kind::Pod | Kind::Namespace | Kind::Service | Kind::Endpoints | Kind::Node | Kind::ConfigMap => &["v1"],
+            Kind::EndpointSlice => &["discovery.k8s.io/v1"],
+            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => &["cilium.io/v2"],
+            Kind::CiliumCidrGroup => &["cilium.io/v2", "cilium.io/v2alpha1"],
+            Kind::NetworkPolicy => &["networking.k8s.io/v1"],
+            Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy => &["policy.networking.k8s.io/v1alpha1"],
+            Kind::ClusterNetworkPolicy => &["policy.networking.k8s.io/v1alpha2"],
         }
     }
 
     /// Whether its objects belong to a namespace.
     pub fn namespaced(self) -> bool {
         match self {
-            Kind::Pod | Kind::Service | Kind::EndpointSlice | Kind::CiliumNetworkPolicy | Kind::NetworkPolicy => true,
+            Kind::Pod
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::Endpoints
+            | Kind::ConfigMap
+            | Kind::CiliumNetworkPolicy
+            | Kind::NetworkPolicy => true,
             Kind::Namespace
             | Kind::Node
             | Kind::CiliumClusterwideNetworkPolicy
@@ -115,7 +136,22 @@ impl Kind {
 
     /// Whether it is a policy.
     pub fn is_policy(self) -> bool {
-        !matches!(self, Kind::Pod | Kind::Namespace | Kind::Service | Kind::EndpointSlice | Kind::Node)
+        match self {
+            Kind::CiliumNetworkPolicy
+            | Kind::CiliumClusterwideNetworkPolicy
+            | Kind::NetworkPolicy
+            | Kind::AdminNetworkPolicy
+            | Kind::BaselineAdminNetworkPolicy
+            | Kind::ClusterNetworkPolicy => true,
+            Kind::Pod
+            | Kind::Namespace
+            | Kind::Service
+            | Kind::EndpointSlice
+            | Kind::Endpoints
+            | Kind::Node
+            | Kind::ConfigMap
+            | Kind::CiliumCidrGroup => false,
+        }
     }
 
     /// The paths that are read of it; the rest is not kept.
@@ -123,15 +159,23 @@ impl Kind {
         match self {
             Kind::Pod => &[
                 &["metadata", "labels"],
+                &["metadata", "annotations", objects::MODE],
                 &["spec", "nodeName"],
                 &["spec", "hostNetwork"],
                 &["spec", "serviceAccountName"],
+                &["spec", "dnsPolicy"],
+                &["spec", "dnsConfig", "searches"],
+                &["spec", "containers", "ports"],
+                &["spec", "initContainers", "ports"],
+                &["spec", "initContainers", "restartPolicy"],
                 &["status", "phase"],
                 &["status", "podIP"],
                 &["status", "podIPs"],
             ],
-            Kind::Namespace => &[&["metadata", "labels"]],
+            Kind::Namespace => &[&["metadata", "labels"], &["metadata", "annotations", objects::MODE]],
             Kind::Service => &[
+                &["metadata", "labels"],
+                &["spec", "selector"],
                 &["spec", "clusterIP"],
                 &["spec", "clusterIPs"],
                 &["spec", "externalIPs"],
@@ -145,7 +189,10 @@ impl Kind {
                 &["endpoints", "addresses"],
                 &["endpoints", "conditions"],
             ],
-            Kind::Node => &[&["status", "addresses"]],
+            Kind::Endpoints => &[&["subsets"]],
+            Kind::Node => &[&["metadata", "labels"], &["status", "addresses"]],
+            Kind::ConfigMap => &[&["data"]],
+            Kind::CiliumCidrGroup => &[&["metadata", "labels"], &["spec"]],
             _ => &[&["spec"], &["specs"]],
         }
     }
@@ -156,7 +203,7 @@ impl Kind {
         let paths: Vec<&[&str]> = always.iter().chain(self.paths()).copied().collect();
         let mut pruned = node.only(&paths);
         if let Value::Map(entries) = &mut pruned.value {
-            for (key, text) in [("kind", self.name()), ("apiVersion", self.api_version())] {
+            for (key, text) in [("kind", self.name()), ("apiVersion", self.api_versions()[0])] {
                 if node.get(key).is_none() {
                     let key = Key { at: node.at, text: key.into() };
                     entries.insert(0, (key, Node { at: node.at, value: Value::Text(text.into()) }));
@@ -197,6 +244,7 @@ fn collect<'t>(node: &'t Node, inherited: Option<(&str, &str)>, all: &mut Vec<Fo
         return;
     }
     all.push(match kind_of(version, kind) {
+        Some(Kind::ConfigMap) if !objects::is_cilium_config(node) => Found::Other,
         Some(kind) => Found::Object(kind, node),
         None => Found::Other,
     });
@@ -208,7 +256,9 @@ fn kind_of(version: &str, kind: &str) -> Option<Kind> {
         ("", "Pod") => Kind::Pod,
         ("", "Namespace") => Kind::Namespace,
         ("", "Service") => Kind::Service,
+        ("", "Endpoints") => Kind::Endpoints,
         ("", "Node") => Kind::Node,
+        ("", "ConfigMap") => Kind::ConfigMap,
         ("discovery.k8s.io", "EndpointSlice") => Kind::EndpointSlice,
         ("cilium.io", "CiliumNetworkPolicy") => Kind::CiliumNetworkPolicy,
         ("cilium.io", "CiliumClusterwideNetworkPolicy") => Kind::CiliumClusterwideNetworkPolicy,
@@ -225,17 +275,21 @@ fn kind_of(version: &str, kind: &str) -> Option<Kind> {
 pub fn read(kind: Kind, object: &Field<'_>) -> Object {
     if let Some(version) = object.get("apiVersion")
         && let Some(text) = version.text()
-        && text != kind.api_version()
+        && !kind.api_versions().contains(&text)
     {
-        version.fault(format!("{text:?} of a {kind}; {:?} is allowed", kind.api_version()));
+        let allowed: Vec<String> = kind.api_versions().iter().map(|version| format!("{version:?}")).collect();
+        version.fault(format!("{text:?} of a {kind}; {} is allowed", allowed.join(" or ")));
     }
     match kind {
         Kind::Pod => objects::pod(object),
         Kind::Namespace => objects::namespace(object),
         Kind::Service => objects::service(object),
         Kind::EndpointSlice => objects::endpoint_slice(object),
+        Kind::Endpoints => objects::endpoints(object),
         Kind::Node => objects::node(object),
-        _ => Object::Policy(policy::policy(kind, object)),
+        Kind::ConfigMap => objects::cilium_config(object),
+        Kind::CiliumCidrGroup => objects::cidr_group(object),
+        _ => Object::Policy(policy::policy(kind, object).into()),
     }
 }
 
@@ -246,7 +300,7 @@ pub fn read_kept(text: &str, place: &str) -> Option<Object> {
     let Found::Object(kind, node) = found(document).pop()? else { return None };
     let reader = Reader::new(Source::Kept(place));
     let object = read(kind, &reader.root(node));
-    reader.into_faults().is_empty().then_some(object)
+    reader.into_faults().iter().all(|fault| fault.kind != FaultKind::Wrong).then_some(object)
 }
 
 /// Namespace and name as far as they can be read. What is missing is noted.

@@ -1,4 +1,4 @@
-//! Pods, namespaces, Services, EndpointSlices and nodes. Fields that namegate doesn't read may hold anything.
+//! Everything that is no policy. Fields that namegate doesn't read may hold anything.
 //!
 //! What can't be read whole is returned with what could be, and marked: an address of the cluster stays one, so that no
 //! rule for the outside opens it.
@@ -6,15 +6,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use super::policy::network;
 use super::{Kind, Object, names};
 use crate::cluster::fields::Field;
+use crate::cluster::tree::Node as TreeNode;
 use crate::engine::endpoint::PodRef;
 use crate::engine::name::Name;
 use crate::engine::ruleset::Protocol;
-use crate::engine::world::{EndpointSlice, Namespace, Node, Pod, Search, Service, ServicePort, SlicePort};
+use crate::engine::world::{
+    CidrGroup, ContainerPort, EndpointSlice, Mode, Namespace, Node, Pod, Search, Service, ServicePort, SlicePort,
+};
 
 /// The label that names a slice's Service.
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
+/// The annotation or label that says what becomes of what policy would drop: audit or enforce.
+pub const MODE: &str = "namegate.io/mode";
+/// The label that Kubernetes gives to every namespace: its name.
+const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+/// The name of Cilium's ConfigMap.
+const CILIUM_CONFIG: &str = "cilium-config";
 
 /// Reads a pod.
 pub(super) fn pod(object: &Field<'_>) -> Object {
@@ -42,14 +52,14 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
         node: spec_text("nodeName"),
         host_network: spec.and_then(|spec| spec.get_some("hostNetwork")?.boolean()).unwrap_or(false),
         search: spec.map(search).unwrap_or_default(),
-        ports: Vec::new(),
-        mode: None,
+        ports: spec.map(container_ports).unwrap_or_default(),
+        mode: mode(object),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
         readable: object.faults() == 0,
         place: object.place(),
     };
     let (namespace, name) = placed(object, namespace, name);
-    Object::Pod(PodRef { namespace, name }, pod)
+    Object::Pod(PodRef { namespace, name }, pod.into())
 }
 
 /// What a pod's spec says of its search list. A suffix that is no name is left out: it can't be what a query ends in.
@@ -68,11 +78,61 @@ fn search(spec: &Field<'_>) -> Search {
     Search { only_own, own }
 }
 
+/// The named ports of containers that run as long as the pod does.
+fn container_ports(spec: &Field<'_>) -> Vec<ContainerPort> {
+    let mut ports = BTreeSet::new();
+    for key in ["containers", "initContainers"] {
+        let list = spec.get_some(key);
+        for container in list.iter().filter_map(Field::list).flatten() {
+            let restarts = container.get_some("restartPolicy");
+            if key == "initContainers" && restarts.as_ref().and_then(|policy| policy.node.as_text()) != Some("Always") {
+                continue;
+            }
+            let list = container.get_some("ports");
+            for item in list.iter().filter_map(Field::list).flatten() {
+                let (name, protocol) = (port_name(&item), protocol(&item));
+                let port = item.need("containerPort").and_then(|port| port.port());
+                if let (Some(protocol), Some(port), false) = (protocol, port, name.is_empty()) {
+                    ports.insert(ContainerPort { name, protocol, port });
+                }
+            }
+        }
+    }
+    ports.into_iter().collect()
+}
+
+/// What the object says of what policy would drop, as an annotation or as a label.
+fn mode(object: &Field<'_>) -> Option<Mode> {
+    let metadata = object.get_some("metadata")?;
+    let said = |key: &str| {
+        let map = metadata.get_some(key)?;
+        let value = map.get(MODE)?;
+        match value.one_of(MODE, &["audit", "enforce"])? {
+            "audit" => Some(Mode::Audit),
+            _ => Some(Mode::Enforce),
+        }
+    };
+    let (annotation, label) = (said("annotations"), said("labels"));
+    if let (Some(annotation), Some(label)) = (annotation, label)
+        && annotation != label
+    {
+        metadata.fault(format!("{MODE} as an annotation and as a label, with different values; one is enough"));
+        return None;
+    }
+    annotation.or(label)
+}
+
 /// Reads a namespace.
 pub(super) fn namespace(object: &Field<'_>) -> Object {
     let (_, name) = names(Kind::Namespace, object);
-    let labels = labels(object);
-    Object::Namespace(placed(object, None, name).1, Namespace { labels, mode: None, place: object.place() })
+    let mut labels = labels(object);
+    if let Some(name) = &name {
+        // Kubernetes sees to it; what someone wrote by hand may lack it.
+        labels.entry(NAMESPACE_NAME.to_owned()).or_insert_with(|| name.clone());
+    }
+    let mode = mode(object);
+    let namespace = Namespace { labels, mode, place: object.place() };
+    Object::Namespace(placed(object, None, name).1, namespace.into())
 }
 
 /// Reads a Service.
@@ -110,13 +170,13 @@ pub(super) fn service(object: &Field<'_>) -> Object {
     }
     let service = Service {
         labels: labels(object),
-        selector: BTreeMap::new(),
+        selector: object.get_some("spec").map(|spec| texts(&spec, "selector")).unwrap_or_default(),
         addresses,
         ports,
         readable: object.faults() == 0,
         place: object.place(),
     };
-    Object::Service(placed(object, namespace, name), service)
+    Object::Service(placed(object, namespace, name), service.into())
 }
 
 /// Reads an EndpointSlice.
@@ -145,7 +205,63 @@ pub(super) fn endpoint_slice(object: &Field<'_>) -> Object {
         endpoints.push((addresses, ready.is_none_or(|ready| ready.boolean() == Some(true))));
     }
     let slice = EndpointSlice { service, ports, endpoints, readable: object.faults() == 0, place: object.place() };
-    Object::EndpointSlice(placed(object, namespace, name), slice)
+    Object::EndpointSlice(placed(object, namespace, name), slice.into())
+}
+
+/// Reads an Endpoints object: a slice for each of its subsets.
+pub(super) fn endpoints(object: &Field<'_>) -> Object {
+    let (namespace, name) = names(Kind::Endpoints, object);
+    let mut slices = Vec::new();
+    let list = object.get_some("subsets");
+    for subset in list.iter().filter_map(Field::list).flatten() {
+        let mut ports = Vec::new();
+        let list = subset.get_some("ports");
+        for item in list.iter().filter_map(Field::list).flatten() {
+            let port = item.need("port").and_then(|port| port.port());
+            if let (Some(protocol), Some(port)) = (protocol(&item), port) {
+                ports.push(SlicePort { name: port_name(&item), protocol, port: Some(port) });
+            }
+        }
+        let mut endpoints = Vec::new();
+        for (key, ready) in [("addresses", true), ("notReadyAddresses", false)] {
+            let list = subset.get_some(key);
+            for item in list.iter().filter_map(Field::list).flatten() {
+                let address = item.need("ip").and_then(|ip| ip.address());
+                endpoints.extend(address.map(|address| (vec![address], ready)));
+            }
+        }
+        slices.push(EndpointSlice { service: name.clone(), ports, endpoints, readable: true, place: subset.place() });
+    }
+    for slice in &mut slices {
+        slice.readable = object.faults() == 0;
+    }
+    Object::Endpoints(placed(object, namespace, name), slices.into())
+}
+
+/// Reads a CiliumCIDRGroup.
+pub(super) fn cidr_group(object: &Field<'_>) -> Object {
+    let (_, name) = names(Kind::CiliumCidrGroup, object);
+    object.only(&["apiVersion", "kind", "metadata", "spec"]);
+    let mut networks = Vec::new();
+    if let Some(spec) = object.need("spec") {
+        spec.only(&["externalCIDRs"]);
+        let list = spec.need("externalCIDRs");
+        networks.extend(list.iter().filter_map(Field::list).flatten().filter_map(|field| network(&field)));
+    }
+    let labels = labels(object);
+    let group = CidrGroup { labels, networks, readable: object.faults() == 0, place: object.place() };
+    Object::CidrGroup(placed(object, None, name).1, group.into())
+}
+
+/// Whether a ConfigMap is Cilium's.
+pub(super) fn is_cilium_config(node: &TreeNode) -> bool {
+    node.get("metadata").and_then(|metadata| metadata.get("name")).and_then(TreeNode::as_text) == Some(CILIUM_CONFIG)
+}
+
+/// Reads Cilium's ConfigMap.
+pub(super) fn cilium_config(object: &Field<'_>) -> Object {
+    names(Kind::ConfigMap, object);
+    Object::CiliumConfig(texts(object, "data").into())
 }
 
 /// Reads a node.
@@ -160,15 +276,20 @@ pub(super) fn node(object: &Field<'_>) -> Object {
             addresses.extend(item.need("address").and_then(|address| address.address()));
         }
     }
-    Object::Node(placed(object, None, name).1, Node { labels: labels(object), addresses, place: object.place() })
+    let node = Node { labels: labels(object), addresses, place: object.place() };
+    Object::Node(placed(object, None, name).1, node.into())
 }
 
 fn labels(object: &Field<'_>) -> BTreeMap<String, String> {
-    let Some(metadata) = object.get_some("metadata") else { return BTreeMap::new() };
-    let Some(labels) = metadata.get_some("labels") else { return BTreeMap::new() };
-    let entries = labels.entries().unwrap_or_default();
+    object.get_some("metadata").map(|metadata| texts(&metadata, "labels")).unwrap_or_default()
+}
+
+/// A map of texts.
+fn texts(field: &Field<'_>, key: &str) -> BTreeMap<String, String> {
+    let Some(map) = field.get_some(key) else { return BTreeMap::new() };
+    let entries = map.entries().unwrap_or_default();
     let read = entries.iter().filter_map(|(key, _)| {
-        let value = labels.get(&key.text)?.text()?;
+        let value = map.get(&key.text)?.text()?;
         Some((key.text.to_string(), value.to_owned()))
     });
     read.collect()

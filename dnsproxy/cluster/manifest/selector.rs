@@ -3,21 +3,57 @@
 use std::collections::BTreeSet;
 
 use crate::cluster::fields::Field;
-use crate::engine::labels::{NAMESPACE, Operator, Requirement, Selector, Source};
+use crate::engine::labels::{NAMESPACE, NAMESPACE_LABELS, Operator, Requirement, Selector, Source};
+
+/// The labels of what is no pod, as Cilium has them.
+const RESERVED: [&str; 12] = [
+    "all",
+    "host",
+    "remote-node",
+    "kube-apiserver",
+    "world",
+    "world-ipv4",
+    "world-ipv6",
+    "init",
+    "health",
+    "ingress",
+    "unmanaged",
+    "none",
+];
 
 /// Whom a selector may mean.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Meant {
-    /// The workloads that a policy is about: pods.
+    /// The workloads that a policy of Cilium's is about: pods. Reserved labels are allowed, and select none.
     Subjects,
-    /// The other side: pods, and nodes by their reserved labels.
+    /// The other side: pods, and what is no pod by its reserved labels.
     Peers,
+    /// Nodes, by the labels of their objects.
+    Nodes,
+    /// Services or CiliumCIDRGroups, by the labels of their objects.
+    Objects,
+    /// Pods of a NetworkPolicy: keys have no source.
+    KubernetesPods,
+    /// Namespaces of a NetworkPolicy, by what their pods carry of their labels.
+    KubernetesNamespaces,
+}
+
+impl Meant {
+    /// What may stand before the colon of a key.
+    fn sources(self) -> &'static [&'static str] {
+        match self {
+            Meant::Subjects | Meant::Peers => &["any", "k8s", "reserved"],
+            Meant::Nodes => &["any", "node"],
+            Meant::Objects => &["any", "k8s"],
+            Meant::KubernetesPods | Meant::KubernetesNamespaces => &[],
+        }
+    }
 }
 
 /// Reads a selector; `None` when any of it is wrong, for less of a selector selects more.
 pub fn selector(field: &Field<'_>, meant: Meant) -> Option<Selector> {
     let before = field.faults();
-    field.only(&["matchLabels", "matchExpressions"], &[]);
+    field.only(&["matchLabels", "matchExpressions"]);
     let mut requirements = Vec::new();
     if let Some(labels) = field.get("matchLabels") {
         for (key, _) in labels.entries().unwrap_or_default() {
@@ -33,8 +69,14 @@ pub fn selector(field: &Field<'_>, meant: Meant) -> Option<Selector> {
             }
         }
     }
-    if let Some(expressions) = field.get("matchExpressions") {
-        requirements.extend(expressions.list().into_iter().flatten().filter_map(|item| expression(&item, meant)));
+    if let Some(expressions) = field.get("matchExpressions")
+        && let Some(list) = expressions.list()
+    {
+        if list.len() == 0 {
+            // Less of a selector selects more.
+            expressions.fault("no expression; one or more are needed, or no matchExpressions at all");
+        }
+        requirements.extend(list.filter_map(|item| expression(&item, meant)));
     }
     (field.faults() == before).then_some(Selector { requirements })
 }
@@ -54,7 +96,7 @@ pub fn check_namespace(field: &Field<'_>, namespace: &str) {
 }
 
 fn expression(field: &Field<'_>, meant: Meant) -> Option<Requirement> {
-    field.only(&["key", "operator", "values"], &[]);
+    field.only(&["key", "operator", "values"]);
     let key = field.need("key");
     let key = key.as_ref().and_then(|key| label_key(key, key.text()?, meant));
     let values = field.get_some("values").map(|list| {
@@ -85,9 +127,6 @@ fn expression(field: &Field<'_>, meant: Meant) -> Option<Requirement> {
         ));
     }
     let (source, key) = key?;
-    if source == Source::Reserved && !matches!(operator, Operator::Exists) {
-        field.fault(format!("reserved:{key} with that operator; Exists is allowed"));
-    }
     Some(Requirement { source, key, operator })
 }
 
@@ -95,25 +134,26 @@ fn expression(field: &Field<'_>, meant: Meant) -> Option<Requirement> {
 fn label_key(field: &Field<'_>, text: &str, meant: Meant) -> Option<(Source, String)> {
     let (source, key) = match text.split_once(':') {
         None => (Source::Any, text),
-        Some(("any", key)) => (Source::Any, key),
-        Some(("k8s", key)) => (Source::K8s, key),
-        Some(("reserved", key)) => (Source::Reserved, key),
+        Some((source, key)) if meant.sources().contains(&source) => match source {
+            "k8s" => (Source::K8s, key),
+            "reserved" => (Source::Reserved, key),
+            _ => (Source::Any, key),
+        },
         Some((source, _)) => {
-            field.fault(format!("label source {source:?}; allowed: any, k8s, reserved"));
+            let allowed = match meant.sources() {
+                [] => "none".to_owned(),
+                sources => sources.join(", "),
+            };
+            field.fault(format!("label source {source:?}; allowed: {allowed}"));
             return None;
         }
     };
     if source == Source::Reserved {
-        if meant == Meant::Subjects {
-            field.fault(format!("reserved:{key} in a subject; labels of pods are allowed"));
+        if !RESERVED.contains(&key) {
+            field.fault(format!("reserved:{key} is no reserved label; allowed: {}", RESERVED.join(", ")));
             return None;
         }
-        if !matches!(key, "host" | "remote-node") {
-            field.fault(format!(
-                "reserved:{key} is not read by namegate yet; allowed: reserved:host, reserved:remote-node"
-            ));
-            return None;
-        }
+        return Some((source, key.to_owned()));
     }
     let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
     // Namespace labels carry a prefix of Cilium's, which makes them longer than a label of Kubernetes may be.
@@ -122,7 +162,11 @@ fn label_key(field: &Field<'_>, text: &str, meant: Meant) -> Option<(Source, Str
         field.fault(format!("label key {text:?}; letters, digits, - _ . and one / for a prefix are allowed"));
         return None;
     }
-    Some((source, key.to_owned()))
+    match meant {
+        Meant::KubernetesPods => Some((Source::K8s, key.to_owned())),
+        Meant::KubernetesNamespaces => Some((Source::K8s, format!("{NAMESPACE_LABELS}{key}"))),
+        _ => Some((source, key.to_owned())),
+    }
 }
 
 fn check_value(field: &Field<'_>, value: &str) {

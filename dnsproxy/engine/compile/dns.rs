@@ -22,13 +22,12 @@ use crate::engine::verdict::RuleRef;
 const DNS: u16 = 53;
 
 /// The DNS rules of a workload, and the denials that beat them; none unless it has `toFQDNs` or `rules.dns`.
-pub(super) fn rules<'w>(
-    compiler: &Compiler<'w>,
+pub(super) fn rules(
+    compiler: &Compiler<'_>,
     subject: &PodRef,
-    rules: &[(&'w Rule, Match)],
+    rules: &[(&Rule, Match)],
 ) -> (Vec<DnsRule>, Vec<DnsDeny>) {
-    let steered = items(rules, Direction::Egress).any(|(item, deny)| !deny && asks_for_steering(item));
-    if !steered {
+    if !are_steered(rules) {
         return (Vec::new(), Vec::new());
     }
     let every = Arc::new(trie([(Pattern::every(), None)]));
@@ -41,7 +40,7 @@ pub(super) fn rules<'w>(
             }
             continue;
         }
-        let mut allow = |rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, meaning: Meaning<'_, 'w>| {
+        let mut allow = |rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, meaning: Meaning<'_>| {
             for (servers, ports) in meaning.servers() {
                 allowed.push(DnsRule { rule: rule.clone(), servers, ports, patterns: patterns.clone() });
             }
@@ -61,6 +60,11 @@ pub(super) fn rules<'w>(
     (allowed, denied)
 }
 
+/// Whether these rules are about names at all.
+pub(super) fn are_steered(rules: &[(&Rule, Match)]) -> bool {
+    items(rules, Direction::Egress).any(|(item, deny)| !deny && asks_for_steering(item))
+}
+
 fn asks_for_steering(item: &Item) -> bool {
     let names = matches!(&item.peers, Peers::Names(names) if !names.is_empty());
     let dns = matches!(&item.ports, Ports::These(entries) if entries.iter().any(|entry| entry.dns.is_some()));
@@ -68,10 +72,10 @@ fn asks_for_steering(item: &Item) -> bool {
 }
 
 /// Which servers some entries of an item mean.
-struct Meaning<'a, 'w> {
-    compiler: &'a Compiler<'w>,
-    item: &'w Item,
-    entries: &'a [Entry<'w>],
+struct Meaning<'a> {
+    compiler: &'a Compiler<'a>,
+    item: &'a Item,
+    entries: &'a [Entry<'a>],
     of: Of,
     deny: bool,
 }
@@ -90,7 +94,7 @@ enum Of {
 /// Exact servers, and whether the item names them or means a class of peers.
 type Exact = (BTreeSet<IpAddr>, bool);
 
-impl Meaning<'_, '_> {
+impl Meaning<'_> {
     /// The servers that are meant directly, and the Service addresses in front of them, each with its ports.
     fn servers(&self) -> Vec<(Servers, Vec<(Protocol, PortBlock)>)> {
         let mut servers = Vec::new();
@@ -132,7 +136,7 @@ impl Meaning<'_, '_> {
     fn exact(&self) -> BTreeMap<PortSet, Exact> {
         let named = matches!(self.item.peers, Peers::Endpoints(_) | Peers::Services(_));
         let mut found: BTreeMap<PortSet, Exact> = BTreeMap::new();
-        let mut add = |ports, addresses: &[IpAddr], named| {
+        let mut add = |ports, addresses: &BTreeSet<IpAddr>, named| {
             let (known, all_named) = found.entry(ports).or_insert_with(|| (BTreeSet::new(), true));
             known.extend(addresses);
             *all_named &= named;
@@ -144,21 +148,21 @@ impl Meaning<'_, '_> {
         if entries.is_empty() {
             return found;
         }
-        for (peer, number) in self.compiler.numbers_of(peers, self.deny) {
-            let at = |entry: &&Entry<'_>| entry.at(self.compiler.world, peer, number, self.deny);
+        for peer in self.compiler.selected_of_all(peers, self.deny) {
+            let at = |entry: &&Entry<'_>| entry.at(self.compiler.world, peer, self.deny);
             let ports = self.counted(entries.iter().flat_map(at).collect());
             if !ports.is_empty() {
                 let by_service = entries.iter().all(|entry| matches!(entry.held, Held::At(_)));
-                add(ports, &number.addresses, named || by_service);
+                add(ports, &peer.addresses, named || by_service);
             }
         }
         for entry in entries {
             if let Held::At(addresses) = &entry.held {
-                let outside = addresses.iter().filter(|address| !self.compiler.known.contains_key(*address));
+                let outside = addresses.iter().filter(|address| !self.compiler.base.known.contains_key(*address));
                 for address in outside.filter(|address| self.compiler.is_meant(peers, **address, self.deny)) {
                     let ports = self.counted(entry.numbered.clone());
                     if !ports.is_empty() {
-                        add(ports, &[*address], true);
+                        add(ports, &BTreeSet::from([*address]), true);
                     }
                 }
             }
@@ -178,7 +182,7 @@ impl Meaning<'_, '_> {
             };
             carries_dns(front.protocol) && (self.of != Of::Port53 || front.port == DNS) && self.entries.iter().any(any)
         };
-        for front in self.compiler.fronts.iter().filter(may_be) {
+        for front in self.compiler.base.fronts.iter().filter(may_be) {
             let meant = |(backend, target): &(IpAddr, u16)| {
                 let ports = self.compiler.ports_at(self.entries, *backend, self.deny);
                 self.opens(&ports, front, *target) && self.compiler.is_meant(&self.item.peers, *backend, self.deny)
@@ -188,9 +192,9 @@ impl Meaning<'_, '_> {
                     let ports = self.entries.iter().flat_map(|entry| entry.numbered.iter().copied()).collect();
                     !front.complete && self.opens(&ports, front, front.port)
                 };
-                front.backends.keys().any(meant) || unknown()
+                front.backends.iter().any(meant) || unknown()
             } else {
-                front.complete && !front.backends.is_empty() && front.backends.keys().all(meant)
+                front.complete && !front.backends.is_empty() && front.backends.iter().all(meant)
             };
             if meant {
                 let by_service = self.entries.iter().all(|entry| matches!(entry.held, Held::At(_)));
@@ -212,7 +216,7 @@ impl Meaning<'_, '_> {
                 let one = |(backend, _): &(IpAddr, u16)| {
                     outside.iter().any(|outside| outside.network == IpNet::from(*backend) && outside.holds(*backend))
                 };
-                front.backends.keys().all(one)
+                front.backends.iter().all(one)
             }
             Peers::Any | Peers::Nodes(_) | Peers::Entities(_) | Peers::Names(_) => false,
         }

@@ -1,12 +1,11 @@
 //! Peers with the same ports are one group, one bit.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::peers::{Number, Outside, Peer, all_outside, is_any};
-use super::ports::{Entry, Held, PortSet};
+use super::peers::{Outside, all_outside, is_any};
+use super::ports::{Held, PortSet};
 use super::rows::{self, Covered, Opened};
 use super::{CompileError, Compiler};
 use crate::engine::bits::{Bits, GROUPS};
@@ -48,7 +47,7 @@ pub(super) struct Rows {
 
 impl<'w> Groups<'w> {
     /// Adds an item's peers to the groups of its ports.
-    pub fn add(&mut self, compiler: &Compiler<'w>, subject: &PodRef, direction: Direction, item: &'w Item, deny: bool) {
+    pub fn add(&mut self, compiler: &Compiler<'_>, subject: &PodRef, direction: Direction, item: &'w Item, deny: bool) {
         let entries = compiler.entries(subject, direction, item, deny);
         let uniform = entries.iter().filter(|entry| entry.is_uniform());
         let ports: PortSet = uniform.flat_map(|entry| entry.numbered.iter().copied()).collect();
@@ -57,28 +56,27 @@ impl<'w> Groups<'w> {
                 self.any.extend(ports.into_iter().map(|port| (direction, deny, port)));
             } else {
                 let networks = compiler.outside(&item.peers, deny);
-                let peers = compiler.selected(&item.peers, deny);
+                let peers: Vec<PeerId> = compiler.selected(&item.peers, deny).map(|peer| peer.id).collect();
                 let members = self.members(direction, deny, ports, &item.at);
                 if let Peers::Names(names) = &item.peers {
                     members.names.extend(names);
                 }
                 members.networks.extend(networks);
-                let numbers = peers.iter().flat_map(|at| &compiler.peers[*at].numbers);
-                members.peers.extend(numbers.map(|number| number.id));
+                members.peers.extend(peers);
             }
         }
         for entry in entries.iter().filter(|entry| !entry.is_uniform()) {
-            for (peer, number) in compiler.numbers_of(&item.peers, deny) {
-                let ports = entry.at(compiler.world, peer, number, deny);
+            for peer in compiler.selected_of_all(&item.peers, deny) {
+                let ports = entry.at(compiler.world, peer, deny);
                 if !ports.is_empty() {
-                    self.members(direction, deny, ports, &item.at).peers.insert(number.id);
+                    self.members(direction, deny, ports, &item.at).peers.insert(peer.id);
                 }
             }
             let networks = match &entry.held {
                 // Only the ports that go by a name are not uniform, and who is outside has none.
                 Held::Everywhere => Vec::new(),
                 Held::At(addresses) => {
-                    let outside = addresses.iter().filter(|address| !compiler.known.contains_key(*address));
+                    let outside = addresses.iter().filter(|address| !compiler.base.known.contains_key(*address));
                     let meant = outside.filter(|address| compiler.is_meant(&item.peers, **address, deny));
                     meant.map(|address| Outside::one(*address)).collect()
                 }
@@ -162,31 +160,5 @@ impl<'w> Groups<'w> {
             bits.push(bit);
         }
         Ok(bits)
-    }
-}
-
-impl<'w> Compiler<'w> {
-    /// Every number of the peers that an item means.
-    pub(super) fn numbers_of(&self, peers: &'w Peers, deny: bool) -> Vec<(&Peer, &Number)> {
-        let places = if is_any(peers) { (0..self.peers.len()).collect() } else { self.selected(peers, deny) };
-        let numbers = |at: &usize| {
-            let peer = &self.peers[*at];
-            peer.numbers.iter().map(move |number| (peer, number))
-        };
-        places.iter().flat_map(numbers).collect()
-    }
-
-    /// The ports of these entries at an address.
-    pub(super) fn ports_at(&self, entries: &[Entry<'w>], address: IpAddr, deny: bool) -> PortSet {
-        let mut ports = PortSet::new();
-        for entry in entries {
-            match self.peer(address) {
-                Some((peer, number)) => ports.extend(entry.at(self.world, peer, number, deny)),
-                // A Service's own address is neither a peer's nor outside.
-                None if self.known.contains_key(&address) && entry.held != Held::Everywhere => {}
-                None => ports.extend(entry.outside(address).into_iter().flatten()),
-            }
-        }
-        ports
     }
 }

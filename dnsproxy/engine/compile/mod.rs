@@ -4,13 +4,19 @@
 //! - `groups`: peers with the same ports are one group, one bit; `rows`: port rows, CIDR rows, peer rows
 //! - `services`: what a Service's address stands for
 //! - `dns`: whom the workload may ask for which names
-//! - `transition`: the rows between two rule sets; `why`: which item said so
+//! - `base`: what all rule sets of a world share; `kept`: the same from one world to the next
+//! - `transition`: the rows between two rule sets; `why`, `behind`: what people ask
 //!
 //! The semantics are Cilium's; `engine::reference` says them once more without bits and rows, and a property test
 //! holds the two against each other.
 
+mod base;
+mod behind;
 mod dns;
 mod groups;
+mod kept;
+#[cfg(test)]
+mod kept_tests;
 mod peers;
 mod ports;
 mod rows;
@@ -20,9 +26,10 @@ mod tests;
 mod transition;
 mod why;
 
-use std::collections::{BTreeMap, HashMap};
+use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use super::bits::GROUPS;
 use super::endpoint::PodRef;
@@ -31,12 +38,13 @@ use super::policy::{Item, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
 use super::world::{Enforcement, Holder, Mode, PeerIds, World};
+pub use behind::Behind;
+pub use kept::Kept;
 pub use transition::transition;
 pub use why::Spoken;
 
+use base::Base;
 use groups::Groups;
-use peers::Peer;
-use services::{Behind, Front};
 
 /// Why no rule set could be made.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -64,26 +72,12 @@ pub enum CompileError {
     },
 }
 
-/// Compiles rule sets of one world: what all of them share is made once.
+/// Compiles rule sets of one world: what all of them share is made once. For one world after another there is [`Kept`].
 #[derive(Debug)]
 pub struct Compiler<'w> {
     world: &'w World,
-    known: Arc<BTreeMap<IpAddr, PeerId>>,
-    peers: Vec<Peer>,
-    /// Where a number stands: in `peers`, and there in `numbers`.
-    numbers: HashMap<PeerId, (usize, usize)>,
-    /// Peers that are pods of a namespace.
-    of_namespace: HashMap<String, Vec<usize>>,
-    /// Rules by the namespace that they are about, each with its place among all and how surely it selects.
-    rules: HashMap<Option<&'w str>, Vec<(usize, &'w Rule, Match)>>,
-    services: BTreeMap<(&'w str, &'w str), Behind>,
-    fronts: Vec<Front>,
-    /// Whom an item means, by its peers' place in memory and whether it denies: the same for every rule set.
-    selected: Mutex<HashMap<(usize, bool), Places>>,
+    base: Cow<'w, Base>,
 }
-
-/// Places in `peers`, sorted.
-type Places = Arc<[usize]>;
 
 /// Compiles one rule set; see [`Compiler::compile`].
 ///
@@ -94,42 +88,14 @@ pub fn compile(world: &World, subject: &PodRef, ids: &mut PeerIds, history: &[Gr
 }
 
 impl<'w> Compiler<'w> {
-    /// Numbers the peers, reads the Services and sorts the rules: once for all rule sets.
+    /// Numbers the peers and reads the Services.
     pub fn new(world: &'w World, ids: &mut PeerIds) -> Compiler<'w> {
-        let holders = world.holders();
-        let known = world.number(&holders, ids);
-        let peers = peers::of(world, holders, &known);
-        let mut numbers = HashMap::new();
-        let mut of_namespace: HashMap<String, Vec<usize>> = HashMap::new();
-        for (at, peer) in peers.iter().enumerate() {
-            numbers.extend(peer.numbers.iter().enumerate().map(|(place, number)| (number.id, (at, place))));
-            for (holder, _) in &peer.holders {
-                if let Holder::Pod(pod) = holder {
-                    let pods = of_namespace.entry(pod.namespace.clone()).or_default();
-                    if pods.last() != Some(&at) {
-                        pods.push(at);
-                    }
-                }
-            }
-        }
-        let services = services::behind(world);
-        let fronts = services::fronts(world, &services, &known);
-        Compiler {
-            world,
-            known: Arc::new(known),
-            peers,
-            numbers,
-            of_namespace,
-            rules: rules(world),
-            services,
-            fronts,
-            selected: Mutex::default(),
-        }
+        Compiler { world, base: Cow::Owned(Base::new(world, ids)) }
     }
 
     /// The rows of the kernel's `peers` map, shared by all rule sets of this world.
     pub fn peers(&self) -> &Arc<BTreeMap<IpAddr, PeerId>> {
-        &self.known
+        &self.base.known
     }
 
     /// Everything that the policies mean for `subject`.
@@ -145,10 +111,11 @@ impl<'w> Compiler<'w> {
         if pod.host_network {
             return Err(CompileError::HostNetwork(subject.clone()));
         }
-        let rules = self.rules_of(subject);
+        let labels = self.world.labels(&Holder::Pod(subject.clone()));
+        let rules = selecting(self.world, subject, &labels);
         let always = self.world.enforcement == Enforcement::Always;
         if rules.is_empty() && !always {
-            return Ok(RuleSet { known: self.known.clone(), ..RuleSet::unselected() });
+            return Ok(RuleSet { known: self.base.known.clone(), ..RuleSet::unselected() });
         }
         let shuts = |direction| {
             let shut = rules.iter().filter(|(rule, _)| rule.section(direction).default_deny);
@@ -177,39 +144,26 @@ impl<'w> Compiler<'w> {
             names: Arc::new(rows.names),
             dns,
             dns_denied,
-            known: self.known.clone(),
+            known: self.base.known.clone(),
         };
-        set.services = services::rows(&set, &self.fronts);
+        set.services = services::rows(&set, &self.base.fronts);
         Ok(set)
-    }
-
-    /// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
-    fn rules_of(&self, subject: &PodRef) -> Vec<(&'w Rule, Match)> {
-        if self.world.enforcement == Enforcement::Never {
-            return Vec::new();
-        }
-        let labels = self.world.labels(&Holder::Pod(subject.clone()));
-        let about = |namespace| self.rules.get(&namespace).map_or(&[][..], Vec::as_slice);
-        let mut rules: Vec<_> = about(None).iter().chain(about(Some(subject.namespace.as_str()))).collect();
-        rules.sort_unstable_by_key(|(place, _, _)| *place);
-        rules
-            .into_iter()
-            .map(|(_, rule, most)| (*rule, rule.subject.selector.matches(&labels).min(*most)))
-            .filter(|(_, found)| *found != Match::No)
-            .collect()
     }
 }
 
-/// All rules in the order in which they stand, those that could not be read at the end.
-fn rules(world: &World) -> HashMap<Option<&str>, Vec<(usize, &Rule, Match)>> {
+/// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
+fn selecting<'w>(world: &'w World, subject: &PodRef, labels: &Labels) -> Vec<(&'w Rule, Match)> {
+    if world.enforcement == Enforcement::Never {
+        return Vec::new();
+    }
     let read = world.policies.iter().map(|policy| (policy, Match::Yes));
     let refused = world.refused.iter().map(|policy| (policy, Match::Maybe));
-    let all = read.chain(refused).flat_map(|(policy, most)| policy.rules.iter().map(move |rule| (rule, most)));
-    let mut rules: HashMap<Option<&str>, Vec<(usize, &Rule, Match)>> = HashMap::new();
-    for (place, (rule, most)) in all.enumerate() {
-        rules.entry(rule.subject.namespace.as_deref()).or_default().push((place, rule, most));
-    }
-    rules
+    read.chain(refused)
+        .flat_map(|(policy, most)| policy.rules.iter().map(move |rule| (rule, most)))
+        .filter(|(rule, _)| rule.subject.namespace.as_ref().is_none_or(|namespace| *namespace == subject.namespace))
+        .map(|(rule, most)| (rule, rule.subject.selector.matches(labels).min(most)))
+        .filter(|(_, found)| *found != Match::No)
+        .collect()
 }
 
 /// The items in force, each with whether it denies.
@@ -219,9 +173,4 @@ fn items<'w>(rules: &[(&'w Rule, Match)], direction: Direction) -> impl Iterator
         let allow = if *found == Match::Yes { section.allow.as_slice() } else { &[] };
         allow.iter().map(|item| (item, false)).chain(section.deny.iter().map(|item| (item, true)))
     })
-}
-
-/// The labels of the world, as Cilium's selectors see it.
-fn labels_of_the_world() -> Labels {
-    Labels::reserved(&["world"])
 }

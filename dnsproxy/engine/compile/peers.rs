@@ -1,31 +1,15 @@
 //! Whom an item means: among the peers of the cluster, and outside of it.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
-use std::sync::PoisonError;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
-use super::{Behind, Compiler, Places, labels_of_the_world};
-use crate::engine::labels::{Labels, Match, NAMESPACE, Operator, Selector, Source};
+use super::Compiler;
+use super::base::Peer;
+use super::services::Backing;
+use crate::engine::labels::{Labels, Match, Selector};
 use crate::engine::policy::{BlockOf, Entity, Peers, ServicePeer};
-use crate::engine::ruleset::PeerId;
 use crate::engine::world::{Holder, Service, World};
-
-/// Who is behind some addresses of the cluster: one holder, or several that claim the same address.
-#[derive(Debug)]
-pub(super) struct Peer {
-    pub holders: Vec<(Holder, Labels)>,
-    /// One an address family; this node has one for both.
-    pub numbers: Vec<Number>,
-}
-
-/// A number of the `peers` map, and the addresses that have it.
-#[derive(Debug)]
-pub(super) struct Number {
-    pub id: PeerId,
-    pub addresses: Vec<IpAddr>,
-}
 
 /// Addresses outside the cluster: a network less some.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -35,85 +19,51 @@ pub(super) struct Outside<'w> {
 }
 
 /// A Service that an item means: its namespace, the object, what is behind it.
-type Found<'a, 'w> = (&'w str, &'w Service, Option<&'a Behind>);
+type Found<'a> = (&'a str, &'a Service, Option<&'a Backing>);
 
-/// The peers of a world, in the order of their first addresses.
-pub(super) fn of(
-    world: &World,
-    holders: BTreeMap<IpAddr, BTreeSet<Holder>>,
-    known: &BTreeMap<IpAddr, PeerId>,
-) -> Vec<Peer> {
-    let mut peers: Vec<Peer> = Vec::new();
-    let mut at: HashMap<BTreeSet<Holder>, usize> = HashMap::with_capacity(holders.len());
-    for (address, holders) in holders {
-        let Some(id) = known.get(&address) else { continue };
-        let peer = match at.get(&holders) {
-            Some(at) => *at,
-            None => {
-                let labelled = holders.iter().map(|holder| (holder.clone(), world.labels(holder))).collect();
-                peers.push(Peer { holders: labelled, numbers: Vec::new() });
-                at.insert(holders, peers.len() - 1);
-                peers.len() - 1
-            }
-        };
-        let numbers = &mut peers[peer].numbers;
-        match numbers.iter_mut().find(|number| number.id == *id) {
-            Some(number) => number.addresses.push(address),
-            None => numbers.push(Number { id: *id, addresses: vec![address] }),
+impl Compiler<'_> {
+    /// Who an item means among the peers of the cluster, by number.
+    pub(super) fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
+        let services = self.services_of(peers, deny);
+        self.base.candidates(peers).filter(move |peer| peer.is_meant(self.world, peers, &services, deny))
+    }
+
+    /// The same, and everyone for an item that means everyone.
+    pub(super) fn selected_of_all<'a>(
+        &'a self,
+        peers: &'a Peers,
+        deny: bool,
+    ) -> Box<dyn Iterator<Item = &'a Peer> + 'a> {
+        match is_any(peers) {
+            true => Box::new(self.base.peers.values()),
+            false => Box::new(self.selected(peers, deny)),
         }
     }
-    peers
-}
 
-impl<'w> Compiler<'w> {
-    /// Who an item means among the peers of the cluster: places in `peers`, sorted.
-    pub(super) fn selected(&self, peers: &'w Peers, deny: bool) -> Places {
-        // The world outlives the compiler, so that a place in memory stays one item's.
-        let key = (std::ptr::from_ref(peers).addr(), deny);
-        let mut known = self.selected.lock().unwrap_or_else(PoisonError::into_inner);
-        known.entry(key).or_insert_with(|| self.select(peers, deny)).clone()
+    /// Whether an item means this peer.
+    pub(super) fn means(&self, peer: &Peer, peers: &Peers, deny: bool) -> bool {
+        peer.is_meant(self.world, peers, &self.services_of(peers, deny), deny)
     }
 
-    fn select(&self, peers: &Peers, deny: bool) -> Places {
-        let services = self.services_of(peers, deny);
-        let meant = |at: &usize| self.peers[*at].is_meant(self.world, peers, &services, deny);
-        let namespaces: Option<BTreeSet<&str>> = match peers {
-            Peers::Networks(_) | Peers::Names(_) => Some(BTreeSet::new()),
-            Peers::Services(_) => Some(services.iter().map(|(namespace, _, _)| *namespace).collect()),
-            Peers::Endpoints(selectors) => {
-                selectors.iter().map(namespaces).try_fold(BTreeSet::new(), |mut all, more| {
-                    all.extend(more?);
-                    Some(all)
-                })
-            }
-            Peers::Any | Peers::Nodes(_) | Peers::Entities(_) => None,
-        };
-        let Some(namespaces) = namespaces else { return (0..self.peers.len()).filter(meant).collect() };
-        let pods = namespaces.iter().filter_map(|namespace| self.of_namespace.get(*namespace)).flatten();
-        let candidates: BTreeSet<usize> = pods.copied().collect();
-        candidates.into_iter().filter(meant).collect()
-    }
-
-    /// The peer that has this address, and which of its numbers.
-    pub(super) fn peer(&self, address: IpAddr) -> Option<(&Peer, &Number)> {
-        let (peer, number) = self.numbers.get(self.known.get(&address)?)?;
-        Some((&self.peers[*peer], &self.peers[*peer].numbers[*number]))
+    /// The peer that has this address.
+    pub(super) fn peer(&self, address: IpAddr) -> Option<&Peer> {
+        self.base.peers.get(self.base.known.get(&address)?)
     }
 
     /// Whether an item means this address, of the cluster or outside. A name means none before it was asked for.
-    pub(super) fn is_meant(&self, peers: &'w Peers, address: IpAddr, deny: bool) -> bool {
+    pub(super) fn is_meant(&self, peers: &Peers, address: IpAddr, deny: bool) -> bool {
         if is_any(peers) {
             return true;
         }
         match self.peer(address) {
-            Some((peer, _)) => peer.is_meant(self.world, peers, &self.services_of(peers, deny), deny),
-            None if self.known.contains_key(&address) => false,
+            Some(peer) => self.means(peer, peers, deny),
+            None if self.base.known.contains_key(&address) => false,
             None => self.outside(peers, deny).iter().any(|outside| outside.holds(address)),
         }
     }
 
     /// The addresses outside the cluster that an item means.
-    pub(super) fn outside(&self, peers: &'w Peers, deny: bool) -> Vec<Outside<'w>> {
+    pub(super) fn outside<'p>(&self, peers: &'p Peers, deny: bool) -> Vec<Outside<'p>> {
         match peers {
             Peers::Networks(blocks) => {
                 let mut outside = Vec::new();
@@ -148,7 +98,7 @@ impl<'w> Compiler<'w> {
             // Cilium's selectors see the world as one more set of labels: one that lacks a label selects it by accident,
             // which a denial keeps and an allowance never had.
             Peers::Endpoints(selectors) => {
-                let labels = labels_of_the_world();
+                let labels = Labels::reserved(&["world"]);
                 let meant = |selector: &Selector| {
                     (deny || selector.names_reserved()) && selector.matches(&labels) == Match::Yes
                 };
@@ -156,12 +106,12 @@ impl<'w> Compiler<'w> {
             }
             Peers::Services(_) => {
                 let mut outside = Vec::new();
-                for (_, service, behind) in self.services_of(peers, deny) {
-                    let complete = behind.is_some_and(|behind| behind.complete);
+                for (_, service, backing) in self.services_of(peers, deny) {
+                    let complete = backing.is_some_and(|backing| backing.complete);
                     if !(service.readable && (complete || !service.selector.is_empty())) {
                         outside.extend(if deny { all_outside() } else { Vec::new() });
-                    } else if let (true, Some(behind)) = (service.selector.is_empty(), behind) {
-                        let addresses = behind.all.iter().filter(|address| !self.known.contains_key(*address));
+                    } else if let (true, Some(backing)) = (service.selector.is_empty(), backing) {
+                        let addresses = backing.all.iter().filter(|address| !self.base.known.contains_key(*address));
                         outside.extend(addresses.map(|address| Outside::one(*address)));
                     }
                 }
@@ -172,41 +122,34 @@ impl<'w> Compiler<'w> {
     }
 
     /// The Services that an item means. One that could not be read may have any labels: a denial takes it for meant.
-    fn services_of(&self, peers: &Peers, deny: bool) -> Vec<Found<'_, 'w>> {
+    fn services_of(&self, peers: &Peers, deny: bool) -> Vec<Found<'_>> {
         let Peers::Services(wanted) = peers else { return Vec::new() };
         let mut services = Vec::new();
         for wanted in wanted {
-            let mut add = |namespace: &'w str, name: &'w str, service| {
-                services.push((namespace, service, self.services.get(&(namespace, name))));
-            };
             match wanted {
                 ServicePeer::Named { namespace, name } => {
                     let key = (namespace.clone(), name.clone());
-                    // By range, for the key's own life.
-                    for ((namespace, name), service) in self.world.services.range(key.clone()..=key) {
-                        add(namespace, name, service);
-                    }
+                    let there = self.world.services.range(key.clone()..=key);
+                    services.extend(there);
                 }
                 ServicePeer::Selected { namespace, selector } => {
-                    for ((there, name), service) in &self.world.services {
-                        let matches = || match service.readable {
-                            true => selector.matches(&Labels::of_object(&service.labels)) == Match::Yes,
-                            false => deny,
-                        };
-                        if namespace.as_ref().is_none_or(|namespace| namespace == there) && matches() {
-                            add(there, name, service);
-                        }
-                    }
+                    let matches = |service: &Service| match service.readable {
+                        true => selector.matches(&Labels::of_object(&service.labels)) == Match::Yes,
+                        false => deny,
+                    };
+                    let there = self.world.services.iter();
+                    let there = there.filter(|((there, _), _)| namespace.as_ref().is_none_or(|name| name == there));
+                    services.extend(there.filter(|(_, service)| matches(service)));
                 }
             }
         }
-        services
+        services.into_iter().map(|(key, service)| (key.0.as_str(), service, self.base.services.get(key))).collect()
     }
 }
 
 impl Peer {
     /// An allowance must mean all who claim the address, a denial one of them.
-    fn is_meant(&self, world: &World, peers: &Peers, services: &[Found<'_, '_>], deny: bool) -> bool {
+    fn is_meant(&self, world: &World, peers: &Peers, services: &[Found<'_>], deny: bool) -> bool {
         let meant = |holder: &Holder, labels: &Labels| match peers {
             Peers::Any => true,
             Peers::Endpoints(selectors) => selectors.iter().any(|selector| {
@@ -292,14 +235,4 @@ fn is_behind(world: &World, namespace: &str, service: &Service, holder: &Holder,
         // Its selector, or what the pod carries, is not known.
         _ => deny && !(service.readable && service.selector.is_empty()),
     }
-}
-
-/// The only namespaces whose pods a selector can mean, if it says which.
-fn namespaces(selector: &Selector) -> Option<BTreeSet<&str>> {
-    selector.requirements.iter().find_map(|requirement| match &requirement.operator {
-        Operator::In(values) if requirement.key == NAMESPACE && requirement.source != Source::Reserved => {
-            Some(values.iter().map(String::as_str).collect())
-        }
-        _ => None,
-    })
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use super::Compiler;
-use super::peers::{Number, Peer};
+use super::base::Peer;
 use crate::engine::endpoint::PodRef;
 use crate::engine::policy::{Item, Peers, Port, PortRule, Ports};
 use crate::engine::port::PortBlock;
@@ -41,12 +41,12 @@ impl Entry<'_> {
         self.held == Held::Everywhere && self.named.is_empty()
     }
 
-    /// The ports at a peer of the cluster. An allowance holds at a number where it holds at all of its addresses.
-    pub fn at(&self, world: &World, peer: &Peer, number: &Number, deny: bool) -> PortSet {
+    /// The ports at a peer of the cluster. An allowance holds at a peer where it holds at all of its addresses.
+    pub fn at(&self, world: &World, peer: &Peer, deny: bool) -> PortSet {
         let holds = |held: &dyn Fn(&IpAddr) -> bool| match deny {
-            true => number.addresses.iter().any(held),
+            true => peer.addresses.iter().any(held),
             // This node has addresses that the snapshot doesn't list: an allowance never holds at all of them.
-            false => number.id != PeerId::HOST && number.addresses.iter().all(held),
+            false => peer.id != PeerId::HOST && peer.addresses.iter().all(held),
         };
         let held = match &self.held {
             Held::Everywhere => true,
@@ -83,9 +83,15 @@ impl Entry<'_> {
     }
 }
 
-impl<'w> Compiler<'w> {
+impl Compiler<'_> {
     /// The ports of an item that the kernel sees to: without those of `rules.dns`, which the proxy answers for.
-    pub(super) fn entries(&self, subject: &PodRef, direction: Direction, item: &'w Item, deny: bool) -> Vec<Entry<'w>> {
+    pub(super) fn entries<'p>(
+        &self,
+        subject: &PodRef,
+        direction: Direction,
+        item: &'p Item,
+        deny: bool,
+    ) -> Vec<Entry<'p>> {
         match &item.ports {
             Ports::All => {
                 let numbered = PortSet::from([(Protocol::Any, PortBlock::ANY)]);
@@ -107,14 +113,28 @@ impl<'w> Compiler<'w> {
         }
     }
 
+    /// The ports of these entries at an address.
+    pub(super) fn ports_at(&self, entries: &[Entry<'_>], address: IpAddr, deny: bool) -> PortSet {
+        let mut ports = PortSet::new();
+        for entry in entries {
+            match self.peer(address) {
+                Some(peer) => ports.extend(entry.at(self.world, peer, deny)),
+                // A Service's own address is neither a peer's nor outside.
+                None if self.base.known.contains_key(&address) && entry.held != Held::Everywhere => {}
+                None => ports.extend(entry.outside(address).into_iter().flatten()),
+            }
+        }
+        ports
+    }
+
     /// One `toPorts`, in as many parts as it has conditions.
-    pub(super) fn entries_of(
+    pub(super) fn entries_of<'p>(
         &self,
         subject: &PodRef,
         direction: Direction,
-        rule: &'w PortRule,
+        rule: &'p PortRule,
         deny: bool,
-    ) -> Vec<Entry<'w>> {
+    ) -> Vec<Entry<'p>> {
         let (mut numbered, mut named) = (PortSet::new(), Vec::new());
         for (protocol, port) in &rule.ports {
             match port {
@@ -128,7 +148,7 @@ impl<'w> Compiler<'w> {
         }
         let held = match &rule.service {
             None => Held::Everywhere,
-            Some((namespace, name)) => self.held(subject, direction, namespace, name, deny),
+            Some(service) => self.held(subject, direction, service, deny),
         };
         let mut entries = Vec::new();
         if held == Held::Everywhere && !named.is_empty() {
@@ -141,10 +161,9 @@ impl<'w> Compiler<'w> {
     }
 
     /// Where a `service` holds. What is not known of a Service, a denial takes for everywhere and an allowance for nowhere.
-    fn held(&self, subject: &PodRef, direction: Direction, namespace: &str, name: &str, deny: bool) -> Held {
-        let behind = self.services.get(&(namespace, name));
-        let addresses = match behind {
-            Some(behind) if behind.complete => if deny { &behind.all } else { &behind.ready }.clone(),
+    fn held(&self, subject: &PodRef, direction: Direction, service: &(String, String), deny: bool) -> Held {
+        let addresses = match self.base.services.get(service) {
+            Some(backing) if backing.complete => if deny { &backing.all } else { &backing.ready }.clone(),
             Some(_) if deny => return Held::Everywhere,
             Some(_) | None => BTreeSet::new(),
         };

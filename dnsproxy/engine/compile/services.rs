@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use crate::engine::bits::Bits;
-use crate::engine::ruleset::{Direction, PacketVerdict, PeerId, Protocol, RuleSet, ServiceRow, ServiceVerdict};
+use crate::engine::ruleset::{Direction, PacketVerdict, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 use crate::engine::world::{EndpointSlice, World};
 
 /// A Service's address and port, with everything behind it.
@@ -13,15 +13,15 @@ pub(super) struct Front {
     pub address: IpAddr,
     pub protocol: Protocol,
     pub port: u16,
-    /// Ready ones: address and target port, with the number that the address has.
-    pub backends: BTreeMap<(IpAddr, u16), Option<PeerId>>,
+    /// Ready ones: address and target port.
+    pub backends: BTreeSet<(IpAddr, u16)>,
     /// Whether all backends are known; if not, nothing opens it.
     pub complete: bool,
 }
 
 /// The addresses in a Service's slices.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub(super) struct Behind {
+pub(super) struct Backing {
     /// Whether the Service and all of its slices could be read.
     pub complete: bool,
     /// Of its backends that are ready.
@@ -30,8 +30,8 @@ pub(super) struct Behind {
     pub all: BTreeSet<IpAddr>,
 }
 
-/// What is behind every Service there is.
-pub(super) fn behind(world: &World) -> BTreeMap<(&str, &str), Behind> {
+/// What is behind every Service there is, by namespace and name.
+pub(super) fn backing(world: &World) -> BTreeMap<(String, String), Backing> {
     let slices = by_service(world);
     // A slice whose Service can't be read may belong to any Service of its namespace, or of all if that is unreadable.
     let unread: BTreeSet<&str> = world
@@ -43,33 +43,29 @@ pub(super) fn behind(world: &World) -> BTreeMap<(&str, &str), Behind> {
     let mut found = BTreeMap::new();
     for ((namespace, name), service) in &world.services {
         let slices = slices.get(&(namespace.as_str(), name.as_str())).map_or(&[][..], Vec::as_slice);
-        let mut behind = Behind {
+        let mut backing = Backing {
             complete: service.readable
                 && !unread.contains(namespace.as_str())
                 && !unread.contains("")
                 && slices.iter().all(|slice| slice.readable),
-            ..Behind::default()
+            ..Backing::default()
         };
         for (addresses, ready) in slices.iter().flat_map(|slice| &slice.endpoints) {
-            behind.all.extend(addresses);
-            behind.ready.extend(addresses.iter().filter(|_| *ready));
+            backing.all.extend(addresses);
+            backing.ready.extend(addresses.iter().filter(|_| *ready));
         }
-        found.insert((namespace.as_str(), name.as_str()), behind);
+        found.insert((namespace.clone(), name.clone()), backing);
     }
     found
 }
 
 /// All Service addresses and ports of the world. An address that two Services share stands for the backends of both.
-pub(super) fn fronts(
-    world: &World,
-    behind: &BTreeMap<(&str, &str), Behind>,
-    known: &BTreeMap<IpAddr, PeerId>,
-) -> Vec<Front> {
+pub(super) fn fronts(world: &World, backing: &BTreeMap<(String, String), Backing>) -> Vec<Front> {
     let mut fronts: BTreeMap<(IpAddr, Protocol, u16), Front> = BTreeMap::new();
     let slices = by_service(world);
-    for ((namespace, name), service) in &world.services {
-        let slices = slices.get(&(namespace.as_str(), name.as_str())).map_or(&[][..], Vec::as_slice);
-        let complete = behind.get(&(namespace.as_str(), name.as_str())).is_some_and(|behind| behind.complete);
+    for (key, service) in &world.services {
+        let slices = slices.get(&(key.0.as_str(), key.1.as_str())).map_or(&[][..], Vec::as_slice);
+        let complete = backing.get(key).is_some_and(|backing| backing.complete);
         for address in &service.addresses {
             for port in &service.ports {
                 let key = (*address, port.protocol, port.port);
@@ -77,7 +73,7 @@ pub(super) fn fronts(
                     address: *address,
                     protocol: port.protocol,
                     port: port.port,
-                    backends: BTreeMap::new(),
+                    backends: BTreeSet::new(),
                     complete: true,
                 });
                 front.complete &= complete;
@@ -90,8 +86,7 @@ pub(super) fn fronts(
                         let ready = slice.endpoints.iter().filter(|(_, ready)| *ready);
                         let addresses = ready.flat_map(|(addresses, _)| addresses);
                         let same_family = addresses.filter(|backend| backend.is_ipv4() == address.is_ipv4());
-                        let numbered = same_family.map(|backend| ((*backend, target), known.get(backend).copied()));
-                        front.backends.extend(numbered);
+                        front.backends.extend(same_family.map(|backend| (*backend, target)));
                     }
                 }
             }
@@ -104,8 +99,8 @@ pub(super) fn fronts(
 pub(super) fn rows(rules: &RuleSet, fronts: &[Front]) -> Vec<ServiceRow> {
     let verdict_of = |front: &Front| {
         let (mut denied, mut all) = (false, front.complete && !front.backends.is_empty());
-        for ((backend, target), peer) in &front.backends {
-            let verdict = rules.judge(Direction::Egress, (*backend, *peer), front.protocol, *target, Bits::NONE);
+        for (backend, target) in &front.backends {
+            let verdict = rules.evaluate(Direction::Egress, *backend, front.protocol, *target, Bits::NONE);
             denied |= verdict == PacketVerdict::Denied;
             all &= verdict == PacketVerdict::Allowed;
         }

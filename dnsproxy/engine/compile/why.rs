@@ -2,15 +2,16 @@
 
 use std::net::IpAddr;
 
-use super::Compiler;
+use super::{Compiler, selecting};
 use crate::engine::endpoint::PodRef;
 use crate::engine::labels::Match;
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, PatternTrie};
-use crate::engine::policy::{Item, Peers};
+use crate::engine::policy::{Item, Peers, Rule};
 use crate::engine::port::{PortBlock, covers, opens};
 use crate::engine::ruleset::{Direction, Protocol};
 use crate::engine::verdict::RuleRef;
+use crate::engine::world::Holder;
 
 /// What one item says of a packet.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -78,6 +79,12 @@ impl<'w> Compiler<'w> {
             spoken.extend(unenforced.map(|u| says(&u.item, false, Some(u.what.clone()), in_doubt)));
         }
         spoken
+    }
+}
+
+impl<'w> Compiler<'w> {
+    fn rules_of(&self, subject: &PodRef) -> Vec<(&'w Rule, Match)> {
+        selecting(self.world, subject, &self.world.labels(&Holder::Pod(subject.clone())))
     }
 }
 

@@ -1,0 +1,98 @@
+//! Findings for people: a line that editors can jump to, then the line of the file with a caret under the place.
+
+use std::fmt::Write as _;
+
+use super::{Finding, Findings, Level};
+use crate::cluster::files::File;
+use crate::observe::text::clean;
+
+/// The most characters of a file's line that are shown.
+const SHOWN: usize = 120;
+/// How many of them stand before the place, if the line is longer.
+const BEFORE: usize = 40;
+
+impl Findings {
+    /// All findings, and a closing line.
+    pub(in crate::cli) fn text(&self, files: &[File], colour: bool) -> String {
+        let mut text = String::new();
+        let mut lines: (&str, Vec<&str>) = ("", Vec::new());
+        for found in &self.findings {
+            if lines.0 != found.file {
+                let file = files.iter().find(|file| file.name == found.file);
+                let content = file.and_then(|file| file.content.as_deref().ok()).unwrap_or_default();
+                lines = (&found.file, std::str::from_utf8(content).unwrap_or_default().lines().collect());
+            }
+            finding(&mut text, found, &lines.1, colour);
+        }
+        let Findings { errors, warnings, policies, pods, skipped, .. } = self;
+        let count =
+            |number: &usize, one: &str, more: &str| format!("{number} {}", if *number == 1 { one } else { more });
+        let _ = writeln!(
+            text,
+            "{} and {} read, {} of no use, {}, {}",
+            count(policies, "policy", "policies"),
+            count(pods, "pod", "pods"),
+            count(skipped, "object", "objects"),
+            count(errors, "error", "errors"),
+            count(warnings, "warning", "warnings"),
+        );
+        text
+    }
+}
+
+fn finding(text: &mut String, found: &Finding, lines: &[&str], colour: bool) {
+    let (on, off) = match (colour, found.level) {
+        (false, _) => ("", ""),
+        (true, Level::Error) => ("\x1b[1;31m", "\x1b[0m"),
+        (true, Level::Warning) => ("\x1b[1;33m", "\x1b[0m"),
+    };
+    let word = if found.level == Level::Error { "error" } else { "warning" };
+    let place = match (found.line, found.column) {
+        (Some(line), Some(column)) => format!("{}:{line}:{column}", clean(&found.file)),
+        _ => clean(&found.file),
+    };
+    let (object, said) = (clean(&found.object), clean(&found.text));
+    let _ = writeln!(text, "{place}: {on}{word}:{off} {object}: {said} [{}]", found.rule);
+    let (Some(line), Some(column)) = (found.line, found.column) else { return };
+    let Some(written) = (line as usize).checked_sub(1).and_then(|index| lines.get(index)) else { return };
+    let (shown, before) = cut(written, column as usize);
+    let number = line.to_string();
+    let blank = " ".repeat(number.len());
+    let _ = writeln!(text, "  {number} | {shown}\n  {blank} | {}{on}^{off}", " ".repeat(before));
+}
+
+/// What is shown of a line, and how many characters of that stand before the place.
+fn cut(line: &str, column: usize) -> (String, usize) {
+    let chars: Vec<char> = line.chars().collect();
+    let at = column.saturating_sub(1).min(chars.len());
+    let long = chars.len() > SHOWN;
+    let from = if long { at.saturating_sub(BEFORE).min(chars.len() - SHOWN) } else { 0 };
+    let to = (from + SHOWN).min(chars.len());
+    let part = |range: std::ops::Range<usize>| clean(&chars[range].iter().collect::<String>());
+    let head = format!("{}{}", if from > 0 { "…" } else { "" }, part(from..at));
+    let tail = format!("{}{}", part(at..to), if to < chars.len() { "…" } else { "" });
+    (format!("{head}{tail}"), head.chars().count())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caret_stands_under_the_place_however_long_the_line_is() {
+        assert_eq!(cut("  a: b", 3), ("  a: b".to_owned(), 2));
+        assert_eq!(cut("a", 9), ("a".to_owned(), 1));
+        let (shown, before) = cut(&format!("{}HERE{}", "x".repeat(1000), "y".repeat(1000)), 1001);
+        assert_eq!(&shown.chars().skip(before).take(4).collect::<String>(), "HERE");
+        assert_eq!(
+            (shown.chars().count(), shown.chars().next(), shown.chars().last()),
+            (SHOWN + 2, Some('…'), Some('…'))
+        );
+    }
+
+    #[test]
+    fn control_characters_of_a_file_reach_no_terminal() {
+        let (shown, before) = cut("\u{1b}[2J: x", 7);
+        assert_eq!((shown.as_str(), before), ("\\u{1b}[2J: x", 11));
+    }
+}

@@ -1,0 +1,232 @@
+use super::*;
+use crate::cluster::files::File;
+use crate::cluster::snapshot::{LastGood, OnInvalid, assemble};
+
+const CLUSTER: &str = "
+apiVersion: v1
+kind: Namespace
+metadata: {name: shop}
+---
+apiVersion: v1
+kind: Namespace
+metadata: {name: kube-system}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: web-0, namespace: shop, labels: {app: web}}
+spec: {nodeName: a, containers: [{name: web, ports: [{name: http, containerPort: 8080, protocol: TCP}]}]}
+status: {podIPs: [{ip: 198.51.100.1}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: db-0, namespace: shop, labels: {app: db}}
+spec: {nodeName: a}
+status: {podIPs: [{ip: 198.51.100.2}]}
+---
+apiVersion: v1
+kind: Pod
+metadata: {name: coredns, namespace: kube-system, labels: {k8s-app: kube-dns}}
+spec: {nodeName: a}
+status: {podIPs: [{ip: 198.51.100.53}]}
+---
+apiVersion: v1
+kind: Service
+metadata: {name: web, namespace: shop}
+spec: {clusterIP: 198.18.0.1, selector: {app: web}, ports: [{port: 80, protocol: TCP}]}
+---
+apiVersion: v1
+kind: Node
+metadata: {name: a}
+status: {addresses: [{type: InternalIP, address: 203.0.113.1}]}
+";
+
+/// A rule that lets pods ask kube-dns, with or without `rules.dns`.
+fn dns(rules: &str) -> String {
+    format!(
+        "- toEndpoints: [{{matchLabels: {{k8s:io.kubernetes.pod.namespace: kube-system, k8s:k8s-app: kube-dns}}}}]\n    \
+         toPorts: [{{ports: [{{port: \"53\", protocol: ANY}}]{rules}}}]"
+    )
+}
+
+/// A policy for the pods of namespace shop with these labels.
+fn policy(name: &str, labels: &str, spec: &str) -> String {
+    format!(
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: {name}, namespace: shop}}\nspec:\n  \
+         endpointSelector: {{matchLabels: {{{labels}}}}}\n  {spec}\n---\n"
+    )
+}
+
+/// The kinds and paths of the warnings for some policies in a cluster.
+#[track_caller]
+fn warned(policies: &[String], cluster: &str, expected: &[&str]) {
+    let file = |name: &str, text: &str| File { name: name.to_owned(), content: Ok(text.as_bytes().to_vec()) };
+    let text = policies.concat();
+    let snapshot = assemble(&[file("p.yaml", &text), file("c.yaml", cluster)], &LastGood::default(), OnInvalid::Refuse);
+    assert_eq!(snapshot.refusals, [], "{text}");
+    let all = advise(&snapshot.world);
+    let found: Vec<String> =
+        all.iter().map(|advice| format!("{} {} {}", advice.kind, advice.at, advice.at.0.path)).collect();
+    assert_eq!(found, expected, "{all:#?}");
+}
+
+/// The same for one policy of the web pods.
+#[track_caller]
+fn warns(spec: &str, expected: &[&str]) {
+    let expected: Vec<String> = expected.iter().map(|text| text.replacen(' ', " shop/p spec", 1)).collect();
+    let expected: Vec<&str> = expected.iter().map(String::as_str).collect();
+    warned(&[policy("p", "app: web", spec)], CLUSTER, &expected);
+}
+
+const ALL_NAMES: &str = ", rules: {dns: [{matchPattern: \"*\"}]}";
+const TO_API: &str =
+    "- toFQDNs: [{matchName: api.example.com}]\n    toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]";
+
+#[test]
+fn names_need_a_server_that_may_be_asked_for_them() {
+    warns(&format!("egress:\n  {}\n  {TO_API}", dns(ALL_NAMES)), &[]);
+    warns(&format!("egress:\n  {TO_API}"), &["no-resolver .egress[0]"]);
+    let other = dns(", rules: {dns: [{matchName: example.com}]}");
+    warns(&format!("egress:\n  {other}\n  {TO_API}"), &["name-not-asked .egress[1].toFQDNs[0]"]);
+    warns(&format!("egress:\n  {}\n  {TO_API}", dns("")), &["resolver-without-dns-rules .egress[0].toPorts[0]"]);
+    // Without a rule for names, DNS as such is nobody's mistake.
+    warns(&format!("egress:\n  {}", dns("")), &[]);
+    // A rule for everything in the cluster reaches its DNS, too.
+    warns(&format!("egress:\n  - toEntities: [cluster]\n  {TO_API}"), &[]);
+    warns(
+        &format!("egress:\n  - toEndpoints: [{{matchLabels: {{app: db}}}}]\n  {TO_API}"),
+        &["no-resolver .egress[1]"],
+    );
+}
+
+#[test]
+fn the_server_may_be_another_policys() {
+    let names = policy("names", "app: web", &format!("egress:\n  {TO_API}"));
+    let server = |labels: &str, rules: &str| policy("server", labels, &format!("egress:\n  {}", dns(rules)));
+    warned(&[names.clone(), server("", ALL_NAMES)], CLUSTER, &[]);
+    warned(&[names.clone(), server("app: db", ALL_NAMES)], CLUSTER, &["no-resolver shop/names spec.egress[0]"]);
+    // Without pods, a policy for all of the namespace counts, and one for others doesn't.
+    warned(&[names.clone(), server("", ALL_NAMES)], "", &[]);
+    warned(&[names.clone(), server("app: db", ALL_NAMES)], "", &["no-resolver shop/names spec.egress[0]"]);
+    let expected = ["resolver-without-dns-rules shop/server spec.egress[0].toPorts[0]"];
+    warned(&[names, server("", "")], CLUSTER, &expected);
+}
+
+#[test]
+fn patterns_are_told_once() {
+    let rules = |names: &str, dns_names: &str| {
+        let dns = dns(&format!(", rules: {{dns: [{dns_names}]}}"));
+        format!(
+            "egress:\n  {dns}\n  - toFQDNs: [{names}]\n    toPorts: [{{ports: [{{port: \"443\", protocol: TCP}}]}}]"
+        )
+    };
+    let star = "{matchPattern: \"*.rds.amazonaws.com\"}";
+    warns(&rules(star, star), &["pattern-one-label .egress[1].toFQDNs[0]"]);
+    warns(&rules("{matchName: a.rds.amazonaws.com}", star), &["pattern-one-label .egress[0].toPorts[0].rules.dns[0]"]);
+    warns(&rules("{matchPattern: \"**.rds.amazonaws.com\"}", "{matchPattern: \"*\"}"), &[]);
+    warns(
+        &rules("{matchPattern: \"*.s3.amazonaws.com\"}", "{matchPattern: \"*\"}"),
+        &["public-suffix .egress[1].toFQDNs[0]"],
+    );
+}
+
+#[test]
+fn names_without_ports_open_every_port() {
+    let spec = format!("egress:\n  {}\n  - toFQDNs: [{{matchName: api.example.com}}]", dns(ALL_NAMES));
+    warns(&spec, &["names-without-ports .egress[1]"]);
+}
+
+#[test]
+fn selectors_that_select_nothing_are_told_where_there_are_pods() {
+    let none = policy("p", "app: nobody", "ingress:\n  - fromEndpoints: [{matchLabels: {app: web}}]");
+    warned(std::slice::from_ref(&none), CLUSTER, &["selects-nothing shop/p spec"]);
+    warned(&[none], "", &[]);
+    warns("ingress:\n  - fromEndpoints: [{matchLabels: {app: nobody}}]", &["selects-nothing .ingress[0]"]);
+    warns("ingress:\n  - fromEndpoints: [{matchLabels: {k8s-app: kube-dns}}]", &["selects-nothing .ingress[0]"]);
+    warns("ingress:\n  - fromEndpoints: [{}]", &[]);
+}
+
+#[test]
+fn what_is_not_there_is_told() {
+    warns("egress:\n  - toServices: [{k8sService: {serviceName: gone}}]", &["no-such-object .egress[0]"]);
+    warns("egress:\n  - toServices: [{k8sService: {serviceName: web}}]", &[]);
+    warns("egress:\n  - toCIDRSet: [{cidrGroupRef: gone}]", &["no-such-object .egress[0]"]);
+    let service = |name: &str| {
+        format!("ingress:\n  - toPorts: [{{service: {name}, ports: [{{port: \"8080\", protocol: TCP}}]}}]")
+    };
+    warns(&service("web"), &[]);
+    warns(&service("gone"), &["no-such-object .ingress[0].toPorts[0]"]);
+    let port = |name: &str| format!("ingress:\n  - toPorts: [{{ports: [{{port: {name}, protocol: TCP}}]}}]");
+    warns(&port("http"), &[]);
+    warns(&port("https"), &["no-such-port .ingress[0].toPorts[0]"]);
+    warns("ingress:\n  - fromEntities: [health, cluster]", &["means-nobody .ingress[0]"]);
+}
+
+#[test]
+fn blocks_of_the_clusters_own_addresses_are_told() {
+    warns("egress:\n  - toCIDR: [198.51.100.2/32]", &["block-of-cluster .egress[0]"]);
+    warns("egress:\n  - toCIDR: [198.18.0.1/32]", &["block-of-cluster .egress[0]"]);
+    warns("egress:\n  - toCIDR: [203.0.113.0/24]", &["block-of-cluster .egress[0]"]);
+    warns("egress:\n  - toCIDR: [0.0.0.0/0]", &[]);
+    warns("egress:\n  - toCIDR: [192.0.2.0/24]", &[]);
+}
+
+#[test]
+fn resolvers_over_https_are_told() {
+    let rules = |peers: &str, port: u16, deny: &str| {
+        let ports = format!("toPorts: [{{ports: [{{port: \"{port}\", protocol: TCP}}]}}]");
+        format!("egress:\n  {}\n  - {peers}\n    {ports}\n  {deny}", dns(ALL_NAMES))
+    };
+    warns(&rules("toFQDNs: [{matchName: dns.google}]", 443, ""), &["doh-resolver .egress[1].toFQDNs[0]"]);
+    warns(&rules("toFQDNs: [{matchName: dns.google}]", 80, ""), &[]);
+    warns(&rules("toCIDR: [1.1.1.1/32]", 853, ""), &["doh-resolver .egress[1]"]);
+    warns(&rules("toCIDR: [0.0.0.0/0]", 443, ""), &["doh-resolver .egress[1]"]);
+    warns(&rules("toEntities: [world]", 443, ""), &["doh-resolver .egress[1]"]);
+    warns(&rules("toEntities: [world]", 80, ""), &[]);
+    warns(&rules("toEntities: [world]", 443, "egressDeny:\n  - toCIDR: [8.8.8.8/32]"), &[]);
+    // Where names are not filtered there is nothing to pass by.
+    warns("egress:\n  - toEntities: [world]", &[]);
+}
+
+#[test]
+fn what_a_denial_shadows_is_told() {
+    let web = "ingress:\n  - fromEndpoints: [{matchLabels: {app: db}}]\n    toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]";
+    let deny = |deny: &str| format!("{web}\n  ingressDeny:\n  - {deny}");
+    for all_of_it in [
+        "fromEndpoints: [{}]",
+        "fromEndpoints: [{matchLabels: {app: db}}]",
+        "fromEntities: [cluster]",
+        "fromEntities: [all]",
+        "fromEndpoints: [{matchLabels: {app: db}}]\n    toPorts: [{ports: [{port: \"0\", protocol: TCP}]}]",
+    ] {
+        warns(&deny(all_of_it), &["shadowed-by-deny .ingress[0]"]);
+    }
+    for some_of_it in [
+        "fromEndpoints: [{matchLabels: {app: db, tier: back}}]",
+        "fromEntities: [world]",
+        "fromEndpoints: [{}]\n    toPorts: [{ports: [{port: \"80\", protocol: TCP}]}]",
+        "fromEndpoints: [{}]\n    toPorts: [{ports: [{port: \"8080\", protocol: UDP}]}]",
+    ] {
+        let found: &[&str] = if some_of_it.contains("back") { &["selects-nothing .ingressDeny[0]"] } else { &[] };
+        warns(&deny(some_of_it), found);
+    }
+    let egress = "egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.0.0/16]";
+    warns(egress, &["shadowed-by-deny .egress[0]"]);
+    warns("egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.2.0/25]", &[]);
+}
+
+#[test]
+fn what_nothing_shuts_needs_no_rule() {
+    let open = "enableDefaultDeny: {ingress: false}\n  ingress:\n  - fromEndpoints: [{}]";
+    warns(open, &["without-effect "]);
+    let shut = policy("q", "app: web", "ingress:\n  - {}");
+    warned(&[policy("p", "app: web", open), shut], CLUSTER, &[]);
+}
+
+#[test]
+fn one_pod_stands_for_all_that_the_same_rules_select() {
+    let text = policy("p", "app: web", "ingress:\n  - fromEndpoints: [{}]") + CLUSTER.trim_start();
+    let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
+    let snapshot = assemble(&[file], &LastGood::default(), OnInvalid::Refuse);
+    let pods: Vec<String> = one_of_each(&snapshot.world).iter().map(ToString::to_string).collect();
+    assert_eq!(pods, ["kube-system/coredns", "shop/web-0"]);
+}
