@@ -114,6 +114,11 @@ impl Labels {
         Labels { k8s: own.clone(), reserved: &[], known: Known::All }
     }
 
+    /// The labels of a node's object, with the reserved ones that say what it is to us.
+    pub fn of_node(own: &BTreeMap<String, String>, reserved: &'static [&'static str]) -> Labels {
+        Labels { reserved, ..Labels::of_object(own) }
+    }
+
     /// The labels of a pod that could not be read, but for its namespace.
     pub fn unreadable(namespace: &str) -> Labels {
         let k8s = BTreeMap::from([(NAMESPACE.to_owned(), namespace.to_owned())]);

@@ -102,6 +102,14 @@ impl Explainer<'_> {
                     });
                     servers.extend(free);
                 }
+                Servers::Carved(networks) => {
+                    let free = networks.iter().filter_map(|(network, except)| {
+                        let mut hosts = network.hosts().take(256);
+                        let carved = |address: &IpAddr| except.iter().any(|except| except.contains(address));
+                        hosts.find(|address| !carved(address) && !rules.known.contains_key(address))
+                    });
+                    servers.extend(free);
+                }
                 Servers::Any => drop(servers.insert(outside(rules, false))),
             }
         }
