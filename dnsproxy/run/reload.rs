@@ -218,7 +218,7 @@ impl Node {
 
     /// Whether kernel and proxy know an endpoint with these very rules, as it is now.
     fn is_in_force(&self, endpoint: &Endpoint, rules: &Arc<RuleSet>) -> bool {
-        let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.pairs);
+        let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.servers);
         let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at.bridge.is_some())));
         known && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
     }
