@@ -48,6 +48,10 @@
 //! - A Kubernetes client: the agent reads a directory, and can be tried without a cluster.
 //! - An identity by source address: an endpoint is its interface (I2).
 
+// Tests that are shared with the integration tests call this crate by its name.
+#[cfg(test)]
+extern crate self as namegate;
+
 pub mod cli;
 pub mod clock;
 pub mod cluster;

@@ -55,6 +55,7 @@ pub fn trials() -> Vec<Trial> {
         scene("flow_records_after_kill_9_have_their_names", names_after_a_kill),
         scene("only_root_and_its_own_user_may_ask_on_the_admin_socket", admin_socket),
         scene("names_are_listed_with_their_time_and_their_policy", names_listed),
+        scene("what_is_in_force_is_explained_and_listed", explained),
         scene("the_page_of_metrics_counts_what_happened", metrics),
     ]
 }
@@ -505,6 +506,55 @@ fn admin_socket() {
         }
     }
     assert_eq!((ask("0").as_str(), ask("65534").as_str()), ("200", "403"), "the kernel's word for who asks");
+}
+
+fn explained() {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    let asks = |more: &[&str]| -> (bool, serde_json::Value) {
+        let from = ["--from", "payments/payment-processor", "-o", "json"];
+        let (fine, said) = scene.daemon().run("explain", &[&from, more].concat());
+        (fine, serde_json::from_str(&said).unwrap_or_else(|error| panic!("{error}: {said}")))
+    };
+    // The name was learned: its addresses with their time.
+    let (fine, one) = asks(&["--to", ONE.0, "--port", "443/TCP"]);
+    let connection = &one["connections"][0];
+    assert!(fine && one["queries"][0]["allowed"] == true, "{one}");
+    assert!(connection["grants"][0]["seconds_left"].as_u64().is_some_and(|left| (300..=356).contains(&left)), "{one}");
+    assert_eq!(connection["by"][0]["path"], "spec.egress[1]");
+    // What the kernel does with the other port, it says.
+    let (fine, other) = asks(&["--to", ONE.0, "--port", "5432/TCP"]);
+    let to = SocketAddr::new(Family::V4.outside(ONE.1), 5432);
+    assert!(!fine && scene.world.pay.connect(to) != Reach::Reached, "{other}");
+    assert_eq!(other["connections"][0]["verdict"], "not-allowed");
+    // An address that was not learned, and one that was.
+    assert!(!asks(&["--to", "203.0.113.200", "--port", "443/TCP"]).0);
+    assert!(asks(&["--to", &Family::V4.outside(ONE.1).to_string(), "--port", "443/TCP"]).0);
+    let (fine, said) = scene.daemon().run("explain", &["--labels", "app=none", "--to", "192.0.2.1"]);
+    assert!(fine && said.contains("no policy selects default/(app=none)"), "{said}");
+    let (fine, said) = scene.daemon().run("explain", &["--from", "payments/nobody", "--to", "192.0.2.1"]);
+    assert!(!fine && said.contains("payments/nobody"), "{said}");
+
+    let (fine, said) = scene.daemon().run("policy get", &[]);
+    assert!(fine && said.contains("payments/payment-processor") && said.contains("in force"), "{said}");
+    let (fine, said) = scene.daemon().run("policy selectors", &["-o", "json"]);
+    assert!(fine && said.contains("app=payment-processor"), "{said}");
+    let (fine, said) = scene.daemon().run("endpoint list", &["-o", "json"]);
+    let rows: serde_json::Value = serde_json::from_str(&said).expect("JSON");
+    assert!(fine && rows[0]["pod"] == "payments/payment-processor" && rows[0]["steered"] == true, "{said}");
+    assert!(rows[0]["learned"].as_u64().is_some_and(|learned| learned > 0), "{said}");
+    // Nothing would change with what it reads already; something would without the second item.
+    let directory = scene.world.directory.join("snapshot");
+    let same = directory.to_str().expect("a path in UTF-8");
+    let (fine, said) = scene.daemon().run("policy diff", &[same]);
+    assert!(fine && said == "no verdict changes\n", "{said}");
+    let new = scene.world.directory.join("new");
+    snapshot::with_policy(&new, &snapshot::policy("payment-processor", SECOND_ITEM));
+    let (fine, said) = scene.daemon().run("policy diff", &[new.to_str().expect("a path in UTF-8")]);
+    assert!(
+        !fine && said.contains("- denied: payments/payment-processor for the names one.example.net: 443/TCP"),
+        "{said}"
+    );
 }
 
 fn names_listed() {

@@ -67,8 +67,10 @@ static __always_inline enum reason steer_query(struct __sk_buff *skb, const stru
 		return REASON_FLOW;
 	__builtin_memcpy(key.addr, f->destination.octets, 16);
 	to = bpf_map_lookup_elem(&dns_to, &key);
+	/* Where egress is open, a resolver that no rule names may be asked past the proxy; nothing is learned from it.
+	 */
 	if (!to)
-		return plain ? REASON_UNKNOWN_RESOLVER : REASON_FLOW;
+		return plain && c->endpoint.flags & ENDPOINT_DENY_EGRESS ? REASON_UNKNOWN_RESOLVER : REASON_FLOW;
 	if (c->probe)
 		return REASON_STEERED;
 	if (rewrite(skb, f, &f->destination, f->destination_port, to, 1))

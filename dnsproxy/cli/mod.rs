@@ -4,8 +4,13 @@
 //! the configuration is wrong.
 
 mod check;
+mod endpoint;
+mod explain;
 mod fqdn;
 mod node;
+mod offline;
+mod policy;
+mod policy_test;
 mod ready;
 mod settings;
 mod status;
@@ -36,7 +41,7 @@ struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done, or all is well
-  1  failed, not ready, or something was refused
+  1  failed, not ready, or something was refused or found
   2  the command line or the configuration is wrong
 
 Every setting of the configuration file can also be given as a variable (NAMEGATE_DNS_MIN_TTL=10s) and as a flag
@@ -55,7 +60,17 @@ enum Command {
     /// Show what the running namegate has learned of names
     #[command(subcommand)]
     Fqdn(fqdn::FqdnCommand),
-    /// Read a directory of Kubernetes objects as the node would, and say what would be refused
+    /// Show what policies are in force, whom they select, and what a change would change
+    #[command(subcommand)]
+    Policy(policy::PolicyCommand),
+    /// Show the endpoints and what their policies come to
+    #[command(subcommand)]
+    Endpoint(endpoint::EndpointCommand),
+    /// Say whether a workload may reach something, by which rules, and what would allow it
+    Explain(explain::ExplainArgs),
+    /// Run unit tests of policies
+    Test(policy_test::TestArgs),
+    /// Read policies and the objects they speak of as the node would; say what would be refused, and what will bite
     Check(check::CheckArgs),
     /// List every setting with its default, range, variable and when a change takes effect
     Settings(settings::SettingsArgs),
@@ -72,6 +87,16 @@ enum Output {
     /// Columns, for people
     #[default]
     Table,
+    /// JSON, for programs
+    Json,
+}
+
+/// How a finding is printed.
+#[derive(ValueEnum, Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Form {
+    /// For people
+    #[default]
+    Text,
     /// JSON, for programs
     Json,
 }
@@ -106,6 +131,10 @@ impl Cli {
             Command::Ready(args) => args.run(),
             Command::Status(args) => args.run(),
             Command::Fqdn(command) => command.run(),
+            Command::Policy(command) => command.run(),
+            Command::Endpoint(command) => command.run(),
+            Command::Explain(args) => args.run(),
+            Command::Test(args) => args.run(),
             Command::Check(args) => args.run(),
             Command::Settings(args) => args.run(),
             Command::Completions { shell } => {

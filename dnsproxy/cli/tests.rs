@@ -207,6 +207,7 @@ fn ready_waits_until_it_is_and_says_why_not() {
         readiness: readiness.clone(),
         status: Box::new(status),
         names: Box::new(|_| Ok(Default::default())),
+        policy: Box::new(|_| Ok(Vec::new())),
         refresh: Box::new(|_| ()),
     };
     let _server = Server::start(None, &socket, Arc::new(operator)).unwrap();
@@ -235,6 +236,8 @@ fn completions_know_the_commands() {
         assert!(String::from_utf8(script).unwrap().contains("endpoint"), "{shell}");
     }
 }
+
+mod understanding;
 
 const README: &str = include_str!("../../README.md");
 
@@ -290,4 +293,17 @@ fn the_readme_shows_lines_as_they_are_written() {
         let (_, said) = line.trim_end().split_once(' ').unwrap(); // the time differs
         assert!(README.lines().any(|shown| shown.ends_with(said)), "not shown: {said}");
     }
+}
+
+/// The cases of Kubernetes' and Cilium's documentation: a folder a subject, each with its objects and `cases.yaml`.
+#[test]
+fn the_documented_examples_give_the_verdicts_that_their_text_promises() {
+    let documented = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/conformance/documented");
+    let folders = |of: std::path::PathBuf| std::fs::read_dir(of).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = folders(documented).flat_map(folders).map(|subject| subject.join("cases.yaml")).collect();
+    files.sort();
+    assert!(files.len() >= 24, "{files:?}");
+    let words = ["namegate", "test"].map(OsString::from).into_iter();
+    let tested = parse(words.chain(files.into_iter().map(OsString::from))).unwrap().run();
+    assert_eq!(tested, ExitCode::SUCCESS, "what differs is printed above");
 }

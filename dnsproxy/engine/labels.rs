@@ -114,6 +114,11 @@ impl Labels {
         Labels { k8s: own.clone(), reserved: &[], known: Known::All }
     }
 
+    /// The labels of a node's object, with the reserved ones that say what it is to us.
+    pub fn of_node(own: &BTreeMap<String, String>, reserved: &'static [&'static str]) -> Labels {
+        Labels { reserved, ..Labels::of_object(own) }
+    }
+
     /// The labels of a pod that could not be read, but for its namespace.
     pub fn unreadable(namespace: &str) -> Labels {
         let k8s = BTreeMap::from([(NAMESPACE.to_owned(), namespace.to_owned())]);
@@ -137,7 +142,9 @@ impl Labels {
 
     /// The value of a label; `Err` when it isn't known whether there is one.
     fn get(&self, source: Source, key: &str) -> Result<Option<&str>, ()> {
-        let reserved = (source != Source::K8s && self.reserved.contains(&key)).then_some("");
+        // Everything carries `reserved:all`, so that a denial by it denies everyone.
+        let all = source == Source::Reserved && key == "all";
+        let reserved = (all || source != Source::K8s && self.reserved.contains(&key)).then_some("");
         if reserved.is_some() || source == Source::Reserved {
             return Ok(reserved);
         }
@@ -272,6 +279,13 @@ mod tests {
         answers(&host, Source::Any, "host", Operator::Exists, Match::Yes);
         answers(&host, Source::K8s, "host", Operator::Exists, Match::No);
         answers(&host, Source::Reserved, "remote-node", Operator::Exists, Match::No);
+    }
+
+    #[test]
+    fn everything_is_all() {
+        for labels in [pod(), Labels::reserved(&["host"]), Labels::reserved(&["world"]), Labels::unreadable("shop")] {
+            answers(&labels, Source::Reserved, "all", Operator::Exists, Match::Yes);
+        }
     }
 
     #[test]

@@ -44,6 +44,12 @@ impl PortBlock {
         blocks
     }
 
+    /// The block of this length that `port` is in. `length`: 0 to 16.
+    pub const fn around(port: u16, length: u8) -> PortBlock {
+        let block = PortBlock { first: port, length };
+        PortBlock { first: port & block.mask(), length }
+    }
+
     /// The lowest port of the block; 0 for every port.
     pub fn first(self) -> u16 {
         self.first
@@ -69,14 +75,33 @@ impl PortBlock {
         self.length <= narrow.length && self.holds(narrow.first)
     }
 
-    fn mask(self) -> u16 {
-        u16::try_from(0xffff_0000_u32 >> self.length & 0xffff).unwrap_or_default()
+    #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+    const fn mask(self) -> u16 {
+        (0xffff_0000_u32 >> self.length) as u16
     }
 }
 
 /// Whether `wide`, a protocol and its ports, covers `narrow`. [`Protocol::Any`] covers every protocol.
 pub fn covers(wide: (Protocol, PortBlock), narrow: (Protocol, PortBlock)) -> bool {
     (wide.0 == narrow.0 || wide.0 == Protocol::Any) && wide.1.covers(narrow.1)
+}
+
+/// Whether what is allowed on `wide` is allowed on `narrow`: as [`covers`], but that rules without ports let no ICMP pass
+/// that asks nothing (I11). A denial without ports means it too.
+pub fn opens(wide: (Protocol, PortBlock), narrow: (Protocol, PortBlock)) -> bool {
+    covers(wide, narrow) && (wide.0 == narrow.0 || !is_unasked(narrow.0, narrow.1))
+}
+
+/// Whether these are types of ICMP that ask nothing: errors, redirects, answers. They have no flows, and only a rule that
+/// names them opens them.
+pub fn is_unasked(protocol: Protocol, ports: PortBlock) -> bool {
+    let asks = |numbers: &[u8]| numbers.iter().any(|number| PortBlock::icmp_type(*number).covers(ports));
+    match protocol {
+        // Echo, timestamp (RFC 792), extended echo (RFC 8335).
+        Protocol::Icmp => !asks(&[8, 13, 42]),
+        Protocol::Icmpv6 => !asks(&[128, 160]),
+        Protocol::Any | Protocol::Tcp | Protocol::Udp | Protocol::Sctp => false,
+    }
 }
 
 /// Whether `wide` covers one port.
@@ -134,5 +159,25 @@ mod tests {
         assert!(!covers((Protocol::Tcp, PortBlock::ANY), (Protocol::Udp, block)));
         assert!(holds((Protocol::Icmp, PortBlock::icmp_type(8)), Protocol::Icmp, 8 << 8));
         assert!(!holds((Protocol::Icmp, PortBlock::icmp_type(8)), Protocol::Icmp, 9 << 8));
+        assert_eq!(PortBlock::around(1500, 6), block);
+        assert_eq!((PortBlock::around(7, 16), PortBlock::around(7, 0)), (PortBlock::one(7), PortBlock::ANY));
+    }
+
+    #[test]
+    fn without_ports_a_rule_opens_the_questions_of_icmp() {
+        let any = (Protocol::Any, PortBlock::ANY);
+        for (protocol, number, asks) in [
+            (Protocol::Icmp, 8, true),
+            (Protocol::Icmp, 13, true),
+            (Protocol::Icmp, 0, false),
+            (Protocol::Icmp, 3, false),
+            (Protocol::Icmpv6, 128, true),
+            (Protocol::Icmpv6, 8, false),
+        ] {
+            let named = (protocol, PortBlock::icmp_type(number));
+            assert_eq!(opens(any, named), asks, "{named:?}");
+            assert!(covers(any, named) && opens(named, named));
+        }
+        assert!(opens(any, (Protocol::Tcp, PortBlock::one(0))));
     }
 }

@@ -9,8 +9,8 @@ use ipnet::IpNet;
 use super::bits::Bits;
 use super::name::Name;
 use super::pattern::{Bare, PatternTrie};
-use super::port::{PortBlock, holds};
-use super::verdict::{Denied, RuleRef};
+use super::port::{PortBlock, holds, is_unasked};
+use super::verdict::{Allowance, Denied, RuleRef};
 
 /// Which way a connection is opened, seen from the workload.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug, serde::Serialize, serde::Deserialize)]
@@ -160,6 +160,8 @@ pub enum Servers {
     Any,
     /// Networks outside the cluster: a /32 or /128 makes its address a trusted resolver, a wider one does not.
     Networks(Vec<IpNet>),
+    /// The same, each less some: not trusted.
+    Carved(Vec<(IpNet, Vec<IpNet>)>),
     /// Exact addresses (pods, and Services in front of them), sorted: trusted.
     Addresses(Vec<IpAddr>),
     /// Exact addresses of a whole class of peers (`cluster`, `host`), sorted: not trusted, nobody named them.
@@ -174,6 +176,12 @@ impl Servers {
             Servers::Networks(networks) => {
                 !known.contains_key(&server) && networks.iter().any(|network| network.contains(&server))
             }
+            Servers::Carved(networks) => {
+                let holds = |(network, except): &(IpNet, Vec<IpNet>)| {
+                    network.contains(&server) && !except.iter().any(|except| except.contains(&server))
+                };
+                !known.contains_key(&server) && networks.iter().any(holds)
+            }
             Servers::Addresses(addresses) | Servers::Entity(addresses) => addresses.binary_search(&server).is_ok(),
         }
     }
@@ -181,7 +189,7 @@ impl Servers {
     /// Whether the rule names exactly this server, so that what it answers may be learned.
     pub fn name(&self, server: IpAddr, known: &BTreeMap<IpAddr, PeerId>) -> bool {
         match self {
-            Servers::Any | Servers::Entity(_) => false,
+            Servers::Any | Servers::Carved(_) | Servers::Entity(_) => false,
             Servers::Networks(networks) => !known.contains_key(&server) && networks.contains(&IpNet::from(server)),
             Servers::Addresses(addresses) => addresses.binary_search(&server).is_ok(),
         }
@@ -277,11 +285,12 @@ impl RuleSet {
         self.names.matches(name).fold(Bits::NONE, |bits, found| bits | *found.value)
     }
 
-    /// Whether the workload may ask the server at `server` for `name`, and by which rule.
+    /// Whether the workload may ask the server at `server` for `name`, and by which rule; where egress is not default
+    /// deny, what no rule denies may be asked by none.
     ///
     /// # Errors
     /// The reason of the refusal, with the policy that came nearest.
-    pub fn may_ask(&self, server: IpAddr, protocol: Protocol, port: u16, name: &Name) -> Result<RuleRef, Denied> {
+    pub fn may_ask(&self, server: IpAddr, protocol: Protocol, port: u16, name: &Name) -> Result<Allowance, Denied> {
         super::verdict::may_ask(self, server, protocol, port, name)
     }
 
@@ -320,7 +329,7 @@ impl RuleSet {
                 Servers::Networks(networks) => {
                     networks.iter().filter(|n| n.prefix_len() == n.max_prefix_len()).map(IpNet::addr).collect()
                 }
-                Servers::Any => Vec::new(),
+                Servers::Any | Servers::Carved(_) => Vec::new(),
             };
             for address in addresses {
                 resolvers.extend(rule.ports.iter().map(|(protocol, port)| (address, *protocol, *port)));
@@ -347,7 +356,8 @@ impl RuleSet {
 
     /// The verdict on a packet that belongs to no flow: the same look-ups as the kernel's, in the same order.
     ///
-    /// `port` is the responder's; `grants`: the groups of live grants for this workload and address.
+    /// `port` is the responder's; ICMP: type << 8. `grants`: the groups of live grants for this workload and address.
+    /// ICMP that asks nothing is [`PacketVerdict::NotAllowed`] unless a rule names its type, default deny or not (I11).
     pub fn evaluate(
         &self,
         direction: Direction,
@@ -356,7 +366,12 @@ impl RuleSet {
         port: u16,
         grants: Bits,
     ) -> PacketVerdict {
+        if !self.selected {
+            return PacketVerdict::DefaultAllowed;
+        }
+        let unasked = is_unasked(protocol, PortBlock::one(port));
         let default = match direction {
+            _ if unasked => PacketVerdict::NotAllowed,
             Direction::Egress if self.deny_egress => PacketVerdict::NotAllowed,
             Direction::Ingress if self.deny_ingress => PacketVerdict::NotAllowed,
             Direction::Egress | Direction::Ingress => PacketVerdict::DefaultAllowed,
@@ -369,11 +384,11 @@ impl RuleSet {
                 None => default,
             };
         }
-        let matched = self.matched(address, grants);
-        let row = self.port_row(direction, protocol, port);
-        match row {
+        let matched = self.matched_by(address, peer, grants);
+        match self.port_row(direction, protocol, PortBlock::one(port)) {
             Some(row) if row.deny.meets(matched) => PacketVerdict::Denied,
-            Some(row) if row.allow.meets(matched) => PacketVerdict::Allowed,
+            Some(row) if row.allow.meets(matched) && (row.protocol == protocol || !unasked) => PacketVerdict::Allowed,
+            _ if unasked => default,
             _ if direction == Direction::Ingress && matches!(peer, Some(PeerId::HOST | PeerId::HOST_APISERVER)) => {
                 PacketVerdict::Host
             }
@@ -385,26 +400,34 @@ impl RuleSet {
     /// and who was.
     pub fn mean_the_same(&self, others: &RuleSet, address: IpAddr, peer: Option<PeerId>, was: Option<PeerId>) -> bool {
         let own = |peer: Option<PeerId>| peer.filter(|id| *id < PeerId::FIRST);
-        own(peer) == own(was) && self.bits_of(address, peer) == others.bits_of(address, was)
+        own(peer) == own(was)
+            && self.matched_by(address, peer, Bits::NONE) == others.matched_by(address, was, Bits::NONE)
     }
 
     /// Every group that the address belongs to: M in the kernel's words.
     pub(super) fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
-        Bits::ANY_PEER | grants | self.bits_of(address, self.known.get(&address).copied())
+        self.matched_by(address, self.known.get(&address).copied(), grants)
     }
 
-    /// The groups of an address with this peer behind it.
-    fn bits_of(&self, address: IpAddr, peer: Option<PeerId>) -> Bits {
-        let Some(id) = peer else { return self.longest(address) };
-        self.peers.binary_search_by_key(&id, |(id, _)| *id).map_or(Bits::NONE, |at| self.peers[at].1)
+    fn matched_by(&self, address: IpAddr, peer: Option<PeerId>, grants: Bits) -> Bits {
+        let own = match peer {
+            Some(id) => self.bits_of(id),
+            None => self.longest(IpNet::from(address)),
+        };
+        Bits::ANY_PEER | grants | own
     }
 
-    /// The row of the longest prefix that holds the address.
-    fn longest(&self, address: IpAddr) -> Bits {
-        let host = IpNet::from(address);
-        (0..=host.prefix_len())
+    /// The row of a peer.
+    pub(super) fn bits_of(&self, peer: PeerId) -> Bits {
+        let found = self.peers.binary_search_by_key(&peer, |(id, _)| *id);
+        found.map_or(Bits::NONE, |at| self.peers[at].1)
+    }
+
+    /// The row of the longest prefix that covers the network.
+    pub(super) fn longest(&self, network: IpNet) -> Bits {
+        (0..=network.prefix_len())
             .rev()
-            .filter_map(|length| IpNet::new(address, length).ok())
+            .filter_map(|length| IpNet::new(network.addr(), length).ok())
             .find_map(|net| {
                 let at = self.cidrs.binary_search_by_key(&net.trunc(), |(net, _)| *net).ok()?;
                 Some(self.cidrs[at].1)
@@ -412,11 +435,15 @@ impl RuleSet {
             .unwrap_or(Bits::NONE)
     }
 
-    /// The row of the narrowest block that holds the port: it is the union of all that cover it.
-    fn port_row(&self, direction: Direction, protocol: Protocol, port: u16) -> Option<&PortRow> {
-        let rows = self.ports.iter().filter(|row| row.direction == direction);
-        let rows = rows.filter(|row| holds((row.protocol, row.ports), protocol, port));
-        rows.max_by_key(|row| (row.protocol != Protocol::Any, row.ports.length()))
+    /// The row of the narrowest block that covers these ports: it is the union of all that do. The kernel's look-ups: the
+    /// ports themselves, wider and wider blocks, at last every protocol.
+    pub(super) fn port_row(&self, direction: Direction, protocol: Protocol, ports: PortBlock) -> Option<&PortRow> {
+        let named = (0..=ports.length()).rev().map(|length| (protocol, PortBlock::around(ports.first(), length)));
+        named.chain([(Protocol::Any, PortBlock::ANY)]).find_map(|(protocol, ports)| {
+            let key = (direction, protocol, ports);
+            let at = self.ports.binary_search_by_key(&key, |row| (row.direction, row.protocol, row.ports)).ok()?;
+            Some(&self.ports[at])
+        })
     }
 
     fn service(&self, address: IpAddr, protocol: Protocol, port: u16) -> Option<ServiceVerdict> {

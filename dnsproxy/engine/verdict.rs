@@ -38,6 +38,25 @@ impl fmt::Display for RuleRef {
     }
 }
 
+/// Why a query may be asked.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Allowance {
+    /// A rule allows it.
+    By(RuleRef),
+    /// No rule speaks of it, and egress is not default deny: asked, and nothing is learned for it.
+    Default,
+}
+
+impl Allowance {
+    /// The rule, if one allows it.
+    pub fn rule(self) -> Option<RuleRef> {
+        match self {
+            Allowance::By(rule) => Some(rule),
+            Allowance::Default => None,
+        }
+    }
+}
+
 /// Why a query is refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Denied {
@@ -102,8 +121,7 @@ impl Denied {
     }
 }
 
-/// See [`RuleSet::judge`]. Without any rule only where egress is open and nothing is steered: a policy that was just taken
-/// away.
+/// See [`RuleSet::judge`]. Without any rule only where egress is open: no rule denies it, or a policy was just taken away.
 pub(super) fn judge(
     rules: &RuleSet,
     server: SocketAddr,
@@ -123,7 +141,7 @@ pub(super) fn judge(
     if !rules.steered() && !rules.deny_egress {
         return Ok(None);
     }
-    may_ask(rules, server.ip(), protocol, server.port(), name).map(Some)
+    may_ask(rules, server.ip(), protocol, server.port(), name).map(Allowance::rule)
 }
 
 /// See [`RuleSet::may_ask`].
@@ -133,7 +151,7 @@ pub(super) fn may_ask(
     protocol: Protocol,
     port: u16,
     name: &Name,
-) -> Result<RuleRef, Denied> {
+) -> Result<Allowance, Denied> {
     if name.is_refused_always() {
         return Err(Denied::Label);
     }
@@ -146,9 +164,12 @@ pub(super) fn may_ask(
     let mut there = Vec::new();
     for rule in rules.dns.iter().filter(|rule| asked(&rule.servers, &rule.ports)) {
         if let Some(found) = rule.patterns.matches(name).next() {
-            return Ok(found.rule.unwrap_or(&rule.rule).clone());
+            return Ok(Allowance::By(found.rule.unwrap_or(&rule.rule).clone()));
         }
         there.push(rule);
+    }
+    if !rules.deny_egress {
+        return Ok(Allowance::Default);
     }
     if there.is_empty() {
         return Err(Denied::Server(rules.deny_egress_by.clone()));
@@ -245,7 +266,7 @@ mod tests {
     fn asks(server: &str, protocol: Protocol, name: &str, verdict: Result<&str, Denied>) {
         let name = Name::parse(name).unwrap();
         let answer = rules().may_ask(ip(server), protocol, 53, &name);
-        assert_eq!(answer.map(|rule| rule.to_string()), verdict.map(str::to_owned));
+        assert_eq!(answer.map(|by| by.rule().unwrap().to_string()), verdict.map(str::to_owned));
     }
 
     fn name(rules: &[&str], hint: Option<&str>) -> Denied {
@@ -277,6 +298,17 @@ mod tests {
         asks("203.0.113.66", Protocol::Udp, "far.example", Err(Denied::Server(vec![rule("no")])));
         assert!(rules().denies_server(ip("203.0.113.66"), Protocol::Tcp, 853));
         assert!(!rules().denies_server(ip("203.0.113.67"), Protocol::Tcp, 853));
+    }
+
+    #[test]
+    fn where_egress_is_open_what_no_rule_denies_may_be_asked_by_none() {
+        let rules = RuleSet { deny_egress: false, ..rules() };
+        let asks = |server, name| rules.may_ask(ip(server), Protocol::Udp, 53, &Name::parse(name).unwrap());
+        assert_eq!(asks("198.18.0.10", "api.example"), Ok(Allowance::By(rule("near"))));
+        assert_eq!(asks("198.18.0.10", "other.test"), Ok(Allowance::Default));
+        assert_eq!(asks("192.0.2.1", "a b.example"), Ok(Allowance::Default));
+        assert_eq!(asks("203.0.113.66", "far.example"), Err(Denied::Server(vec![rule("no")])));
+        assert_eq!(asks("192.0.2.1", "a\\.b.example"), Err(Denied::Label));
     }
 
     #[test]

@@ -210,7 +210,7 @@ pub struct Node {
 }
 
 /// Who is behind an address of the cluster.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
 pub enum Holder {
     /// This node.
     Host,
@@ -311,31 +311,34 @@ impl Default for World {
 
 impl World {
     /// The rows of the kernel's `peers` map, sorted: pods, nodes and Services by their exact addresses. Pods that share
-    /// their node's network have none of their own.
+    /// their node's network have none of their own. IPv4 and IPv6 addresses of a pod or node have a number each, so that
+    /// one can be open and the other shut; this node has one for both.
     ///
     /// Gives numbers to who has none yet, and forgets those of who is gone.
     pub fn peers(&self, ids: &mut PeerIds) -> Vec<(IpAddr, PeerId)> {
-        let holders = self.holders();
+        self.number(&self.holders(), ids).into_iter().collect()
+    }
+
+    /// [`World::peers`] for who already knows the holders.
+    pub(super) fn number(
+        &self,
+        holders: &BTreeMap<IpAddr, BTreeSet<Holder>>,
+        ids: &mut PeerIds,
+    ) -> BTreeMap<IpAddr, PeerId> {
         let mut rows: BTreeMap<IpAddr, PeerId> =
             self.service_addresses().map(|address| (address, PeerId::SERVICE)).collect();
         let mut keys = BTreeSet::new();
-        for (address, holders) in &holders {
-            let id = match peer_key(holders) {
-                None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
-                None => PeerId::HOST,
-                Some(key) => {
-                    let id = ids.give(&key);
-                    keys.insert(key);
-                    id
-                }
-            };
+        for (address, holders) in holders {
+            let key = peer_key(*address, holders);
+            let id = number_of(holders, key.as_deref(), ids);
+            keys.extend(key);
             // A pod's or node's own address that is also a Service's (a load balancer on the node) stays its own.
             rows.insert(*address, id);
         }
         if ids.ids.keys().any(|key| !keys.contains(key)) {
             Arc::make_mut(&mut ids.ids).retain(|key, _| keys.contains(key));
         }
-        rows.into_iter().collect()
+        rows
     }
 
     /// Who is behind each address. More than one holder means that the snapshot is between two states; such an address
@@ -365,6 +368,18 @@ impl World {
         apiserver.retain(|address| !holders.contains_key(address));
         holders.extend(apiserver.into_iter().map(|address| (address, BTreeSet::from([Holder::Apiserver]))));
         holders
+    }
+
+    /// The labels of a node's object, as `toNodes` and `fromNodes` see them. Those of this node they don't see: in Cilium
+    /// it is the host, and they select other nodes.
+    pub fn node_labels(&self, holder: &Holder) -> Option<Labels> {
+        match holder {
+            Holder::Node(name) => Some(Labels::of_node(&self.nodes.get(name)?.labels, &["remote-node"])),
+            Holder::NodeApiserver(name) => {
+                Some(Labels::of_node(&self.nodes.get(name)?.labels, &["remote-node", "kube-apiserver"]))
+            }
+            Holder::Host | Holder::HostApiserver | Holder::Apiserver | Holder::Pod(_) => None,
+        }
     }
 
     /// Where the API server listens: what is behind Service `default/kubernetes`.
@@ -420,8 +435,17 @@ impl World {
     }
 }
 
-/// Under which key an address' holders have their number; `None` for this node.
-pub(super) fn peer_key(holders: &BTreeSet<Holder>) -> Option<String> {
+/// The number of who is behind an address, by its [`peer_key`]; a new one if there is none.
+pub(super) fn number_of(holders: &BTreeSet<Holder>, key: Option<&str>, ids: &mut PeerIds) -> PeerId {
+    match key {
+        Some(key) => ids.give(key),
+        None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
+        None => PeerId::HOST,
+    }
+}
+
+/// Under which key the holders of an address have their number; `None` for this node.
+pub(super) fn peer_key(address: IpAddr, holders: &BTreeSet<Holder>) -> Option<String> {
     let key = |holder: &Holder| match holder {
         Holder::Host => "host".to_owned(),
         Holder::HostApiserver => "host/apiserver".to_owned(),
@@ -433,7 +457,8 @@ pub(super) fn peer_key(holders: &BTreeSet<Holder>) -> Option<String> {
     if holders.len() == 1 && (holders.contains(&Holder::Host) || holders.contains(&Holder::HostApiserver)) {
         return None;
     }
-    Some(holders.iter().map(key).collect::<Vec<_>>().join("+"))
+    let family = if address.is_ipv4() { "" } else { "/6" };
+    Some(holders.iter().map(key).collect::<Vec<_>>().join("+") + family)
 }
 
 #[cfg(test)]
@@ -499,7 +524,7 @@ mod tests {
                 (ip("198.51.100.1"), PeerId::HOST),
                 (ip("198.51.100.2"), PeerId(16)),
                 (ip("203.0.113.1"), PeerId(17)),
-                (ip("2001:db8::1"), PeerId(17)),
+                (ip("2001:db8::1"), PeerId(18)),
             ]
         );
     }
@@ -512,13 +537,13 @@ mod tests {
         world.pods.insert(named("0"), pod(&["203.0.113.2"]));
         let with_another = world.peers(&mut ids);
         assert!(before.iter().all(|row| with_another.contains(row)));
-        assert_eq!(ids.get("pod/shop/0"), Some(PeerId(18)));
+        assert_eq!(ids.get("pod/shop/0"), Some(PeerId(19)));
         world.pods.remove(&named("0"));
         world.peers(&mut ids);
         assert_eq!(ids.get("pod/shop/0"), None, "forgotten");
         world.pods.insert(named("1"), pod(&["203.0.113.2"]));
         world.peers(&mut ids);
-        assert_eq!(ids.get("pod/shop/1"), Some(PeerId(19)), "18 is not given again");
+        assert_eq!(ids.get("pod/shop/1"), Some(PeerId(20)), "19 is not given again");
         let text = serde_json::to_string(&ids).unwrap();
         assert_eq!(serde_json::from_str::<PeerIds>(&text).unwrap(), ids);
     }

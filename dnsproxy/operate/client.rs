@@ -1,4 +1,4 @@
-//! The other end of the admin socket: what `namegate ready`, `namegate status` and `namegate fqdn` ask.
+//! The other end of the admin socket: what `namegate ready`, `status`, `fqdn`, `explain`, `policy` and `endpoint` ask.
 
 use std::io;
 use std::path::{Path, PathBuf};

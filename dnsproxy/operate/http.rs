@@ -1,4 +1,4 @@
-//! /metrics, /readyz and /livez over TCP, and the same, /status and /names on the admin socket.
+//! /metrics, /readyz and /livez over TCP, and the same, /status, /names and questions about policy on the admin socket.
 //!
 //! On a thread of its own, so that a slow reader never holds up a query, and a busy resolver never holds up a probe.
 
@@ -24,6 +24,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Semaphore, watch};
 
+use super::explain::PolicyAsked;
 use super::metrics::Metrics;
 use super::names::{AskedError, NamesAsked, NamesPage};
 use super::ready::Readiness;
@@ -49,12 +50,17 @@ pub struct Operator {
     pub status: Box<dyn Fn() -> Status + Send + Sync>,
     /// For /names. Called on the server's thread.
     pub names: Box<TellNames>,
+    /// For /explain, /policy, /selectors, /endpoints and /diff. Called on the server's thread.
+    pub policy: Box<TellPolicy>,
     /// Called before /metrics is written: the place to read the kernel's counters.
     pub refresh: Box<dyn Fn(&Metrics) + Send + Sync>,
 }
 
 /// Makes one page of names.
 pub type TellNames = dyn Fn(&NamesAsked) -> Result<NamesPage, AskedError> + Send + Sync;
+
+/// Answers a question about policy, in JSON.
+pub type TellPolicy = dyn Fn(&PolicyAsked) -> Result<Vec<u8>, String> + Send + Sync;
 
 /// Why the pages can't be served.
 #[derive(Debug, thiserror::Error)]
@@ -181,6 +187,13 @@ fn answer(operator: &Operator, method: &Method, path: &str, query: &str, asker: 
         let mut response = page(StatusCode::METHOD_NOT_ALLOWED, TEXT, "only GET and HEAD are allowed\n");
         response.headers_mut().insert(ALLOW, HeaderValue::from_static("GET, HEAD"));
         return response;
+    }
+    if admin && let Some(asked) = PolicyAsked::from_page(path, query) {
+        let told = asked.map_err(|error| error.to_string()).and_then(|asked| (operator.policy)(&asked));
+        return match told {
+            Ok(told) => page(StatusCode::OK, "application/json", told),
+            Err(error) => page(StatusCode::BAD_REQUEST, TEXT, format!("{error}\n")),
+        };
     }
     match path {
         "/metrics" => {

@@ -1,6 +1,7 @@
 //! For those who run it: metrics, health, status, the admin socket, the log.
 
 pub mod client;
+pub mod explain;
 pub mod http;
 pub mod log;
 pub mod metrics;

@@ -1,5 +1,6 @@
 //! Endpoints and interfaces: an interface that appears is attached, one that goes is forgotten.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -134,7 +135,7 @@ impl Node {
             (served.interface, served.bridge) = (link.index, bridge);
             endpoint.served = Some(served.into());
         }
-        let row = endpoint.row(bridge.is_some(), self.config.enforcement.reject, &self.steering.pairs);
+        let row = endpoint.row(bridge.is_some(), self.config.enforcement.reject, &self.steering.servers);
         let closed = row.flags & flag::CLOSED != 0;
         let attached = self
             .kernel
@@ -185,22 +186,17 @@ impl Endpoint {
         (policy_id, rules): (u32, Arc<RuleSet>),
         kernel: &Kernel,
         reject: bool,
-        steering: &[(IpAddr, IpAddr)],
+        servers: &BTreeSet<IpAddr>,
     ) -> Result<(), KernelError> {
         self.policy_id = policy_id;
         self.rules = Some(rules);
-        self.write_row(kernel, reject, steering)
+        self.write_row(kernel, reject, servers)
     }
 
     /// Lets the kernel have its row as it is now, if it is on an interface.
-    pub fn write_row(
-        &mut self,
-        kernel: &Kernel,
-        reject: bool,
-        steering: &[(IpAddr, IpAddr)],
-    ) -> Result<(), KernelError> {
+    pub fn write_row(&mut self, kernel: &Kernel, reject: bool, servers: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
         let Some(mut at) = self.attachment else { return Ok(()) };
-        let row = self.row(at.bridge.is_some(), reject, steering);
+        let row = self.row(at.bridge.is_some(), reject, servers);
         kernel.set_endpoint(at.ifindex, &row)?;
         at.closed = row.flags & flag::CLOSED != 0;
         self.attachment = Some(at);
@@ -209,13 +205,14 @@ impl Endpoint {
     }
 
     /// What the kernel is to know of it.
-    pub fn row(&self, bridged: bool, reject: bool, steering: &[(IpAddr, IpAddr)]) -> EndpointRow {
+    pub fn row(&self, bridged: bool, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
         let mut flags = match &self.rules {
             Some(rules) if self.link_problem.is_empty() && !self.addresses.is_empty() => EndpointRow::flags_of(rules),
             _ => flag::CLOSED | flag::ENFORCE,
         };
-        // The resolver's own pods ask their own upstreams; steering them would be a loop.
-        if steering.iter().any(|(resolver, _)| self.addresses.contains(resolver)) {
+        // The cluster's DNS servers ask their own upstreams; steering them would be a loop. Nobody else is left out: that some
+        // rule lets a pod be asked on port 53 must not lift its own rules for names.
+        if self.addresses.iter().any(|address| servers.contains(address)) {
             flags &= !flag::STEER;
         }
         flags |= if bridged { flag::BRIDGED } else { 0 } | if reject { flag::REJECT } else { 0 };

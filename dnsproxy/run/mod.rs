@@ -2,6 +2,7 @@
 
 mod attachments;
 pub mod checkpoint;
+mod explain;
 mod files;
 mod journal;
 mod names;
@@ -22,6 +23,7 @@ use crate::host::links;
 use crate::kernel::attach::detach_all;
 use crate::kernel::load::redirect_messages;
 
+pub use explain::surroundings;
 pub use node::node;
 // Also for the scenarios that play without a kernel.
 pub use reload::{caps, cluster_dns, guard, routes, search_of, settings, settle};

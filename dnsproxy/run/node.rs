@@ -58,7 +58,7 @@ pub(super) struct Node {
     /// What the kernel's `peers` hold; none: to be read.
     pub held: Option<PeerRows>,
     /// What those who watch and the guard know of it.
-    pub seen: Option<reload::Seen>,
+    pub seen: Option<reload::Sight>,
     /// Where the last good version of each object is written.
     pub journal: Journal,
     /// The state as it is on disk; none: not known.
@@ -265,7 +265,8 @@ fn serve_pages(
     status: &Arc<Mutex<Status>>,
     people: packets::People,
 ) -> anyhow::Result<Server> {
-    let held = status.clone();
+    let (held, told, policies) = (status.clone(), people.clone(), status.clone());
+    let settings = config.clone();
     let ready = readiness.clone();
     let operator = Operator {
         metrics: metrics.clone(),
@@ -275,6 +276,10 @@ fn serve_pages(
             Status { ready: ready.is_ready(), reasons: ready.reasons(), ..status }
         }),
         names: Box::new(move |asked| names::page(&people, asked)),
+        policy: Box::new(move |asked| {
+            let status = policies.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+            super::explain::page(&told, &settings, &status, asked)
+        }),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
     };
     Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))

@@ -5,8 +5,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 
+use super::explain::Seen;
 use crate::clock;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::Direction;
@@ -16,7 +17,10 @@ use crate::serve::Served;
 
 /// Who is behind which number, and what its interface is called.
 #[derive(Clone, Default)]
-pub(super) struct People(Arc<ArcSwap<ByNumber>>);
+pub(super) struct People {
+    by_number: Arc<ArcSwap<ByNumber>>,
+    seen: Arc<ArcSwapOption<Seen>>,
+}
 
 /// The endpoint behind a number, and its interface's name.
 type ByNumber = HashMap<EndpointId, (Arc<Served>, String)>;
@@ -24,13 +28,23 @@ type ByNumber = HashMap<EndpointId, (Arc<Served>, String)>;
 impl People {
     /// Takes over who is there now.
     pub fn know(&self, people: ByNumber) {
-        self.0.store(Arc::new(people));
+        self.by_number.store(Arc::new(people));
+    }
+
+    /// Takes over what is in force now.
+    pub fn see(&self, seen: Seen) {
+        self.seen.store(Some(Arc::new(seen)));
+    }
+
+    /// What is in force; none before the first snapshot.
+    pub fn seen(&self) -> Option<Arc<Seen>> {
+        self.seen.load_full()
     }
 
     /// Everyone, by pod.
     pub fn everyone(&self) -> Vec<(String, Arc<Served>)> {
         let mut everyone: Vec<_> =
-            self.0.load().values().map(|(served, _)| (served.pod.to_string(), served.clone())).collect();
+            self.by_number.load().values().map(|(served, _)| (served.pod.to_string(), served.clone())).collect();
         everyone.sort_by(|one, other| one.0.cmp(&other.0));
         everyone
     }
@@ -42,7 +56,7 @@ pub(super) fn teller(watchers: Arc<Watchers>, people: People) -> impl FnMut(&flo
 }
 
 fn record(event: &flow_event, people: &People) -> PacketRecord {
-    let people = people.0.load();
+    let people = people.by_number.load();
     let person = people.get(&EndpointId(event.endpoint_id));
     let direction = if event.direction == 0 { Direction::Egress } else { Direction::Ingress };
     let ip = event.family != 0;

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 
 use anyhow::Context;
 
+use super::explain::{Seen, surroundings_with};
 use super::node::{Endpoint, Node};
 use super::state::{self, EndpointState};
 use super::steering;
@@ -15,6 +16,7 @@ use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::transition;
 use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::engine::explain::Surroundings;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::GrantWrite;
 use crate::engine::guard::Guard;
@@ -55,7 +57,7 @@ struct Way {
 }
 
 /// What those who watch and the guard make of a world.
-pub(super) struct Seen {
+pub(super) struct Sight {
     world: Arc<World>,
     /// This machine's addresses.
     own: Vec<IpAddr>,
@@ -225,7 +227,7 @@ impl Node {
 
     /// Whether kernel and proxy know an endpoint with these very rules, as it is now.
     fn is_in_force(&self, endpoint: &Endpoint, rules: &Arc<RuleSet>) -> bool {
-        let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.pairs);
+        let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.servers);
         let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at.bridge.is_some())));
         known && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
     }
@@ -367,7 +369,10 @@ impl Node {
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
         let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
-        let steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let mut steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let behind = world.slices_of("kube-system", "kube-dns").flat_map(|slice| &slice.endpoints);
+        steering.servers = behind.flat_map(|(addresses, _)| addresses.iter().copied()).collect();
+        steering.servers.extend(self.config.dns.resolvers.iter().copied());
         for problem in &steering.problems {
             tracing::warn!("{problem}");
         }
@@ -422,11 +427,11 @@ impl Node {
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
         let (policy_id, rules) = new;
-        let steering = &self.steering.pairs;
+        let servers = &self.steering.servers;
         let served = endpoint.served.clone();
         let mut table = served.as_ref().map(|served| served.table());
         if let Some(adding) = way.adding {
-            endpoint.put(adding, &kernel, reject, steering)?;
+            endpoint.put(adding, &kernel, reject, servers)?;
         }
         let mut narrowed = None;
         let same_names = policy_id.is_none()
@@ -451,7 +456,7 @@ impl Node {
         let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
         let mut once_more = cleared_under.0 != last.0;
         let mut failed = None;
-        endpoint.put(cleared_under, &kernel, reject, steering)?;
+        endpoint.put(cleared_under, &kernel, reject, servers)?;
         if let Some(served) = &served {
             served.rules.store(rules.clone());
         }
@@ -466,7 +471,7 @@ impl Node {
         if once_more {
             // A flow that moved since the flip was judged by bits that are gone now: it is judged again.
             endpoint.generation = endpoint.generation.wrapping_add(1);
-            endpoint.put(last, &kernel, reject, steering)?;
+            endpoint.put(last, &kernel, reject, servers)?;
         }
         failed.map_or(Ok(()), Err)
     }
@@ -481,7 +486,8 @@ impl Node {
             }
             endpoint.rules = None;
             endpoint.addresses.clear();
-            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.pairs) {
+            if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.servers)
+            {
                 tracing::error!(
                     pod = key,
                     error = &error as &dyn std::error::Error,
@@ -528,6 +534,9 @@ impl Node {
         let (known, addresses) = self.see(&world, &own);
         self.watchers.know(known);
         let guard = guard_of(&self.config, &world, own, addresses);
+        let surroundings = surroundings_with(&self.config, &world, guard.clone());
+        let proxied = self.steering.pairs.iter().map(|(resolver, _)| *resolver).collect();
+        self.people.see(Seen { world: world.clone(), surroundings: Surroundings { proxied, ..surroundings } });
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
             (*local, Resolver::new(SocketAddr::new(*resolver, 53), trusted.contains(resolver)))
@@ -552,7 +561,7 @@ impl Node {
                 let mut known = next.unwrap_or_else(|| Known::of_world(world, number));
                 known.host.extend(own);
                 let (world, own, addresses) = (world.clone(), own.to_vec(), Arc::new(addresses(world)));
-                Seen { world, own, known: Arc::new(known), addresses, numbers }
+                Sight { world, own, known: Arc::new(known), addresses, numbers }
             }
         };
         let seen = self.seen.insert(seen);

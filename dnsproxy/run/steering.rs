@@ -12,6 +12,8 @@ pub(super) struct Steering {
     pub pairs: Vec<(IpAddr, IpAddr)>,
     /// Why a resolver is not steered to, for status and log.
     pub problems: Vec<String>,
+    /// Where the cluster's own DNS servers and the configured ones are: pods that have these addresses are not steered.
+    pub servers: BTreeSet<IpAddr>,
 }
 
 /// A local address for every resolver: the one it has had, or the next free of the range.

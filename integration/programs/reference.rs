@@ -230,10 +230,11 @@ impl Model {
         let steered =
             matches!(protocol, TCP | UDP) && packet.direction == Direction::Egress && packet.remote_port == 53;
         if self.flags & flag::STEER != 0 && steered {
-            return match self.resolvers.contains(&packet.remote) {
-                true => Reason::Steered,
-                false => Reason::UnknownResolver,
-            };
+            match self.resolvers.contains(&packet.remote) {
+                true => return Reason::Steered,
+                false if self.flags & flag::DENY_EGRESS != 0 => return Reason::UnknownResolver,
+                false => {}
+            }
         }
         let port = |opened| match opened {
             _ if echo => key.remote_port,

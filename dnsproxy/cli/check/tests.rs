@@ -158,6 +158,8 @@ fn example(name: &str, expected: &[&str]) {
 
 #[test]
 fn examples_are_clean_or_say_what_they_lack() {
+    example("1-service-addresses.yaml", &[]);
+    example("2-payments-by-address.yaml", &[]);
     example("2-payments-by-name.yaml", &[]);
     example("2-payments-one-star.yaml", &["28:11 pattern-one-label"]);
     example(
@@ -165,4 +167,6 @@ fn examples_are_clean_or_say_what_they_lack() {
         &["24:11 resolver-without-dns-rules", "28:11 pattern-one-label", "29:11 public-suffix"],
     );
     example("3-storage-narrow.yaml", &[]);
+    example("4-default-deny.yaml", &[]);
+    example("5-http-rules.yaml", &["22:13 not-enforced"]);
 }

@@ -1,7 +1,10 @@
 //! What a directory says, what is wrong with it, and what stays in force.
 
 mod again;
+mod mutation;
 mod policies;
+mod tricks;
+mod validation;
 
 use std::fs;
 use std::net::IpAddr;

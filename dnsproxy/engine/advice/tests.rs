@@ -146,6 +146,22 @@ fn selectors_that_select_nothing_are_told_where_there_are_pods() {
 }
 
 #[test]
+fn what_is_not_there_is_told() {
+    warns("egress:\n  - toServices: [{k8sService: {serviceName: gone}}]", &["no-such-object .egress[0]"]);
+    warns("egress:\n  - toServices: [{k8sService: {serviceName: web}}]", &[]);
+    warns("egress:\n  - toCIDRSet: [{cidrGroupRef: gone}]", &["no-such-object .egress[0]"]);
+    let service = |name: &str| {
+        format!("ingress:\n  - toPorts: [{{service: {name}, ports: [{{port: \"8080\", protocol: TCP}}]}}]")
+    };
+    warns(&service("web"), &[]);
+    warns(&service("gone"), &["no-such-object .ingress[0].toPorts[0]"]);
+    let port = |name: &str| format!("ingress:\n  - toPorts: [{{ports: [{{port: {name}, protocol: TCP}}]}}]");
+    warns(&port("http"), &[]);
+    warns(&port("https"), &["no-such-port .ingress[0].toPorts[0]"]);
+    warns("ingress:\n  - fromEntities: [health, cluster]", &["means-nobody .ingress[0]"]);
+}
+
+#[test]
 fn blocks_of_the_clusters_own_addresses_are_told() {
     warns("egress:\n  - toCIDR: [198.51.100.2/32]", &["block-of-cluster .egress[0]"]);
     warns("egress:\n  - toCIDR: [198.18.0.1/32]", &["block-of-cluster .egress[0]"]);
@@ -196,6 +212,14 @@ fn what_a_denial_shadows_is_told() {
     let egress = "egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.0.0/16]";
     warns(egress, &["shadowed-by-deny .egress[0]"]);
     warns("egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.2.0/25]", &[]);
+}
+
+#[test]
+fn what_nothing_shuts_needs_no_rule() {
+    let open = "enableDefaultDeny: {ingress: false}\n  ingress:\n  - fromEndpoints: [{}]";
+    warns(open, &["without-effect "]);
+    let shut = policy("q", "app: web", "ingress:\n  - {}");
+    warned(&[policy("p", "app: web", open), shut], CLUSTER, &[]);
 }
 
 #[test]

@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::services::{self, Front};
+use super::services::{self, Backing, Front};
 use crate::engine::labels::{Known, Labels, NAMESPACE_LABELS, Operator, Requirement, Selector, Source};
 use crate::engine::policy::Peers;
 use crate::engine::ruleset::PeerId;
-use crate::engine::world::{Holder, PeerIds, World, peer_key};
+use crate::engine::world::{Holder, PeerIds, World};
 
 /// See the module.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -21,10 +21,13 @@ pub(super) struct Base {
     pub peers: BTreeMap<PeerId, Peer>,
     /// Service addresses and ports, by these.
     pub fronts: Vec<Front>,
+    /// What is behind each Service, by namespace and name.
+    pub services: BTreeMap<(String, String), Backing>,
     index: Index,
 }
 
-/// One number of the `peers` map and who is behind it: one holder, or several that claim the same address.
+/// One number of the `peers` map and who is behind it: one holder, or several that claim the same address. A number has
+/// addresses of one family; that of this node, of both.
 #[derive(Clone, PartialEq, Debug)]
 pub(super) struct Peer {
     pub id: PeerId,
@@ -46,11 +49,16 @@ struct Index {
 impl Base {
     /// Numbers the peers and reads the Services.
     pub fn new(world: &World, ids: &mut PeerIds) -> Base {
-        let known = Arc::new(world.peers(ids).into_iter().collect());
-        let mut base = Base { holders: world.holders(), known, fronts: services::fronts(world), ..Base::default() };
+        let holders = world.holders();
+        let known = Arc::new(world.number(&holders, ids));
+        let services = services::backing(world);
+        let fronts = services::fronts(world, &services);
+        let mut base = Base { holders, known, fronts, services, ..Base::default() };
         let mut addresses: BTreeMap<PeerId, Vec<IpAddr>> = BTreeMap::new();
-        for (address, holders) in &base.holders {
-            addresses.entry(id_of(holders, ids)).or_default().push(*address);
+        for address in base.holders.keys() {
+            if let Some(id) = base.known.get(address) {
+                addresses.entry(*id).or_default().push(*address);
+            }
         }
         for (id, addresses) in addresses {
             let holders = &base.holders[&addresses[0]];
@@ -79,21 +87,13 @@ impl Base {
         let found = match peers {
             Peers::Endpoints(selectors) => self.index.candidates(selectors),
             Peers::Networks(_) | Peers::Names(_) => Some(BTreeSet::new()),
-            Peers::Any | Peers::Nodes(_) | Peers::Entities(_) | Peers::Services(_) => None,
+            Peers::Nodes(_) => Some(self.index.odd.clone()),
+            Peers::Any | Peers::Entities(_) | Peers::Services(_) => None,
         };
         match found {
             Some(ids) => Box::new(ids.into_iter().filter_map(|id| self.peers.get(&id))),
             None => Box::new(self.peers.values()),
         }
-    }
-}
-
-/// The number of who is behind an address.
-pub(super) fn id_of(holders: &BTreeSet<Holder>, ids: &PeerIds) -> PeerId {
-    match peer_key(holders) {
-        None if holders.contains(&Holder::HostApiserver) => PeerId::HOST_APISERVER,
-        None => PeerId::HOST,
-        Some(key) => ids.get(&key).unwrap_or(PeerId::SERVICE),
     }
 }
 

@@ -4,40 +4,44 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
+use super::peers::is_any;
+use super::ports::{Entry, Held, PortSet};
 use super::services::Front;
-use super::{Compiler, is_any, items, networks};
+use super::{Compiler, items};
+use crate::engine::endpoint::PodRef;
 use crate::engine::labels::Match;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
-use crate::engine::policy::{Item, NameRule, Peers, Port, Ports, Rule};
+use crate::engine::policy::{Item, NameRule, Peers, Ports, Rule};
 use crate::engine::port::{PortBlock, covers};
 use crate::engine::ruleset::{Direction, DnsDeny, DnsRule, Protocol, Servers};
 use crate::engine::verdict::RuleRef;
-
-type PortSet = BTreeSet<(Protocol, PortBlock)>;
 
 /// The port of DNS.
 const DNS: u16 = 53;
 
 /// The DNS rules of a workload, and the denials that beat them; none unless it has `toFQDNs` or `rules.dns`.
-pub(super) fn rules(compiler: &Compiler<'_>, rules: &[(&Rule, Match)]) -> (Vec<DnsRule>, Vec<DnsDeny>) {
+pub(super) fn rules(
+    compiler: &Compiler<'_>,
+    subject: &PodRef,
+    rules: &[(&Rule, Match)],
+) -> (Vec<DnsRule>, Vec<DnsDeny>) {
     if !are_steered(rules) {
         return (Vec::new(), Vec::new());
     }
     let every = Arc::new(trie([(Pattern::every(), None)]));
     let (mut allowed, mut denied) = (Vec::new(), Vec::new());
     for (item, deny) in items(rules, Direction::Egress) {
+        let plain = compiler.entries(subject, Direction::Egress, item, deny);
         if deny {
-            let ports = item.ports.plain();
-            let fronts = front_ports(compiler, item, true, |front, target| {
-                covers_one(&ports, front.protocol, [target, front.port])
-            });
-            for (servers, ports) in servers(compiler, item, &ports, fronts, true) {
+            for (servers, ports) in (Meaning { compiler, item, entries: &plain, of: Of::All, deny }).servers() {
                 denied.push(DnsDeny { rule: item.at.clone(), servers, ports });
             }
             continue;
         }
-        let mut allow = |rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, ports: &PortSet, fronts| {
-            for (servers, ports) in servers(compiler, item, ports, fronts, false) {
+        let mut allow = |rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, meaning: Meaning<'_>| {
+            for (servers, ports) in meaning.servers() {
                 allowed.push(DnsRule { rule: rule.clone(), servers, ports, patterns: patterns.clone() });
             }
         };
@@ -45,27 +49,13 @@ pub(super) fn rules(compiler: &Compiler<'_>, rules: &[(&Rule, Match)]) -> (Vec<D
             for entry in entries {
                 let Some(names) = &entry.dns else { continue };
                 let patterns = names.iter().map(|NameRule { at, pattern }| (pattern.clone(), Some(at.clone())));
-                let numbered = entry.ports.iter().filter_map(|(protocol, port)| match port {
-                    Port::Block(block) => Some((*protocol, *block)),
-                    Port::Named(_) => None,
-                });
-                let ports: PortSet = numbered.filter(|(protocol, _)| carries_dns(*protocol)).collect();
-                let fronts = front_ports(compiler, item, false, |front, target| {
-                    covers_one(&ports, front.protocol, [target, front.port])
-                });
-                allow(&entry.at, &Arc::new(trie(patterns)), &ports, fronts);
+                let patterns = Arc::new(trie(patterns));
+                let entries = compiler.entries_of(subject, Direction::Egress, entry, deny);
+                allow(&entry.at, &patterns, Meaning { compiler, item, entries: &entries, of: Of::Carriers, deny });
             }
         }
         // Without `rules.dns` the server may be asked anything on the port of DNS, as it could past the proxy.
-        let plain = item.ports.plain();
-        let ports: PortSet = [(Protocol::Udp, PortBlock::one(DNS)), (Protocol::Tcp, PortBlock::one(DNS))]
-            .into_iter()
-            .filter(|narrow| plain.iter().any(|wide| covers(*wide, *narrow)))
-            .collect();
-        let fronts = front_ports(compiler, item, false, |front, target| {
-            front.port == DNS && covers_one(&plain, front.protocol, [target, DNS])
-        });
-        allow(&item.at, &every, &ports, fronts);
+        allow(&item.at, &every, Meaning { compiler, item, entries: &plain, of: Of::Port53, deny });
     }
     (allowed, denied)
 }
@@ -81,82 +71,181 @@ fn asks_for_steering(item: &Item) -> bool {
     names || dns
 }
 
-/// The servers that an item means directly on `ports`, and the Service addresses in front of them.
-fn servers(
-    compiler: &Compiler<'_>,
-    item: &Item,
-    ports: &PortSet,
-    fronts: BTreeMap<PortSet, (BTreeSet<IpAddr>, bool)>,
+/// Which servers some entries of an item mean.
+struct Meaning<'a> {
+    compiler: &'a Compiler<'a>,
+    item: &'a Item,
+    entries: &'a [Entry<'a>],
+    of: Of,
     deny: bool,
-) -> Vec<(Servers, Vec<(Protocol, PortBlock)>)> {
-    let mut servers = Vec::new();
-    let mut push = |meant: Servers, ports: &PortSet| {
-        if !ports.is_empty() {
-            servers.push((meant, ports.iter().copied().collect()));
+}
+
+/// Which of an entry's ports count.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Of {
+    /// All: of a denial.
+    All,
+    /// Those of protocols that carry DNS: of `rules.dns`.
+    Carriers,
+    /// 53: of a rule without `rules.dns`.
+    Port53,
+}
+
+/// Exact servers, and whether the item names them or means a class of peers.
+type Exact = (BTreeSet<IpAddr>, bool);
+
+impl Meaning<'_> {
+    /// The servers that are meant directly, and the Service addresses in front of them, each with its ports.
+    fn servers(&self) -> Vec<(Servers, Vec<(Protocol, PortBlock)>)> {
+        let mut servers = Vec::new();
+        let mut push = |meant: Servers, ports: PortSet| {
+            let ports: Vec<_> = ports.into_iter().collect();
+            if !ports.is_empty() {
+                servers.push((meant, ports));
+            }
+        };
+        let uniform = self.entries.iter().filter(|entry| entry.is_uniform());
+        let uniform = self.counted(uniform.flat_map(|entry| entry.numbered.iter().copied()).collect());
+        if is_any(&self.item.peers) {
+            push(Servers::Any, uniform);
+        } else if !uniform.is_empty() {
+            let (mut whole, mut carved) = (Vec::new(), Vec::new());
+            for outside in self.compiler.outside(&self.item.peers, self.deny) {
+                match outside.except {
+                    [] => whole.push(outside.network),
+                    except => carved.push((outside.network, except.to_vec())),
+                }
+            }
+            if !whole.is_empty() {
+                push(Servers::Networks(whole), uniform.clone());
+            }
+            if !carved.is_empty() {
+                push(Servers::Carved(carved), uniform);
+            }
         }
-    };
-    if is_any(&item.peers) {
-        push(Servers::Any, ports);
-    } else {
-        let outside = networks(compiler.world, &item.peers, deny);
-        if !outside.is_empty() {
-            push(Servers::Networks(outside), ports);
+        for (ports, (addresses, named)) in self.exact() {
+            push(exact(addresses, named), ports);
         }
-        let inside: BTreeSet<IpAddr> =
-            compiler.selected(&item.peers, deny).flat_map(|peer| peer.addresses.iter().copied()).collect();
-        if !inside.is_empty() {
-            push(exact(inside, matches!(item.peers, Peers::Endpoints(_))), ports);
+        for (ports, (addresses, named)) in self.fronts() {
+            push(exact(addresses, named), ports);
+        }
+        servers
+    }
+
+    /// Servers of the cluster, and outside those that only a Service names.
+    fn exact(&self) -> BTreeMap<PortSet, Exact> {
+        let named = matches!(self.item.peers, Peers::Endpoints(_) | Peers::Services(_));
+        let mut found: BTreeMap<PortSet, Exact> = BTreeMap::new();
+        let mut add = |ports, addresses: &BTreeSet<IpAddr>, named| {
+            let (known, all_named) = found.entry(ports).or_insert_with(|| (BTreeSet::new(), true));
+            known.extend(addresses);
+            *all_named &= named;
+        };
+        let peers = &self.item.peers;
+        let only_special = is_any(peers);
+        let entries: Vec<&Entry<'_>> =
+            self.entries.iter().filter(|entry| !only_special || !entry.is_uniform()).collect();
+        if entries.is_empty() {
+            return found;
+        }
+        for peer in self.compiler.selected_of_all(peers, self.deny) {
+            let at = |entry: &&Entry<'_>| entry.at(self.compiler.world, peer, self.deny);
+            let ports = self.counted(entries.iter().flat_map(at).collect());
+            if !ports.is_empty() {
+                let by_service = entries.iter().all(|entry| matches!(entry.held, Held::At(_)));
+                add(ports, &peer.addresses, named || by_service);
+            }
+        }
+        for entry in entries {
+            if let Held::At(addresses) = &entry.held {
+                let outside = addresses.iter().filter(|address| !self.compiler.base.known.contains_key(*address));
+                for address in outside.filter(|address| self.compiler.is_meant(peers, **address, self.deny)) {
+                    let ports = self.counted(entry.numbered.clone());
+                    if !ports.is_empty() {
+                        add(ports, &BTreeSet::from([*address]), true);
+                    }
+                }
+            }
+        }
+        found
+    }
+
+    /// The Service addresses that are meant: all ready backends for an allowance, one for a denial.
+    fn fronts(&self) -> BTreeMap<PortSet, Exact> {
+        let mut found: BTreeMap<PortSet, Exact> = BTreeMap::new();
+        let by_number = |entry: &Entry<'_>, front: &Front| entry.numbered.iter().any(|wide| wide.0 == front.protocol);
+        let may_be = |front: &&Front| {
+            let any = |entry: &Entry<'_>| {
+                !entry.named.is_empty()
+                    || by_number(entry, front)
+                    || entry.numbered.iter().any(|wide| wide.0 == Protocol::Any)
+            };
+            carries_dns(front.protocol) && (self.of != Of::Port53 || front.port == DNS) && self.entries.iter().any(any)
+        };
+        for front in self.compiler.base.fronts.iter().filter(may_be) {
+            let meant = |(backend, target): &(IpAddr, u16)| {
+                let ports = self.compiler.ports_at(self.entries, *backend, self.deny);
+                self.opens(&ports, front, *target) && self.compiler.is_meant(&self.item.peers, *backend, self.deny)
+            };
+            let meant = if self.deny {
+                let unknown = || {
+                    let ports = self.entries.iter().flat_map(|entry| entry.numbered.iter().copied()).collect();
+                    !front.complete && self.opens(&ports, front, front.port)
+                };
+                front.backends.iter().any(meant) || unknown()
+            } else {
+                front.complete && !front.backends.is_empty() && front.backends.iter().all(meant)
+            };
+            if meant {
+                let by_service = self.entries.iter().all(|entry| matches!(entry.held, Held::At(_)));
+                let ports = PortSet::from([(front.protocol, PortBlock::one(front.port))]);
+                let (addresses, all_named) = found.entry(ports).or_insert_with(|| (BTreeSet::new(), true));
+                addresses.insert(front.address);
+                *all_named &= by_service || self.names(front);
+            }
+        }
+        found
+    }
+
+    /// Whether the item names what is behind this Service, so that its answers may be learned.
+    fn names(&self, front: &Front) -> bool {
+        match &self.item.peers {
+            Peers::Endpoints(_) | Peers::Services(_) => true,
+            Peers::Networks(_) => {
+                let outside = self.compiler.outside(&self.item.peers, self.deny);
+                let one = |(backend, _): &(IpAddr, u16)| {
+                    outside.iter().any(|outside| outside.network == IpNet::from(*backend) && outside.holds(*backend))
+                };
+                front.backends.iter().all(one)
+            }
+            Peers::Any | Peers::Nodes(_) | Peers::Entities(_) | Peers::Names(_) => false,
         }
     }
-    for (ports, (addresses, named)) in fronts {
-        push(exact(addresses, named), &ports);
+
+    /// Whether a backend that has these ports open is open for what is sent to the front: by its own port, or by the
+    /// front's, which is what the workload sees.
+    fn opens(&self, ports: &PortSet, front: &Front, target: u16) -> bool {
+        let seen = if self.of == Of::Port53 { DNS } else { front.port };
+        let one = |port| (front.protocol, PortBlock::one(port));
+        ports.iter().any(|wide| covers(*wide, one(target)) || covers(*wide, one(seen)))
     }
-    servers
+
+    /// Those of an entry's ports that count.
+    fn counted(&self, ports: PortSet) -> PortSet {
+        match self.of {
+            Of::All => ports,
+            Of::Carriers => ports.into_iter().filter(|(protocol, _)| carries_dns(*protocol)).collect(),
+            Of::Port53 => [(Protocol::Udp, PortBlock::one(DNS)), (Protocol::Tcp, PortBlock::one(DNS))]
+                .into_iter()
+                .filter(|narrow| ports.iter().any(|wide| covers(*wide, *narrow)))
+                .collect(),
+        }
+    }
 }
 
 fn exact(addresses: BTreeSet<IpAddr>, named: bool) -> Servers {
     let addresses = addresses.into_iter().collect();
     if named { Servers::Addresses(addresses) } else { Servers::Entity(addresses) }
-}
-
-/// The Service addresses that an item means: all ready backends for an allowance, one for a denial, where `open` says so
-/// of the front and the target port. By port, each with whether the item names its servers.
-fn front_ports(
-    compiler: &Compiler<'_>,
-    item: &Item,
-    deny: bool,
-    open: impl Fn(&Front, u16) -> bool,
-) -> BTreeMap<PortSet, (BTreeSet<IpAddr>, bool)> {
-    let mut found: BTreeMap<PortSet, (BTreeSet<IpAddr>, bool)> = BTreeMap::new();
-    for front in compiler.base.fronts.iter().filter(|front| carries_dns(front.protocol)) {
-        let meant =
-            |(backend, target): &(IpAddr, u16)| open(front, *target) && compiler.is_meant(&item.peers, *backend, deny);
-        let meant = if deny {
-            front.backends.iter().any(meant) || (!front.complete && open(front, front.port))
-        } else {
-            front.complete && !front.backends.is_empty() && front.backends.iter().all(meant)
-        };
-        if meant {
-            let named = match &item.peers {
-                Peers::Endpoints(_) => true,
-                Peers::Networks(_) => {
-                    let meant = networks(compiler.world, &item.peers, deny);
-                    front.backends.iter().all(|(backend, _)| meant.contains(&(*backend).into()))
-                }
-                Peers::Services(_) => true,
-                Peers::Any | Peers::Nodes(_) | Peers::Entities(_) | Peers::Names(_) => false,
-            };
-            let ports = PortSet::from([(front.protocol, PortBlock::one(front.port))]);
-            let (addresses, all_named) = found.entry(ports).or_insert_with(|| (BTreeSet::new(), true));
-            addresses.insert(front.address);
-            *all_named &= named;
-        }
-    }
-    found
-}
-
-fn covers_one(wide: &PortSet, protocol: Protocol, ports: [u16; 2]) -> bool {
-    wide.iter().any(|wide| ports.iter().any(|port| covers(*wide, (protocol, PortBlock::one(*port)))))
 }
 
 fn carries_dns(protocol: Protocol) -> bool {

@@ -1,32 +1,38 @@
-//! Items with the same ports are one group, one bit. From groups to rows.
+//! Peers with the same ports are one group, one bit.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use ipnet::IpNet;
 
-use super::{CompileError, Compiler, is_any, networks};
+use super::peers::{Outside, all_outside, is_any};
+use super::ports::{Held, PortSet};
+use super::rows::{self, Covered, Opened};
+use super::{CompileError, Compiler};
 use crate::engine::bits::{Bits, GROUPS};
 use crate::engine::endpoint::PodRef;
 use crate::engine::pattern::{Bare, PatternTrie};
 use crate::engine::policy::{Item, NameRule, Peers};
-use crate::engine::port::{PortBlock, covers};
+use crate::engine::port::PortBlock;
 use crate::engine::ruleset::{Direction, Group, GroupKey, PeerId, PortRow, Protocol};
 use crate::engine::verdict::RuleRef;
 
 /// The groups of one rule set while it is made.
 #[derive(Default)]
-pub(super) struct Groups {
+pub(super) struct Groups<'w> {
     /// Ports of items that mean every peer: bit 0.
     any: BTreeSet<(Direction, bool, (Protocol, PortBlock))>,
     /// In the order in which the rules stand.
-    groups: Vec<(GroupKey, Members)>,
+    groups: Vec<Members<'w>>,
+    /// Where a group stands.
+    at: BTreeMap<GroupKey, usize>,
 }
 
 /// Everyone whom a group's ports are open to, or shut.
-struct Members {
+struct Members<'w> {
+    key: GroupKey,
     at: RuleRef,
-    names: Vec<NameRule>,
-    networks: BTreeSet<IpNet>,
+    names: Vec<&'w NameRule>,
+    networks: Vec<Outside<'w>>,
     peers: BTreeSet<PeerId>,
 }
 
@@ -39,58 +45,104 @@ pub(super) struct Rows {
     pub names: PatternTrie<Bits>,
 }
 
-impl Groups {
-    /// Adds an item's peers to the group of its ports.
-    pub fn add(&mut self, compiler: &Compiler<'_>, direction: Direction, item: &Item, deny: bool) {
-        let ports = item.ports.plain();
-        if ports.is_empty() {
-            return;
+impl<'w> Groups<'w> {
+    /// Adds an item's peers to the groups of its ports.
+    pub fn add(&mut self, compiler: &Compiler<'_>, subject: &PodRef, direction: Direction, item: &'w Item, deny: bool) {
+        let entries = compiler.entries(subject, direction, item, deny);
+        let uniform = entries.iter().filter(|entry| entry.is_uniform());
+        let ports: PortSet = uniform.flat_map(|entry| entry.numbered.iter().copied()).collect();
+        if !ports.is_empty() {
+            if is_any(&item.peers) {
+                self.any.extend(ports.into_iter().map(|port| (direction, deny, port)));
+            } else {
+                let networks = compiler.outside(&item.peers, deny);
+                let peers: Vec<PeerId> = compiler.selected(&item.peers, deny).map(|peer| peer.id).collect();
+                let members = self.members(direction, deny, ports, &item.at);
+                if let Peers::Names(names) = &item.peers {
+                    members.names.extend(names);
+                }
+                members.networks.extend(networks);
+                members.peers.extend(peers);
+            }
         }
-        if is_any(&item.peers) {
-            self.any.extend(ports.into_iter().map(|port| (direction, deny, port)));
-            return;
+        for entry in entries.iter().filter(|entry| !entry.is_uniform()) {
+            for peer in compiler.selected_of_all(&item.peers, deny) {
+                let ports = entry.at(compiler.world, peer, deny);
+                if !ports.is_empty() {
+                    self.members(direction, deny, ports, &item.at).peers.insert(peer.id);
+                }
+            }
+            let networks = match &entry.held {
+                // Only the ports that go by a name are not uniform, and who is outside has none.
+                Held::Everywhere => Vec::new(),
+                Held::At(addresses) => {
+                    let outside = addresses.iter().filter(|address| !compiler.base.known.contains_key(*address));
+                    let meant = outside.filter(|address| compiler.is_meant(&item.peers, **address, deny));
+                    meant.map(|address| Outside::one(*address)).collect()
+                }
+                Held::Families(open) => {
+                    let networks =
+                        if is_any(&item.peers) { all_outside() } else { compiler.outside(&item.peers, deny) };
+                    let open = |outside: &Outside<'_>| open[usize::from(outside.network.addr().is_ipv6())];
+                    networks.into_iter().filter(open).collect()
+                }
+            };
+            if !networks.is_empty() && !entry.numbered.is_empty() {
+                self.members(direction, deny, entry.numbered.clone(), &item.at).networks.extend(networks);
+            }
         }
+    }
+
+    fn members(&mut self, direction: Direction, deny: bool, ports: PortSet, at: &RuleRef) -> &mut Members<'w> {
         let key = GroupKey { direction, deny, ports: ports.into_iter().collect() };
-        let at = self.groups.iter().position(|(known, _)| *known == key).unwrap_or_else(|| {
-            let members =
-                Members { at: item.at.clone(), names: Vec::new(), networks: BTreeSet::new(), peers: BTreeSet::new() };
-            self.groups.push((key, members));
+        let place = *self.at.entry(key).or_insert_with_key(|key| {
+            self.groups.push(Members {
+                key: key.clone(),
+                at: at.clone(),
+                names: Vec::new(),
+                networks: Vec::new(),
+                peers: BTreeSet::new(),
+            });
             self.groups.len() - 1
         });
-        let members = &mut self.groups[at].1;
-        if let Peers::Names(names) = &item.peers {
-            members.names.extend(names.iter().cloned());
-        }
-        members.networks.extend(networks(compiler.world, &item.peers, deny));
-        members.peers.extend(compiler.selected(&item.peers, deny).map(|peer| peer.id));
+        &mut self.groups[place]
     }
 
     /// Gives every group its bit and makes the rows.
     pub fn rows(&self, pod: &PodRef, history: &[Group]) -> Result<Rows, CompileError> {
         let bits = self.bits(pod, history)?;
-        let with_bits = || self.groups.iter().zip(&bits).map(|((key, members), bit)| (key, members, *bit));
-        let mut groups: Vec<Group> = with_bits()
-            .map(|(key, members, bit)| {
-                let names: BTreeSet<String> = members.names.iter().map(|name| name.pattern.to_string()).collect();
-                Group { bit, key: key.clone(), names: names.into_iter().collect() }
-            })
-            .collect();
-        groups.sort_by_key(|group| group.bit);
+        let mut groups = Vec::with_capacity(bits.len());
         let mut names = PatternTrie::new(Bare::Valid);
-        let mut networks: BTreeMap<IpNet, Bits> = BTreeMap::new();
+        let mut covered: Vec<Covered<'_>> = Vec::new();
         let mut peers: BTreeMap<PeerId, Bits> = BTreeMap::new();
-        for (_, members, bit) in with_bits() {
+        let mut opened = Opened::default();
+        for (direction, deny, port) in &self.any {
+            opened.add(*direction, *deny, *port, Bits::ANY_PEER);
+        }
+        for (members, bit) in self.groups.iter().zip(bits) {
+            let texts: BTreeSet<String> = members.names.iter().map(|name| name.pattern.to_string()).collect();
+            groups.push(Group { bit, key: members.key.clone(), names: texts.into_iter().collect() });
+            let bits = Bits::of(bit);
             for name in &members.names {
-                names.insert(name.pattern.clone(), Bits::of(bit), Some(name.at.clone()));
+                names.insert(name.pattern.clone(), bits, Some(name.at.clone()));
             }
-            for network in &members.networks {
-                *networks.entry(*network).or_default() |= Bits::of(bit);
-            }
+            let networks = members.networks.iter();
+            covered.extend(networks.map(|outside| Covered { network: outside.network, except: outside.except, bits }));
             for peer in &members.peers {
-                *peers.entry(*peer).or_default() |= Bits::of(bit);
+                *peers.entry(*peer).or_default() |= bits;
+            }
+            for port in &members.key.ports {
+                opened.add(members.key.direction, members.key.deny, *port, bits);
             }
         }
-        Ok(Rows { ports: self.ports(&bits), cidrs: unite(networks), peers: peers.into_iter().collect(), groups, names })
+        groups.sort_by_key(|group| group.bit);
+        Ok(Rows {
+            groups,
+            ports: opened.rows(),
+            cidrs: rows::cidrs(&covered),
+            peers: peers.into_iter().collect(),
+            names,
+        })
     }
 
     /// A bit for each group: the one it had, else the lowest that history doesn't hold.
@@ -98,93 +150,15 @@ impl Groups {
         let held = |key: &GroupKey| history.iter().find(|group| group.key == *key).map(|group| group.bit);
         let mut free = (1..GROUPS as u8).filter(|bit| history.iter().all(|group| group.bit != *bit));
         let mut bits = Vec::with_capacity(self.groups.len());
-        for (key, members) in &self.groups {
-            let bit = held(key).or_else(|| free.next()).ok_or_else(|| CompileError::TooManyGroups {
+        for members in &self.groups {
+            let bit = held(&members.key).or_else(|| free.next()).ok_or_else(|| CompileError::TooManyGroups {
                 at: Box::new(members.at.clone()),
                 pod: pod.clone(),
                 groups: bits.len() + 1,
-                held: history.iter().filter(|old| self.groups.iter().all(|(key, _)| *key != old.key)).count(),
+                held: history.iter().filter(|old| !self.at.contains_key(&old.key)).count(),
             })?;
             bits.push(bit);
         }
         Ok(bits)
-    }
-
-    /// The port rows, each the union of all that cover it.
-    fn ports(&self, bits: &[u8]) -> Vec<PortRow> {
-        let mut opened: BTreeMap<(Direction, (Protocol, PortBlock)), [Bits; 2]> = BTreeMap::new();
-        for (direction, deny, port) in &self.any {
-            opened.entry((*direction, *port)).or_default()[usize::from(*deny)] |= Bits::ANY_PEER;
-        }
-        for ((key, _), bit) in self.groups.iter().zip(bits) {
-            for port in &key.ports {
-                opened.entry((key.direction, *port)).or_default()[usize::from(key.deny)] |= Bits::of(*bit);
-            }
-        }
-        opened
-            .keys()
-            .map(|(direction, narrow)| {
-                let mut row = PortRow {
-                    direction: *direction,
-                    protocol: narrow.0,
-                    ports: narrow.1,
-                    allow: Bits::NONE,
-                    deny: Bits::NONE,
-                };
-                for (_, [allow, deny]) in
-                    opened.iter().filter(|((way, wide), _)| way == direction && covers(*wide, *narrow))
-                {
-                    row.allow |= *allow;
-                    row.deny |= *deny;
-                }
-                row
-            })
-            .collect()
-    }
-}
-
-/// Each network with the bits of all that cover it, so that one look-up of the longest prefix is enough.
-fn unite(networks: BTreeMap<IpNet, Bits>) -> Vec<(IpNet, Bits)> {
-    // Sorted, a network comes after all that cover it: their chain is a stack.
-    let mut chain: Vec<(IpNet, Bits)> = Vec::new();
-    let mut rows = Vec::with_capacity(networks.len());
-    for (network, own) in networks {
-        while chain.last().is_some_and(|(wider, _)| !wider.contains(&network)) {
-            chain.pop();
-        }
-        let bits = chain.last().map_or(Bits::NONE, |(_, bits)| *bits) | own;
-        chain.push((network, bits));
-        rows.push((network, bits));
-    }
-    rows
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_row_of_networks_is_the_union_of_all_that_cover_it() {
-        let net = |text: &str| text.parse::<IpNet>().unwrap();
-        let rows = unite(BTreeMap::from([
-            (net("0.0.0.0/0"), Bits::of(1)),
-            (net("10.0.0.0/8"), Bits::of(2)),
-            (net("10.1.0.0/16"), Bits::of(3)),
-            (net("10.2.0.0/16"), Bits::of(1)),
-            (net("11.0.0.0/8"), Bits::of(4)),
-            (net("::/0"), Bits::of(5)),
-        ]));
-        let bits = |numbers: &[u8]| numbers.iter().fold(Bits::NONE, |bits, number| bits | Bits::of(*number));
-        assert_eq!(
-            rows,
-            [
-                (net("0.0.0.0/0"), bits(&[1])),
-                (net("10.0.0.0/8"), bits(&[1, 2])),
-                (net("10.1.0.0/16"), bits(&[1, 2, 3])),
-                (net("10.2.0.0/16"), bits(&[1, 2])),
-                (net("11.0.0.0/8"), bits(&[1, 4])),
-                (net("::/0"), bits(&[5])),
-            ]
-        );
     }
 }

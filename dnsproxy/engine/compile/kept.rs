@@ -11,15 +11,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::base::{Base, Peer, id_of};
+use super::base::{Base, Peer};
+use super::peers::is_any;
 use super::services::{self, Front};
-use super::{CompileError, Compiler, dns, is_any, items, selecting};
+use super::{CompileError, Compiler, dns, items, selecting};
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::PodRef;
 use crate::engine::labels::{Labels, Match};
 use crate::engine::policy::{BlockOf, Item, Peers, Policy, Port, Ports, Rule};
 use crate::engine::ruleset::{Direction, Group, GroupKey, PeerId, RuleSet, ServiceRow};
-use crate::engine::world::{Holder, Node, PeerIds, Pod, World, peer_key};
+use crate::engine::world::{Holder, Node, PeerIds, Pod, World, number_of, peer_key};
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -208,10 +209,7 @@ impl Kept {
                 turned.insert(*address, None);
                 continue;
             };
-            if let Some(key) = peer_key(&holders) {
-                ids.give(&key);
-            }
-            let id = id_of(&holders, ids);
+            let id = number_of(&holders, peer_key(*address, &holders).as_deref(), ids);
             turned.insert(*address, Some(id));
             self.lift(id, step, &mut anew);
             let peer = anew.entry(id).or_insert_with(|| {
@@ -226,8 +224,10 @@ impl Kept {
                 self.base.insert(peer);
                 continue;
             }
+            // Where it was tells its family, and so its key.
+            let was = step.peers.get(&peer.id).and_then(Option::as_ref).and_then(|was| was.addresses.first());
             let holders = peer.holders.into_iter().map(|(holder, _)| holder).collect();
-            if let Some(key) = peer_key(&holders) {
+            if let Some(key) = was.and_then(|address| peer_key(*address, &holders)) {
                 ids.forget(&key);
             }
         }
@@ -245,7 +245,8 @@ impl Kept {
     /// Which fronts are others now, or have someone else behind them.
     fn move_fronts(&mut self, world: &World, slices_changed: bool, moved: &BTreeSet<IpAddr>, step: &mut Step) {
         if slices_changed {
-            let fronts = services::fronts(world);
+            self.base.services = services::backing(world);
+            let fronts = services::fronts(world, &self.base.services);
             let key = |front: &Front| (front.address, front.protocol, front.port);
             let find = |fronts: &[Front], front: &Front| fronts.binary_search_by_key(&key(front), key).ok();
             for front in &fronts {
@@ -323,7 +324,7 @@ impl Step {
             if ports.is_empty() || meant.peek().is_none() {
                 continue;
             }
-            let mut meant = meant.filter(|peer| peer.is_meant(compiler.world, &item.peers, deny)).peekable();
+            let mut meant = meant.filter(|peer| compiler.means(peer, &item.peers, deny)).peekable();
             if meant.peek().is_none() {
                 continue;
             }
@@ -369,7 +370,7 @@ impl Step {
                 return false;
             }
             let peers = self.peers.iter().flat_map(|(id, was)| was.iter().chain(compiler.base.peers.get(id)));
-            let direct = peers.into_iter().any(|peer| peer.is_meant(compiler.world, &item.peers, deny));
+            let direct = peers.into_iter().any(|peer| compiler.means(peer, &item.peers, deny));
             let fronts = self.fronts.iter().chain(&self.fronts_gone);
             let fronted = fronts.into_iter().any(|front| {
                 let ports = || front.backends.iter().map(|(_, target)| *target).chain([front.port]);

@@ -1,9 +1,11 @@
 //! Policies and labels in, rule sets out: the rows of the kernel's maps and the name rules of the proxy.
 //!
-//! - `groups`: items with the same ports are one group, one bit; port rows, CIDR rows, peer rows
+//! - `peers`: whom an item means; `ports`: which ports it means at each of them
+//! - `groups`: peers with the same ports are one group, one bit; `rows`: port rows, CIDR rows, peer rows
 //! - `services`: what a Service's address stands for
 //! - `dns`: whom the workload may ask for which names
 //! - `base`: what all rule sets of a world share; `kept`: the same from one world to the next
+//! - `transition`: the rows between two rule sets; `why`, `behind`: what people ask
 //!
 //! The semantics are Cilium's; `engine::reference` says them once more without bits and rows, and a property test
 //! holds the two against each other.
@@ -15,6 +17,9 @@ mod groups;
 mod kept;
 #[cfg(test)]
 mod kept_tests;
+mod peers;
+mod ports;
+mod rows;
 mod services;
 #[cfg(test)]
 mod tests;
@@ -29,16 +34,16 @@ use std::sync::Arc;
 use super::bits::GROUPS;
 use super::endpoint::PodRef;
 use super::labels::{Labels, Match};
-use super::policy::{BlockOf, Entity, Item, Peers, Rule};
+use super::policy::{Item, Rule};
 use super::ruleset::{Direction, Group, PeerId, RuleSet};
 use super::verdict::RuleRef;
-use super::world::{Holder, Mode, PeerIds, World};
+use super::world::{Enforcement, Holder, Mode, PeerIds, World};
 pub use behind::Behind;
 pub use kept::Kept;
 pub use transition::transition;
 pub use why::Spoken;
 
-use base::{Base, Peer};
+use base::Base;
 use groups::Groups;
 
 /// Why no rule set could be made.
@@ -108,7 +113,8 @@ impl<'w> Compiler<'w> {
         }
         let labels = self.world.labels(&Holder::Pod(subject.clone()));
         let rules = selecting(self.world, subject, &labels);
-        if rules.is_empty() {
+        let always = self.world.enforcement == Enforcement::Always;
+        if rules.is_empty() && !always {
             return Ok(RuleSet { known: self.base.known.clone(), ..RuleSet::unselected() });
         }
         let shuts = |direction| {
@@ -119,16 +125,16 @@ impl<'w> Compiler<'w> {
         let mut groups = Groups::default();
         for direction in [Direction::Egress, Direction::Ingress] {
             for (item, deny) in items(&rules, direction) {
-                groups.add(self, direction, item, deny);
+                groups.add(self, subject, direction, item, deny);
             }
         }
         let rows = groups.rows(subject, history)?;
-        let (dns, dns_denied) = dns::rules(self, &rules);
+        let (dns, dns_denied) = dns::rules(self, subject, &rules);
         let mut set = RuleSet {
             selected: true,
             audit: self.world.mode_of(subject) == Mode::Audit,
-            deny_egress: !deny_egress_by.is_empty(),
-            deny_ingress: !shuts(Direction::Ingress).is_empty(),
+            deny_egress: always || !deny_egress_by.is_empty(),
+            deny_ingress: always || !shuts(Direction::Ingress).is_empty(),
             deny_egress_by,
             groups: rows.groups,
             ports: rows.ports,
@@ -143,111 +149,13 @@ impl<'w> Compiler<'w> {
         set.services = services::rows(&set, &self.base.fronts);
         Ok(set)
     }
-
-    /// Who an item means among the peers of the cluster.
-    fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
-        self.base.candidates(peers).filter(move |peer| peer.is_meant(self.world, peers, deny))
-    }
-
-    fn peer(&self, address: IpAddr) -> Option<&Peer> {
-        self.base.peers.get(self.base.known.get(&address)?)
-    }
-
-    /// Whether an item means this address, of the cluster or outside. A name means none before it was asked for.
-    fn is_meant(&self, peers: &Peers, address: IpAddr, deny: bool) -> bool {
-        if is_any(peers) {
-            return true;
-        }
-        match self.peer(address) {
-            Some(peer) => peer.is_meant(self.world, peers, deny),
-            None if self.base.known.contains_key(&address) => false,
-            None => networks(self.world, peers, deny).iter().any(|network| network.contains(&address)),
-        }
-    }
-}
-
-impl Peer {
-    /// An allowance must mean all who claim the address, a denial one of them.
-    fn is_meant(&self, world: &World, peers: &Peers, deny: bool) -> bool {
-        let mut holders = self.holders.iter();
-        if deny {
-            holders.any(|(holder, labels)| is_holder_meant(world, peers, holder, labels, deny))
-        } else {
-            holders.all(|(holder, labels)| is_holder_meant(world, peers, holder, labels, deny))
-        }
-    }
-}
-
-fn is_holder_meant(world: &World, peers: &Peers, holder: &Holder, labels: &Labels, deny: bool) -> bool {
-    match peers {
-        Peers::Any => true,
-        Peers::Endpoints(selectors) => selectors.iter().any(|selector| {
-            let found = selector.matches(labels);
-            if deny {
-                return found != Match::No;
-            }
-            // A selector that only lacks a label (`NotIn`, `DoesNotExist`) selects nodes by accident: it opens none.
-            found == Match::Yes && (matches!(holder, Holder::Pod(_)) || selector.names_reserved())
-        }),
-        Peers::Entities(entities) => entities.iter().any(|entity| is_entity(*entity, holder)),
-        Peers::Nodes(_) | Peers::Services(_) => {
-            let _ = world;
-            false
-        }
-        Peers::Networks(_) | Peers::Names(_) => false,
-    }
-}
-
-/// Whether who is behind an address of the cluster belongs to a class.
-fn is_entity(entity: Entity, holder: &Holder) -> bool {
-    match entity {
-        Entity::All | Entity::Cluster | Entity::ClusterMesh => true,
-        Entity::Host => matches!(holder, Holder::Host | Holder::HostApiserver),
-        Entity::RemoteNode => matches!(holder, Holder::Node(_) | Holder::NodeApiserver(_) | Holder::Apiserver),
-        Entity::KubeApiserver => {
-            matches!(holder, Holder::HostApiserver | Holder::NodeApiserver(_) | Holder::Apiserver)
-        }
-        Entity::World | Entity::Ingress | Entity::Init | Entity::Health | Entity::Unmanaged | Entity::None => false,
-    }
-}
-
-/// Whether an item means every address there is.
-fn is_any(peers: &Peers) -> bool {
-    match peers {
-        Peers::Any => true,
-        Peers::Entities(entities) => entities.contains(&Entity::All),
-        Peers::Endpoints(_) | Peers::Nodes(_) | Peers::Networks(_) | Peers::Services(_) | Peers::Names(_) => false,
-    }
-}
-
-/// The addresses outside the cluster that an item means.
-fn networks(_world: &World, peers: &Peers, deny: bool) -> Vec<ipnet::IpNet> {
-    let world = || vec![ipnet::Ipv4Net::default().into(), ipnet::Ipv6Net::default().into()];
-    match peers {
-        Peers::Networks(blocks) => blocks
-            .iter()
-            .filter_map(|block| match &block.of {
-                BlockOf::Here(network) => Some(*network),
-                BlockOf::Group(_) | BlockOf::Groups(_) => None,
-            })
-            .collect(),
-        Peers::Entities(entities) if entities.contains(&Entity::World) => world(),
-        // Cilium's selectors see the world as one more set of labels; a denial keeps that, an allowance never had it.
-        Peers::Endpoints(selectors) if deny => {
-            let labels = Labels::reserved(&["world"]);
-            if selectors.iter().any(|selector| selector.matches(&labels) == Match::Yes) { world() } else { Vec::new() }
-        }
-        Peers::Any
-        | Peers::Endpoints(_)
-        | Peers::Nodes(_)
-        | Peers::Entities(_)
-        | Peers::Services(_)
-        | Peers::Names(_) => Vec::new(),
-    }
 }
 
 /// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
 fn selecting<'w>(world: &'w World, subject: &PodRef, labels: &Labels) -> Vec<(&'w Rule, Match)> {
+    if world.enforcement == Enforcement::Never {
+        return Vec::new();
+    }
     let read = world.policies.iter().map(|policy| (policy, Match::Yes));
     let refused = world.refused.iter().map(|policy| (policy, Match::Maybe));
     read.chain(refused)
@@ -259,7 +167,7 @@ fn selecting<'w>(world: &'w World, subject: &PodRef, labels: &Labels) -> Vec<(&'
 }
 
 /// The items in force, each with whether it denies.
-fn items<'a>(rules: &'a [(&'a Rule, Match)], direction: Direction) -> impl Iterator<Item = (&'a Item, bool)> {
+fn items<'w>(rules: &[(&'w Rule, Match)], direction: Direction) -> impl Iterator<Item = (&'w Item, bool)> {
     rules.iter().flat_map(move |(rule, found)| {
         let section = rule.section(direction);
         let allow = if *found == Match::Yes { section.allow.as_slice() } else { &[] };

@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use crate::engine::bits::Bits;
-use crate::engine::port::{PortBlock, covers};
+use crate::engine::port::{PortBlock, is_unasked};
 use crate::engine::ruleset::{Direction, PortRow, Protocol, RuleSet, ServiceRow, ServiceVerdict};
 
 /// What `base` allows less what `base` or `other` denies; `None` if `other` denies nothing, so that `base` itself will do.
@@ -28,31 +28,26 @@ pub fn transition(base: &RuleSet, other: &RuleSet) -> Option<RuleSet> {
         PortRow { direction, protocol, ports, allow: is.0, deny: is.1 | was.1 }
     });
     let nets: BTreeSet<IpNet> = other.cidrs.iter().chain(&base.cidrs).map(|row| row.0).collect();
-    let cidrs = nets.into_iter().map(|net| (net, cidr_of(base, net) | cidr_of(other, net) & deny_bits));
+    let cidrs = nets.into_iter().map(|net| (net, base.longest(net) | other.longest(net) & deny_bits));
     let ids: BTreeSet<_> = other.peers.iter().chain(&base.peers).map(|row| row.0).collect();
-    let bits_of = |set: &RuleSet, id| set.peers.iter().find(|row| row.0 == id).map_or(Bits::NONE, |row| row.1);
+    let bits_of = |set: &RuleSet, id| set.bits_of(id);
     let peers = ids.into_iter().map(|id| (id, bits_of(base, id) | bits_of(other, id) & deny_bits));
     Some(RuleSet {
         ports: ports.collect(),
-        cidrs: cidrs.filter(|row| !row.1.is_empty()).collect(),
+        cidrs: cidrs.collect(), // empty ones too: exceptions
+
         peers: peers.filter(|row| !row.1.is_empty()).collect(),
         services: services(other, base),
         ..base.clone()
     })
 }
 
-/// The row that the kernel finds for all of these ports: the narrowest that covers them.
+/// What holds for all of these ports: the narrowest row that covers them. A row without ports opens no ICMP that asks
+/// nothing.
 fn ports_of(set: &RuleSet, direction: Direction, protocol: Protocol, ports: PortBlock) -> (Bits, Bits) {
-    let rows = set.ports.iter().filter(|row| row.direction == direction);
-    let rows = rows.filter(|row| covers((row.protocol, row.ports), (protocol, ports)));
-    let row = rows.max_by_key(|row| (row.protocol != Protocol::Any, row.ports.length()));
-    row.map_or((Bits::NONE, Bits::NONE), |row| (row.allow, row.deny))
-}
-
-/// The row of the longest prefix that covers `net`.
-fn cidr_of(set: &RuleSet, net: IpNet) -> Bits {
-    let covering = set.cidrs.iter().filter(|row| row.0.contains(&net));
-    covering.max_by_key(|row| row.0.prefix_len()).map_or(Bits::NONE, |row| row.1)
+    let Some(row) = set.port_row(direction, protocol, ports) else { return (Bits::NONE, Bits::NONE) };
+    let open = row.protocol == protocol || !is_unasked(protocol, ports);
+    (if open { row.allow } else { Bits::NONE }, row.deny)
 }
 
 fn services(other: &RuleSet, base: &RuleSet) -> Vec<ServiceRow> {

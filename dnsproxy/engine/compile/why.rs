@@ -7,8 +7,8 @@ use crate::engine::endpoint::PodRef;
 use crate::engine::labels::Match;
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, PatternTrie};
-use crate::engine::policy::{Item, Peers, Ports};
-use crate::engine::port::holds;
+use crate::engine::policy::{Item, Peers, Rule};
+use crate::engine::port::{PortBlock, covers, opens};
 use crate::engine::ruleset::{Direction, Protocol};
 use crate::engine::verdict::RuleRef;
 use crate::engine::world::Holder;
@@ -22,7 +22,7 @@ pub struct Spoken {
     pub deny: bool,
     /// Whether it means the other side.
     pub peers: bool,
-    /// Whether it means the port.
+    /// Whether it means the port, there: a name is looked up, a `service` must hold.
     pub ports: bool,
     /// What it demands that namegate can't enforce: it allows nothing.
     pub unenforced: Option<String>,
@@ -37,16 +37,16 @@ impl Spoken {
     }
 }
 
-impl Compiler<'_> {
+impl<'w> Compiler<'w> {
     /// The rules that select a workload, each with whether they surely do.
     pub fn selecting(&self, subject: &PodRef) -> Vec<(RuleRef, Match)> {
-        let labels = self.world.labels(&Holder::Pod(subject.clone()));
-        selecting(self.world, subject, &labels).into_iter().map(|(rule, found)| (rule.at.clone(), found)).collect()
+        self.rules_of(subject).into_iter().map(|(rule, found)| (rule.at.clone(), found)).collect()
     }
 
     /// What each item of the rules that select `subject` says of a packet of no flow, in the order in which they stand.
     ///
-    /// `names`: the names for which the workload was granted the address.
+    /// `port`: the responder's; ICMP: type << 8. `names`: the names for which the workload was granted the address. Of a
+    /// Service's address they don't speak: ask for its backends.
     pub fn spoken(
         &self,
         subject: &PodRef,
@@ -55,15 +55,19 @@ impl Compiler<'_> {
         (protocol, port): (Protocol, u16),
         names: &[Name],
     ) -> Vec<Spoken> {
-        let labels = self.world.labels(&Holder::Pod(subject.clone()));
-        let rules = selecting(self.world, subject, &labels);
-        let says = |item: &Item, deny: bool, unenforced: Option<String>, in_doubt: bool| Spoken {
-            at: item.at.clone(),
-            deny,
-            peers: self.is_meant(&item.peers, address, deny) || selects(&item.peers, names),
-            ports: self.on_port(item, protocol, port),
-            unenforced,
-            in_doubt,
+        let rules = self.rules_of(subject);
+        let narrow = (protocol, PortBlock::one(port));
+        let says = |item: &'w Item, deny: bool, unenforced: Option<String>, in_doubt: bool| {
+            let entries = self.entries(subject, direction, item, deny);
+            let ports = self.ports_at(&entries, address, deny);
+            Spoken {
+                at: item.at.clone(),
+                deny,
+                peers: self.is_meant(&item.peers, address, deny) || selects(&item.peers, names),
+                ports: ports.into_iter().any(|wide| if deny { covers(wide, narrow) } else { opens(wide, narrow) }),
+                unenforced,
+                in_doubt,
+            }
         };
         let mut spoken = Vec::new();
         for (rule, found) in &rules {
@@ -76,9 +80,11 @@ impl Compiler<'_> {
         }
         spoken
     }
+}
 
-    fn on_port(&self, item: &Item, protocol: Protocol, port: u16) -> bool {
-        matches!(item.ports, Ports::All) || item.ports.plain().into_iter().any(|wide| holds(wide, protocol, port))
+impl<'w> Compiler<'w> {
+    fn rules_of(&self, subject: &PodRef) -> Vec<(&'w Rule, Match)> {
+        selecting(self.world, subject, &self.world.labels(&Holder::Pod(subject.clone())))
     }
 }
 

@@ -89,6 +89,9 @@ struct Known {
     new: IpAddr,
 }
 
+/// Ports with their protocols.
+type PortSet = BTreeSet<(Protocol, PortBlock)>;
+
 /// Compares two worlds.
 pub fn diff(old: &Explainer<'_>, new: &Explainer<'_>) -> Diff {
     let mut diff = Diff::default();
@@ -172,8 +175,7 @@ fn connections((old, new): (&Explainer<'_>, &Explainer<'_>), twins: &Twins, know
         let mut ports = side::candidates(&twins.old, direction);
         ports.extend(side::candidates(&twins.new, direction));
         // Peers with the same groups have the same verdicts.
-        let mut seen: BTreeMap<(Class, Class), (BTreeSet<(Protocol, PortBlock)>, BTreeSet<(Protocol, PortBlock)>)> =
-            BTreeMap::new();
+        let mut seen: BTreeMap<(Class, Class), (PortSet, PortSet)> = BTreeMap::new();
         let mut changes: BTreeMap<(Vec<String>, bool), BTreeSet<String>> = BTreeMap::new();
         for (label, was_at, is_at) in &peers {
             let key = (class(&twins.old, direction, *was_at), class(&twins.new, direction, *is_at));

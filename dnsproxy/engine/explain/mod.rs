@@ -205,7 +205,33 @@ impl<'w> Explainer<'w> {
         egress.grants = grants;
         let mut sides = vec![egress];
         sides.extend(self.ingress(from, address, port));
+        if port.is_none() && sides.len() > 1 && sides.iter().all(|side| side.allowed) {
+            self.find_common_port(from, rules, address, bits, &mut sides);
+        }
         sides
+    }
+
+    /// Each side opens some port: whether it is the same one.
+    fn find_common_port(&self, from: &PodRef, rules: &RuleSet, address: IpAddr, bits: Bits, sides: &mut [Connection]) {
+        let own = self.world.pods.get(from).map_or(&[][..], |pod| &pod.addresses);
+        let Some(source) = own.iter().find(|own| own.is_ipv4() == address.is_ipv4()) else { return };
+        let holders = self.holders.get(&address).into_iter().flatten();
+        let pods = holders.filter_map(|holder| if let Holder::Pod(pod) = holder { self.rules(pod).ok() } else { None });
+        let inside: Vec<Arc<RuleSet>> = pods.collect();
+        let mut ports = side::candidates(rules, Direction::Egress);
+        ports.extend(inside.iter().flat_map(|rules| side::candidates(rules, Direction::Ingress)));
+        let passes = |(protocol, block): &(Protocol, super::port::PortBlock)| {
+            let at = (*protocol, block.first());
+            self.judge(rules, Direction::Egress, address, at, bits).passes()
+                && inside.iter().all(|rules| self.judge(rules, Direction::Ingress, *source, at, Bits::NONE).passes())
+        };
+        if !ports.iter().any(passes)
+            && let Some(last) = sides.last_mut()
+        {
+            last.allowed = false;
+            last.verdict = answer::Verdict::NotAllowed;
+            last.notes.push("no port that one side opens is open at the other".to_owned());
+        }
     }
 
     /// What the rules of the pods behind an address say of this peer.

@@ -23,6 +23,7 @@ impl Explainer<'_> {
         let (from, port) = (&question.from, question.port);
         answer.queries = self.queries(from, rules, (name, question.qtype), question.resolver);
         if self.surroundings.guard.is_cluster_name(name) {
+            answer.queries.iter_mut().for_each(|query| query.grants = false);
             answer
                 .notes
                 .push("a name of the cluster grants nothing: rules for endpoints and Services speak".to_owned());
@@ -98,6 +99,14 @@ impl Explainer<'_> {
                 Servers::Networks(networks) => {
                     let free = networks.iter().filter_map(|network| {
                         network.hosts().take(256).find(|address| !rules.known.contains_key(address))
+                    });
+                    servers.extend(free);
+                }
+                Servers::Carved(networks) => {
+                    let free = networks.iter().filter_map(|(network, except)| {
+                        let mut hosts = network.hosts().take(256);
+                        let carved = |address: &IpAddr| except.iter().any(|except| except.contains(address));
+                        hosts.find(|address| !carved(address) && !rules.known.contains_key(address))
                     });
                     servers.extend(free);
                 }
@@ -181,7 +190,7 @@ impl Explainer<'_> {
         side.peer_is = "whatever it resolves to".to_owned();
         if !side.allowed && selected.is_empty() {
             let near = self.nearest_names(rules, name);
-            side.nearest.retain(|line| near.iter().all(|other| other.place != line.place));
+            side.nearest.retain(|line| !near.iter().any(|name| name.path.starts_with(&line.path)));
             side.nearest.splice(0..0, near);
         }
         if !side.allowed && !selected.is_empty() && !learns {

@@ -19,7 +19,7 @@ const NEAREST: usize = 5;
 
 impl Explainer<'_> {
     /// What `of`'s rules say of a connection with `address`; `names`, with their groups: what it holds for that address.
-    pub(super) fn side(
+    pub fn side(
         &self,
         (of, rules): (&PodRef, &RuleSet),
         direction: Direction,
@@ -61,6 +61,7 @@ impl Explainer<'_> {
                 let by = spoken.iter().filter(speaks);
                 side.by = by.map(|said| self.said(said)).collect();
                 if side.open.is_empty() {
+                    side.by.extend(self.shut_by(of, direction));
                     side.nearest = self.nearest(&spoken);
                 }
             }

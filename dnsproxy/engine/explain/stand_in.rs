@@ -65,13 +65,11 @@ impl StandIns {
 
     /// Addresses for every pod that has none yet, so that it can be asked about before it runs.
     pub fn place(&mut self, world: &mut World) {
-        let lacks = |pod: &Pod| pod.addresses.is_empty() && !pod.host_network && !pod.finished;
-        let lacking: Vec<PodRef> =
-            world.pods.iter().filter(|(_, pod)| lacks(pod)).map(|(key, _)| key.clone()).collect();
-        for pod in lacking {
-            if let Some(pod) = world.pods.get_mut(&pod) {
-                pod.addresses = self.addresses().to_vec();
-            }
+        let homeless =
+            world.pods.iter().filter(|(_, pod)| pod.addresses.is_empty() && !pod.host_network && !pod.finished);
+        for pod in homeless.map(|(pod, _)| pod.clone()).collect::<Vec<_>>() {
+            let addresses = self.addresses().to_vec();
+            world.pods.get_mut(&pod).into_iter().for_each(|pod| pod.addresses.clone_from(&addresses));
         }
     }
 
@@ -127,11 +125,12 @@ impl StandIns {
 
 /// A namespace that isn't there counts as known; every one has the label of its name.
 pub fn know_namespace(world: &mut World, name: &str) {
+    let known = world.namespaces.get(name);
+    if known.is_some_and(|namespace| namespace.labels.contains_key(NAMESPACE_NAME)) {
+        return;
+    }
     let empty = || Namespace { labels: BTreeMap::new(), mode: None, place: String::new() };
-    if !world.namespaces.contains_key(name) {
-        world.namespaces.insert(name.to_owned(), empty());
-    }
-    if let Some(namespace) = world.namespaces.get_mut(name) {
-        namespace.labels.entry(NAMESPACE_NAME.to_owned()).or_insert_with(|| name.to_owned());
-    }
+    let mut namespace = known.cloned().unwrap_or_else(empty);
+    namespace.labels.insert(NAMESPACE_NAME.to_owned(), name.to_owned());
+    world.namespaces.insert(name.to_owned(), namespace);
 }

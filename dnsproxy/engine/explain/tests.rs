@@ -172,6 +172,18 @@ fn a_pod_needs_both_sides() {
 }
 
 #[test]
+fn without_a_port_both_sides_must_open_the_same_one() {
+    assert!(ask(&demo(), "payments/reports", "payments/payment-processor", "").allowed);
+    let ingress = INGRESS.replace("8080", "9090");
+    let files = [("cluster.yaml", CLUSTER), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", REPORTS), ("i.yaml", &ingress)];
+    let answer = ask(&world(&files), "payments/reports", "payments/payment-processor", "");
+    let sides: Vec<_> = answer.connections.iter().map(|one| (one.allowed, one.open.join(","))).collect();
+    let expected = [(true, "8080/TCP".to_owned()), (false, "9090/TCP".to_owned())];
+    assert_eq!(sides, [expected.clone(), expected].concat());
+    assert!(!answer.allowed && answer.connections[1].notes[0].contains("no port"));
+}
+
+#[test]
 fn queries_go_to_the_proxy_or_nowhere() {
     let world = demo();
     let dns = surroundings(&world).cluster_dns[0].to_string();

@@ -31,6 +31,7 @@ fn operator(readiness: &Readiness, scrapes: &Arc<AtomicU64>) -> Arc<Operator> {
         readiness: readiness.clone(),
         status: Box::new(|| Status { node_name: "node-1".to_owned(), ..Status::default() }),
         names: Box::new(|asked| Ok(NamesPage { names: vec![Default::default(); asked.count], next: None })),
+        policy: Box::new(|asked| Ok(format!("{asked:?}").into_bytes())),
         refresh: Box::new(move |metrics| metrics.grants(scrapes.fetch_add(1, Ordering::Relaxed) + 1)),
     })
 }

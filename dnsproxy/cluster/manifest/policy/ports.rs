@@ -41,17 +41,21 @@ pub(super) fn ports(side: &Side<'_>, item: &Field<'_>, demands: &mut Vec<String>
         field.fault("icmps with toPorts; one of them in an item is allowed");
         return Ports::All;
     }
-    let Some(list) = icmps.as_ref().and_then(Field::list).filter(|_| count(&ports) == 0) else {
-        return match ports.as_ref().and_then(Field::list) {
-            Some(list) if list.len() > 0 => Ports::These(list.map(|entry| port_rule(side, &entry, demands)).collect()),
-            _ => Ports::All,
-        };
+    let entries: Vec<PortRule> = match (&ports, &icmps) {
+        (Some(field), _) if count(&ports) > 0 => {
+            field.list().into_iter().flatten().map(|entry| port_rule(side, &entry, demands)).collect()
+        }
+        (_, Some(field)) if field.list().is_some() => {
+            field.list().into_iter().flatten().map(|entry| icmp_rule(side.owner, &entry)).collect()
+        }
+        _ => return Ports::All,
     };
-    // Cilium takes an empty list for none, and so for every port. A denial does the same here, an allowance opens nothing.
-    if list.len() == 0 && side.deny {
+    // Cilium takes `icmps: []` for none, and so for every port: here an allowance opens nothing with it. A denial that names no
+    // port means every port.
+    if side.deny && entries.iter().all(|entry| entry.ports.is_empty()) {
         return Ports::All;
     }
-    Ports::These(list.map(|entry| icmp_rule(side.owner, &entry)).collect())
+    Ports::These(entries)
 }
 
 fn port_rule(side: &Side<'_>, entry: &Field<'_>, demands: &mut Vec<String>) -> PortRule {
