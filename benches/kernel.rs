@@ -7,6 +7,7 @@
 //! finds nothing, one count.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::path::Path;
 
 use libc::umount2;
 use namegate::engine::bits::Bits;
@@ -115,20 +116,7 @@ struct Lab {
 impl Lab {
     fn with_grants(grants: u32) -> Lab {
         let directory = tempfile::tempdir().expect("a directory can be made");
-        let seconds = std::time::Duration::from_secs;
-        let settings = LoadSettings {
-            max_endpoints: 4096,
-            max_flows: 131_072,
-            max_grants: 262_144,
-            syn_timeout: seconds(60),
-            established_timeout: seconds(8 * 3600),
-            closed_timeout: seconds(10),
-            datagram_timeout: seconds(60),
-            datagram_both_timeout: seconds(180),
-            events_per_second: 500,
-            rejects_per_second: 100,
-        };
-        let kernel = Kernel::load(directory.path(), &settings, 0x6e61_6d65).expect("the programs load");
+        let kernel = load(directory.path());
         kernel
             .set_limits(
                 FlowLimits { limit: 16_384, share: 4096, pool: 65_536, idle_grace: std::time::Duration::ZERO },
@@ -196,11 +184,33 @@ impl Lab {
 
 impl Drop for Lab {
     fn drop(&mut self) {
-        let path =
-            std::ffi::CString::new(self.directory.path().as_os_str().as_encoded_bytes()).expect("no NUL in a path");
-        // SAFETY: a string that ends in NUL. The file system was mounted there by Kernel::load; its pins go with it.
-        unsafe { umount2(path.as_ptr(), libc::MNT_DETACH) };
+        unload(self.directory.path());
     }
+}
+
+/// The programs with maps of their own, with the defaults of namegate.toml.
+pub fn load(directory: &Path) -> Kernel {
+    let seconds = std::time::Duration::from_secs;
+    let settings = LoadSettings {
+        max_endpoints: 4096,
+        max_flows: 131_072,
+        max_grants: 262_144,
+        syn_timeout: seconds(60),
+        established_timeout: seconds(8 * 3600),
+        closed_timeout: seconds(10),
+        datagram_timeout: seconds(60),
+        datagram_both_timeout: seconds(180),
+        events_per_second: 500,
+        rejects_per_second: 100,
+    };
+    Kernel::load(directory, &settings, 0x6e61_6d65).expect("the programs load")
+}
+
+/// Removes what [`load`] has mounted, and its pins with it.
+pub fn unload(directory: &Path) {
+    let path = std::ffi::CString::new(directory.as_os_str().as_encoded_bytes()).expect("no NUL in a path");
+    // SAFETY: a string that ends in NUL. The file system was mounted there by Kernel::load.
+    unsafe { umount2(path.as_ptr(), libc::MNT_DETACH) };
 }
 
 /// The address of grant `i`.

@@ -87,11 +87,17 @@ impl World {
     /// process.
     pub fn start_namegate(&mut self, settings: &[&str]) -> u32 {
         fs::write(self.directory.join("snapshot/cluster.yaml"), snapshot()).expect("a file can be written");
+        let endpoints = ["veth-a=bench/client-a", "veth-b=bench/client-b"].map(str::to_owned);
+        self.start_node("bench-node", &endpoints, settings)
+    }
+
+    /// The same for these endpoints of a snapshot that is there already.
+    pub fn start_node(&mut self, name: &str, endpoints: &[String], settings: &[&str]) -> u32 {
         let path = |name: &str| self.directory.join(name).to_str().expect("a path in UTF-8").to_owned();
         let mut command = inside(&self.namespace("node"), program().to_str().expect("a path in UTF-8"));
         command
-            .args(["node", "--node-name", "bench-node"])
-            .args(["--endpoint", "veth-a=bench/client-a", "--endpoint", "veth-b=bench/client-b"])
+            .args(["node", "--node-name", name])
+            .args(endpoints.iter().flat_map(|endpoint| ["--endpoint", endpoint]))
             .args(["--snapshot", &path("snapshot"), "--state-dir", &path("state"), "--run-dir", &path("run")])
             .args(["--pin-dir", &path("bpf/namegate")])
             .args(settings.iter().flat_map(|setting| ["--set", setting]))

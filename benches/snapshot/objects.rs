@@ -6,6 +6,8 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use crate::world::PODS as PODS_HERE;
+
 pub const NODES: usize = 100;
 pub const NAMESPACES: usize = 50;
 pub const APPS: usize = 40;
@@ -13,6 +15,8 @@ pub const REPLICAS: usize = 5;
 pub const PODS: usize = NAMESPACES * APPS * REPLICAS;
 pub const POLICIES: usize = NAMESPACES * APPS;
 pub const SERVICES: usize = POLICIES / 4;
+/// The pod that is the world's first workload: on node 0.
+pub const HERE: usize = 0;
 /// How many objects a shard holds.
 pub const SHARD: usize = 100;
 
@@ -121,6 +125,9 @@ pub fn app_name(app: usize) -> String {
 
 /// The address of a pod.
 pub fn address(pod: usize) -> String {
+    if pod == HERE {
+        return PODS_HERE[0].1.to_owned();
+    }
     format!("198.18.{}.{}", pod / 200, 10 + pod % 200)
 }
 

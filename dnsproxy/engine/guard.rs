@@ -3,7 +3,9 @@
 //! Some are never learned: what belongs to the machine itself. Others, private by nature, are learned only when the
 //! operator lists their network, for all names or for a pattern. Addresses embedded in IPv6 are judged as well.
 
+use std::collections::HashSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
 
 use ipnet::IpNet;
 
@@ -70,6 +72,7 @@ const METADATA: [IpAddr; 6] = [
 pub struct Guard {
     own_node: Vec<IpAddr>,
     cluster: Vec<IpNet>,
+    cluster_addresses: Arc<HashSet<IpAddr>>,
     allowed: Vec<IpNet>,
     allowed_for: PatternTrie<IpNet>,
     cluster_domain: Name,
@@ -81,6 +84,7 @@ impl Guard {
         Guard {
             own_node,
             cluster: Vec::new(),
+            cluster_addresses: Arc::default(),
             allowed: Vec::new(),
             allowed_for: PatternTrie::new(Bare::Valid),
             cluster_domain,
@@ -91,6 +95,13 @@ impl Guard {
     #[must_use]
     pub fn with_cluster(mut self, networks: Vec<IpNet>) -> Guard {
         self.cluster = networks;
+        self
+    }
+
+    /// The same for single addresses, however many.
+    #[must_use]
+    pub fn with_addresses(mut self, addresses: Arc<HashSet<IpAddr>>) -> Guard {
+        self.cluster_addresses = addresses;
         self
     }
 
@@ -131,6 +142,7 @@ impl Guard {
         match never(address) {
             Some(guarded) => Err(guarded),
             None if self.listed(name, address).next().is_some() => Ok(()),
+            None if self.cluster_addresses.contains(&address) => Err(Guarded::Cluster),
             None if self.cluster.iter().any(|network| network.contains(&address)) => Err(Guarded::Cluster),
             None if private(address) => Err(Guarded::Private),
             None => Ok(()),

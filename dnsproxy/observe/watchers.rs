@@ -1,6 +1,6 @@
 //! Hands records to whoever watches.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -34,31 +34,71 @@ impl Known {
     /// What a snapshot tells; `endpoint` knows the numbers of this node's endpoints.
     pub fn of_world(world: &World, endpoint: impl Fn(&PodRef) -> Option<EndpointId>) -> Known {
         let mut known = Known::default();
-        let mut pods: BTreeMap<PodRef, Arc<Workload>> = BTreeMap::new();
         for (address, holders) in world.holders() {
-            // An address that two pods claim is shown as neither's.
-            let mut holders = holders.into_iter();
-            match (holders.next(), holders.next()) {
-                (Some(Holder::Host | Holder::HostApiserver), _) => _ = known.host.insert(address),
-                (Some(Holder::Node(_) | Holder::NodeApiserver(_) | Holder::Apiserver), _) => {
-                    _ = known.nodes.insert(address)
-                }
-                (Some(Holder::Pod(pod)), None) => {
-                    let workload = pods.entry(pod).or_insert_with_key(|pod| {
-                        let labels = labels_of(world, pod);
-                        Arc::new(Workload { endpoint: endpoint(pod), pod: pod.clone(), labels })
-                    });
-                    known.workloads.insert(address, Arc::clone(workload));
-                }
-                _ => (),
-            }
+            known.put(address, &holders, world, &endpoint);
         }
-        for ((namespace, name), service) in &world.services {
-            let service_ref = PodRef { namespace: namespace.clone(), name: name.clone() };
-            known.services.extend(service.addresses.iter().map(|address| (*address, service_ref.clone())));
-        }
+        known.services = services(world);
         known
     }
+
+    /// The same for the world after `old`, of which this is what was known; `None` when too much changed. `holders`: those of
+    /// `world`.
+    pub fn next(
+        &self,
+        old: &World,
+        world: &World,
+        holders: &BTreeMap<IpAddr, BTreeSet<Holder>>,
+        endpoint: impl Fn(&PodRef) -> Option<EndpointId>,
+    ) -> Option<Known> {
+        let settings = |world: &World| (world.own_node.clone(), world.cluster.clone(), world.apiserver());
+        let same = settings(old) == settings(world)
+            && world.nodes.changes(&old.nodes).is_empty()
+            && world.namespaces.changes(&old.namespaces).is_empty();
+        if !same {
+            return None;
+        }
+        let mut known = self.clone();
+        let changed = world.pods.changes(&old.pods).into_iter();
+        let addresses: BTreeSet<IpAddr> =
+            changed.flat_map(|(_, was, is)| was.into_iter().chain(is)).flat_map(|pod| pod.addresses.clone()).collect();
+        for address in addresses {
+            known.workloads.remove(&address);
+            if let Some(holders) = holders.get(&address) {
+                known.put(address, holders, world, &endpoint);
+            }
+        }
+        known.services = services(world);
+        Some(known)
+    }
+
+    fn put(
+        &mut self,
+        address: IpAddr,
+        holders: &BTreeSet<Holder>,
+        world: &World,
+        endpoint: impl Fn(&PodRef) -> Option<EndpointId>,
+    ) {
+        // An address that two pods claim is shown as neither's.
+        let mut holders = holders.iter();
+        match (holders.next(), holders.next()) {
+            (Some(Holder::Host | Holder::HostApiserver), _) => _ = self.host.insert(address),
+            (Some(Holder::Node(_) | Holder::NodeApiserver(_) | Holder::Apiserver), _) => _ = self.nodes.insert(address),
+            (Some(Holder::Pod(pod)), None) => {
+                let workload = Workload { endpoint: endpoint(pod), pod: pod.clone(), labels: labels_of(world, pod) };
+                self.workloads.insert(address, Arc::new(workload));
+            }
+            _ => (),
+        }
+    }
+}
+
+fn services(world: &World) -> HashMap<IpAddr, PodRef> {
+    let mut services = HashMap::new();
+    for ((namespace, name), service) in &world.services {
+        let service_ref = PodRef { namespace: namespace.clone(), name: name.clone() };
+        services.extend(service.addresses.iter().map(|address| (*address, service_ref.clone())));
+    }
+    services
 }
 
 /// A pod's labels with their source, sorted, as Cilium shows them.
@@ -134,8 +174,8 @@ impl Watchers {
     }
 
     /// Takes over who is known by which address.
-    pub fn know(&self, known: Known) {
-        self.known.store(Arc::new(known));
+    pub fn know(&self, known: Arc<Known>) {
+        self.known.store(known);
     }
 
     /// A packet verdict. Packets are counted in the kernel, not here.

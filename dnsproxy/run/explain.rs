@@ -16,6 +16,7 @@ use crate::engine::explain::question::{Asked, Asker, pod};
 use crate::engine::explain::stand_in::StandIns;
 use crate::engine::explain::{Explainer, Held, Surroundings, diff, overview};
 use crate::engine::grant::MonoNs;
+use crate::engine::guard::Guard;
 use crate::engine::world::World;
 use crate::operate::explain::{Policies, PolicyAsked};
 use crate::operate::{RefusalStatus, Status};
@@ -33,10 +34,15 @@ pub(super) struct Seen {
 /// What holds around the policies of a snapshot, by what the operator set and what the cluster has. `own`: addresses of the
 /// machine.
 pub fn surroundings(config: &Config, world: &World, own: Vec<IpAddr>) -> Surroundings {
+    surroundings_with(config, world, guard(config, world, own))
+}
+
+/// The same with a guard that is there already.
+pub(super) fn surroundings_with(config: &Config, world: &World, guard: Guard) -> Surroundings {
     let cluster_dns = cluster_dns(world);
     let trusted = config.dns.resolvers.iter().chain(&cluster_dns).copied().collect();
     Surroundings {
-        guard: guard(config, world, own),
+        guard,
         proxied: cluster_dns.iter().chain(&config.dns.resolvers).copied().collect(),
         trusted,
         cluster_dns,

@@ -57,6 +57,8 @@ pub(super) struct Node {
     pub kept: Kept,
     /// What the kernel's `peers` hold; none: to be read.
     pub held: Option<PeerRows>,
+    /// What those who watch and the guard know of it.
+    pub seen: Option<reload::Sight>,
     /// Where the last good version of each object is written.
     pub journal: Journal,
     /// The state as it is on disk; none: not known.
@@ -176,6 +178,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         snapshot: snapshot::Source::new(&config.snapshot),
         kept: Kept::default(),
         held: None,
+        seen: None,
         journal,
         written: None,
         config,

@@ -6,9 +6,8 @@ use std::sync::{Arc, Mutex};
 use std::time::SystemTime;
 
 use anyhow::Context;
-use ipnet::IpNet;
 
-use super::explain::Seen;
+use super::explain::{Seen, surroundings_with};
 use super::node::{Endpoint, Node};
 use super::state::{self, EndpointState};
 use super::steering;
@@ -16,7 +15,7 @@ use crate::clock;
 use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::compile::transition;
-use crate::engine::endpoint::PodRef;
+use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::explain::Surroundings;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
 use crate::engine::grant::GrantWrite;
@@ -55,6 +54,16 @@ pub(super) struct Loaded {
 struct Way {
     adding: Option<(u32, Arc<RuleSet>)>,
     clearing: Option<(u32, Arc<RuleSet>)>,
+}
+
+/// What those who watch and the guard make of a world.
+pub(super) struct Sight {
+    world: Arc<World>,
+    /// This machine's addresses.
+    own: Vec<IpAddr>,
+    numbers: BTreeMap<PodRef, EndpointId>,
+    known: Arc<Known>,
+    addresses: Arc<HashSet<IpAddr>>,
 }
 
 /// A compiled change, not in force yet.
@@ -522,12 +531,10 @@ impl Node {
             Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
             Err(_) => Vec::new(),
         };
-        let number = |pod: &PodRef| self.endpoints.get(&pod.to_string()).map(|endpoint| endpoint.id);
-        let mut known = Known::of_world(&world, number);
-        known.host.extend(&own);
+        let (known, addresses) = self.see(&world, &own);
         self.watchers.know(known);
-        let surroundings = super::surroundings(&self.config, &world, own);
-        let guard = surroundings.guard.clone();
+        let guard = guard_of(&self.config, &world, own, addresses);
+        let surroundings = surroundings_with(&self.config, &world, guard.clone());
         let proxied = self.steering.pairs.iter().map(|(resolver, _)| *resolver).collect();
         self.people.see(Seen { world: world.clone(), surroundings: Surroundings { proxied, ..surroundings } });
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
@@ -539,6 +546,26 @@ impl Node {
         let mut directory = Directory::new(settings(&self.config), guard, endpoints, resolvers);
         directory.routes = routes(&self.config);
         self.directory.store(Arc::new(directory));
+    }
+
+    /// What is seen of a world: made once, and from that of the world before where little changed.
+    fn see(&mut self, world: &Arc<World>, own: &[IpAddr]) -> (Arc<Known>, Arc<HashSet<IpAddr>>) {
+        let numbers = self.endpoints.values().map(|endpoint| (endpoint.pod.clone(), endpoint.id));
+        let numbers: BTreeMap<PodRef, EndpointId> = numbers.collect();
+        let last = self.seen.take().filter(|seen| seen.own == own && seen.numbers == numbers);
+        let seen = match last {
+            Some(seen) if Arc::ptr_eq(&seen.world, world) => seen,
+            last => {
+                let number = |pod: &PodRef| numbers.get(pod).copied();
+                let next = last.and_then(|seen| seen.known.next(&seen.world, world, self.kept.holders(), number));
+                let mut known = next.unwrap_or_else(|| Known::of_world(world, number));
+                known.host.extend(own);
+                let (world, own, addresses) = (world.clone(), own.to_vec(), Arc::new(addresses(world)));
+                Sight { world, own, known: Arc::new(known), addresses, numbers }
+            }
+        };
+        let seen = self.seen.insert(seen);
+        (seen.known.clone(), seen.addresses.clone())
     }
 }
 
@@ -661,15 +688,15 @@ pub fn routes(config: &Config) -> Routes {
 }
 
 /// What no name may stand for, by what the operator set and what the cluster has.
-pub fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
+pub fn guard(config: &Config, world: &World, own: Vec<IpAddr>) -> Guard {
+    guard_of(config, world, own, Arc::new(addresses(world)))
+}
+
+fn guard_of(config: &Config, world: &World, mut own: Vec<IpAddr>, cluster: Arc<HashSet<IpAddr>>) -> Guard {
     if let Some(node) = world.nodes.get(&config.node_name) {
         own.extend(&node.addresses);
     }
-    let pods = world.pods.values().flat_map(|pod| pod.addresses.iter());
-    let services = world.services.values().flat_map(|service| service.addresses.iter());
-    let nodes = world.nodes.values().flat_map(|node| node.addresses.iter());
-    let cluster: BTreeSet<IpNet> = pods.chain(services).chain(nodes).map(|address| IpNet::from(*address)).collect();
-    let mut guard = Guard::new(own, config.dns.cluster_domain.clone()).with_cluster(cluster.into_iter().collect());
+    let mut guard = Guard::new(own, config.dns.cluster_domain.clone()).with_addresses(cluster);
     for network in &config.dns.guard.allow {
         guard.allow(*network);
     }
@@ -679,6 +706,14 @@ pub fn guard(config: &Config, world: &World, mut own: Vec<IpAddr>) -> Guard {
         }
     }
     guard
+}
+
+/// Every address of the cluster: its pods', Services' and nodes'.
+fn addresses(world: &World) -> HashSet<IpAddr> {
+    let pods = world.pods.values().flat_map(|pod| pod.addresses.iter());
+    let services = world.services.values().flat_map(|service| service.addresses.iter());
+    let nodes = world.nodes.values().flat_map(|node| node.addresses.iter());
+    pods.chain(services).chain(nodes).copied().collect()
 }
 
 /// The addresses of the cluster's own resolver: the Service that every distribution calls kube-dns.

@@ -83,6 +83,11 @@ impl Kept {
         &self.base.known
     }
 
+    /// Who claims which address.
+    pub fn holders(&self) -> &BTreeMap<IpAddr, BTreeSet<Holder>> {
+        &self.base.holders
+    }
+
     /// Everything that the policies mean for `subject`; see [`Compiler::compile`]. What has not changed is the same as it
     /// was in the last world.
     ///
