@@ -41,6 +41,11 @@ fn patterns_match_as_the_grammar_says() {
 }
 
 #[test]
+fn manifests_are_read_and_refusing_opens_nothing() {
+    holds("manifest", checks::manifest::check);
+}
+
+#[test]
 fn datagrams_go_there_and_back() {
     holds("datagrams", checks::datagrams::check);
 }

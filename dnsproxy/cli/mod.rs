@@ -41,7 +41,7 @@ struct Cli {
 const EXIT_CODES: &str = "\
 Exit codes:
   0  done, or all is well
-  1  failed, not ready, or something was refused
+  1  failed, not ready, or something was refused or found
   2  the command line or the configuration is wrong
 
 Every setting of the configuration file can also be given as a variable (NAMEGATE_DNS_MIN_TTL=10s) and as a flag
@@ -70,7 +70,7 @@ enum Command {
     Explain(explain::ExplainArgs),
     /// Run unit tests of policies
     Test(policy_test::TestArgs),
-    /// Read a directory of Kubernetes objects as the node would, and say what would be refused
+    /// Read policies and the objects they speak of as the node would; say what would be refused, and what will bite
     Check(check::CheckArgs),
     /// List every setting with its default, range, variable and when a change takes effect
     Settings(settings::SettingsArgs),

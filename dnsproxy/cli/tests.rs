@@ -294,3 +294,16 @@ fn the_readme_shows_lines_as_they_are_written() {
         assert!(README.lines().any(|shown| shown.ends_with(said)), "not shown: {said}");
     }
 }
+
+/// The cases of Kubernetes' and Cilium's documentation: a folder a subject, each with its objects and `cases.yaml`.
+#[test]
+fn the_documented_examples_give_the_verdicts_that_their_text_promises() {
+    let documented = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("integration/conformance/documented");
+    let folders = |of: std::path::PathBuf| std::fs::read_dir(of).unwrap().map(|entry| entry.unwrap().path());
+    let mut files: Vec<_> = folders(documented).flat_map(folders).map(|subject| subject.join("cases.yaml")).collect();
+    files.sort();
+    assert!(files.len() >= 24, "{files:?}");
+    let words = ["namegate", "test"].map(OsString::from).into_iter();
+    let tested = parse(words.chain(files.into_iter().map(OsString::from))).unwrap().run();
+    assert_eq!(tested, ExitCode::SUCCESS, "what differs is printed above");
+}

@@ -10,6 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::tree::{Key, Node, Place, Value};
 
+/// The most characters of a fault's text, and of its path.
+const TEXT_CHARS: usize = 1_000;
+
 /// What is wrong with an object, and where.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Fault {
@@ -116,6 +119,7 @@ impl<'t> Field<'t> {
     }
 
     fn note(&self, at: Place, path: String, text: String, kind: FaultKind) {
+        let (path, text) = (shortened(path), shortened(text));
         self.reader.faults.borrow_mut().push(Fault { at, place: self.place_of(at), path, text, kind });
     }
 
@@ -244,7 +248,10 @@ impl<'t> Field<'t> {
     /// A number without sign, fraction or exponent. What starts with 0 is octal to some readers, and no number here.
     pub fn whole(&self, range: RangeInclusive<u32>) -> Option<u32> {
         let found = match &self.node.value {
-            Value::Number(text) if text.len() == 1 || !text.starts_with('0') => {
+            // Digits alone: these are numbers to JSON too, in which last good versions are kept.
+            Value::Number(text)
+                if text.bytes().all(|octet| octet.is_ascii_digit()) && (text.len() == 1 || !text.starts_with('0')) =>
+            {
                 text.parse().ok().filter(|number| range.contains(number))
             }
             _ => None,
@@ -325,6 +332,14 @@ impl fmt::Display for Fault {
     }
 }
 
+/// A text that a person can read: what was found may be megabytes.
+fn shortened(text: String) -> String {
+    match text.char_indices().nth(TEXT_CHARS) {
+        Some((end, _)) => format!("{}…", &text[..end]),
+        None => text,
+    }
+}
+
 /// A key for people: as it stands if it is plain, else quoted and escaped.
 fn shown(key: &str) -> String {
     let plain = |octet: u8| octet.is_ascii_alphanumeric() || matches!(octet, b'-' | b'_' | b'.' | b'/' | b':');
@@ -380,9 +395,17 @@ mod tests {
 
     #[test]
     fn numbers_are_plain_and_in_their_range() {
-        for (text, number) in
-            [("1", Some(1)), ("0", None), ("80", Some(80)), ("81", None), ("010", None), ("1e1", None), ("\"1\"", None)]
-        {
+        for (text, number) in [
+            ("1", Some(1)),
+            ("0", None),
+            ("80", Some(80)),
+            ("81", None),
+            ("010", None),
+            ("+1", None),
+            ("1_0", None),
+            ("1e1", None),
+            ("\"1\"", None),
+        ] {
             faults(&format!("a: {text}\n"), |object| {
                 assert_eq!(object.get("a").unwrap().whole(1..=80), number, "{text}");
             });

@@ -295,6 +295,11 @@ impl FqdnTable {
         plan
     }
 
+    /// The rule set changed, and no name means other groups now: verdicts on names without a grant may be others.
+    pub fn rules_changed(&self) {
+        self.raise_epoch();
+    }
+
     /// What a new rule set makes of every grant: the groups of each name are asked for again. Without a name, a grant keeps
     /// the groups that mean what they meant in `before`.
     pub fn regroup(&self, rules: &RuleSet, before: &[Group], now: MonoNs) -> Regroup {

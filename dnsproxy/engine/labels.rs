@@ -142,7 +142,9 @@ impl Labels {
 
     /// The value of a label; `Err` when it isn't known whether there is one.
     fn get(&self, source: Source, key: &str) -> Result<Option<&str>, ()> {
-        let reserved = (source != Source::K8s && self.reserved.contains(&key)).then_some("");
+        // Everything carries `reserved:all`, so that a denial by it denies everyone.
+        let all = source == Source::Reserved && key == "all";
+        let reserved = (all || source != Source::K8s && self.reserved.contains(&key)).then_some("");
         if reserved.is_some() || source == Source::Reserved {
             return Ok(reserved);
         }
@@ -277,6 +279,13 @@ mod tests {
         answers(&host, Source::Any, "host", Operator::Exists, Match::Yes);
         answers(&host, Source::K8s, "host", Operator::Exists, Match::No);
         answers(&host, Source::Reserved, "remote-node", Operator::Exists, Match::No);
+    }
+
+    #[test]
+    fn everything_is_all() {
+        for labels in [pod(), Labels::reserved(&["host"]), Labels::reserved(&["world"]), Labels::unreadable("shop")] {
+            answers(&labels, Source::Reserved, "all", Operator::Exists, Match::Yes);
+        }
     }
 
     #[test]

@@ -396,6 +396,14 @@ impl RuleSet {
         }
     }
 
+    /// Whether an address is to these rules what it was to others of the same groups; `peer` and `was`: who is behind it,
+    /// and who was.
+    pub fn mean_the_same(&self, others: &RuleSet, address: IpAddr, peer: Option<PeerId>, was: Option<PeerId>) -> bool {
+        let own = |peer: Option<PeerId>| peer.filter(|id| *id < PeerId::FIRST);
+        own(peer) == own(was)
+            && self.matched_by(address, peer, Bits::NONE) == others.matched_by(address, was, Bits::NONE)
+    }
+
     /// Every group that the address belongs to: M in the kernel's words.
     pub(super) fn matched(&self, address: IpAddr, grants: Bits) -> Bits {
         self.matched_by(address, self.known.get(&address).copied(), grants)

@@ -230,14 +230,35 @@ pub enum Holder {
 ///
 /// Part of the state that outlives the process: pinned rows hold these numbers.
 #[derive(Clone, PartialEq, Eq, Debug, serde::Serialize, serde::Deserialize)]
+#[serde(from = "Numbers", into = "Numbers")]
 pub struct PeerIds {
+    next: u32,
+    /// Shared with copies until one changes.
+    ids: Arc<BTreeMap<String, u32>>,
+}
+
+/// [`PeerIds`] in writing.
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Numbers {
     next: u32,
     ids: BTreeMap<String, u32>,
 }
 
+impl From<Numbers> for PeerIds {
+    fn from(Numbers { next, ids }: Numbers) -> PeerIds {
+        PeerIds { next, ids: Arc::new(ids) }
+    }
+}
+
+impl From<PeerIds> for Numbers {
+    fn from(PeerIds { next, ids }: PeerIds) -> Numbers {
+        Numbers { next, ids: Arc::unwrap_or_clone(ids) }
+    }
+}
+
 impl Default for PeerIds {
     fn default() -> PeerIds {
-        PeerIds { next: PeerId::FIRST.0, ids: BTreeMap::new() }
+        PeerIds { next: PeerId::FIRST.0, ids: Arc::default() }
     }
 }
 
@@ -254,13 +275,15 @@ impl PeerIds {
         }
         let id = self.next;
         self.next += 1;
-        self.ids.insert(key.to_owned(), id);
+        Arc::make_mut(&mut self.ids).insert(key.to_owned(), id);
         PeerId(id)
     }
 
     /// Nobody has the key any more.
     pub(super) fn forget(&mut self, key: &str) {
-        self.ids.remove(key);
+        if self.ids.contains_key(key) {
+            Arc::make_mut(&mut self.ids).remove(key);
+        }
     }
 }
 
@@ -312,7 +335,9 @@ impl World {
             // A pod's or node's own address that is also a Service's (a load balancer on the node) stays its own.
             rows.insert(*address, id);
         }
-        ids.ids.retain(|key, _| keys.contains(key));
+        if ids.ids.keys().any(|key| !keys.contains(key)) {
+            Arc::make_mut(&mut ids.ids).retain(|key, _| keys.contains(key));
+        }
         rows
     }
 

@@ -6,6 +6,7 @@
 
 pub mod abi;
 pub mod attach;
+pub mod change;
 pub mod counters;
 pub mod events;
 pub mod grants;

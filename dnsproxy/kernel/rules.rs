@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use ipnet::IpNet;
+use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
 use super::KernelError;
 use super::abi::{self, flag};
@@ -11,7 +11,7 @@ use super::load::Kernel;
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::port::PortBlock;
-use crate::engine::ruleset::{PeerId, PortRow, RuleSet, ServiceVerdict};
+use crate::engine::ruleset::{PeerId, PortRow, RuleSet, ServiceRow, ServiceVerdict};
 
 /// The most addresses that one endpoint can have (`struct endpoint`).
 pub const ADDRESSES: usize = 4;
@@ -119,40 +119,15 @@ impl Kernel {
         for row in rules.ports.iter().filter(|row| is_block(row.ports)) {
             self.tables.port_blocks.put(&port_block_key(policy_id, row), &port_row(row))?;
         }
-        let bits = |peer: &(PeerId, Bits)| (abi::peer_bits_key { policy_id, peer_id: peer.0.0 }, peer.1.into());
+        let bits = |peer: &(PeerId, Bits)| (peer_key(policy_id, peer.0), peer.1.into());
         self.tables.peer_bits.put_all(rules.peers.iter().map(bits))?;
-        self.tables.services.put_all(rules.services.iter().map(|row| {
-            let key = abi::service_key {
-                policy_id,
-                addr: abi::mapped(row.address),
-                port: row.port.to_be(),
-                protocol: row.protocol.number(),
-                pad: 0,
-            };
-            let verdict = match row.verdict {
-                ServiceVerdict::Allow => 1,
-                ServiceVerdict::Deny => 2,
-            };
-            (key, abi::service { verdict })
-        }))?;
+        self.tables
+            .services
+            .put_all(rules.services.iter().map(|row| (service_key(policy_id, row), service_value(row))))?;
         for (net, bits) in &rules.cidrs {
             match net {
-                IpNet::V4(net) => {
-                    let key = abi::cidr4_key {
-                        prefix_len: 32 + u32::from(net.prefix_len()),
-                        policy_id: policy_id.to_be(),
-                        addr: net.network().octets(),
-                    };
-                    self.tables.cidr4.put(&key, &(*bits).into())?;
-                }
-                IpNet::V6(net) => {
-                    let key = abi::cidr6_key {
-                        prefix_len: 32 + u32::from(net.prefix_len()),
-                        policy_id: policy_id.to_be(),
-                        addr: net.network().octets(),
-                    };
-                    self.tables.cidr6.put(&key, &(*bits).into())?;
-                }
+                IpNet::V4(net) => self.tables.cidr4.put(&cidr4_key(policy_id, *net), &(*bits).into())?,
+                IpNet::V6(net) => self.tables.cidr6.put(&cidr6_key(policy_id, *net), &(*bits).into())?,
             }
         }
         Ok(())
@@ -305,4 +280,42 @@ fn port_block_key(policy_id: u32, row: &PortRow) -> abi::port_block_key {
 
 fn port_row(row: &PortRow) -> abi::port_row {
     abi::port_row { allow: row.allow.into(), deny: row.deny.into() }
+}
+
+pub(super) fn peer_key(policy_id: u32, peer: PeerId) -> abi::peer_bits_key {
+    abi::peer_bits_key { policy_id, peer_id: peer.0 }
+}
+
+pub(super) fn service_key(policy_id: u32, row: &ServiceRow) -> abi::service_key {
+    abi::service_key {
+        policy_id,
+        addr: abi::mapped(row.address),
+        port: row.port.to_be(),
+        protocol: row.protocol.number(),
+        pad: 0,
+    }
+}
+
+pub(super) fn service_value(row: &ServiceRow) -> abi::service {
+    let verdict = match row.verdict {
+        ServiceVerdict::Allow => 1,
+        ServiceVerdict::Deny => 2,
+    };
+    abi::service { verdict }
+}
+
+pub(super) fn cidr4_key(policy_id: u32, net: Ipv4Net) -> abi::cidr4_key {
+    abi::cidr4_key {
+        prefix_len: 32 + u32::from(net.prefix_len()),
+        policy_id: policy_id.to_be(),
+        addr: net.network().octets(),
+    }
+}
+
+pub(super) fn cidr6_key(policy_id: u32, net: Ipv6Net) -> abi::cidr6_key {
+    abi::cidr6_key {
+        prefix_len: 32 + u32::from(net.prefix_len()),
+        policy_id: policy_id.to_be(),
+        addr: net.network().octets(),
+    }
 }

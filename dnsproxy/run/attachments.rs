@@ -144,6 +144,7 @@ impl Node {
         match attached {
             Ok(method) => {
                 endpoint.attachment = Some(Attachment { method, closed, ..at });
+                endpoint.written = Some(row);
                 tracing::info!(pod = %endpoint.pod, interface = link.name, ifindex = link.index, ?method, "attached");
             }
             Err(error) => {
@@ -199,6 +200,7 @@ impl Endpoint {
         kernel.set_endpoint(at.ifindex, &row)?;
         at.closed = row.flags & flag::CLOSED != 0;
         self.attachment = Some(at);
+        self.written = Some(row);
         Ok(())
     }
 

@@ -4,6 +4,7 @@ mod attachments;
 pub mod checkpoint;
 mod explain;
 mod files;
+mod journal;
 mod names;
 mod node;
 mod packets;

@@ -11,6 +11,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
+use super::journal::{self, Journal};
 use super::state::{self, State};
 use super::watch::Watch;
 use super::{names, packets, reload, steering, upkeep};
@@ -18,6 +19,7 @@ use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
 use crate::config::{CacheMode, Config, Source};
+use crate::engine::compile::Kept;
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::GrantWrite;
@@ -25,8 +27,10 @@ use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
 use crate::host::links::{self, Link, Netlink};
 use crate::kernel::attach::detach_all;
+use crate::kernel::change::PeerRows;
 use crate::kernel::events::Events;
 use crate::kernel::load::{Kernel, LoadSettings};
+use crate::kernel::rules::EndpointRow;
 use crate::kernel::sweep::Budgets;
 use crate::listen::tls::Tls;
 use crate::listen::{self, Listeners};
@@ -49,6 +53,14 @@ pub(super) struct Node {
     pub cluster: CiliumConfig,
     /// The cluster's objects, of which only what changed is read again.
     pub snapshot: snapshot::Source,
+    /// The rule sets of the last world, of which only what changed is compiled again.
+    pub kept: Kept,
+    /// What the kernel's `peers` hold; none: to be read.
+    pub held: Option<PeerRows>,
+    /// Where the last good version of each object is written.
+    pub journal: Journal,
+    /// The state as it is on disk; none: not known.
+    pub written: Option<State>,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
@@ -82,12 +94,16 @@ pub(super) struct Endpoint {
     pub slot: u32,
     pub policy_id: u32,
     pub generation: u32,
+    /// Rows under its policy number may be old ones or new ones: the next reload writes them under another.
+    pub unsure: bool,
     /// What is in force; none: closed.
     pub rules: Option<Arc<RuleSet>>,
     pub addresses: Vec<std::net::IpAddr>,
     /// What the proxy knows of it; kept over reloads, for it holds what was learned.
     pub served: Option<Arc<Served>>,
     pub attachment: Option<Attachment>,
+    /// Its row as the kernel has it.
+    pub written: Option<EndpointRow>,
     /// What an earlier process left: grants, and their names as far as they are known. Empty once `served` has it.
     pub adopted: FqdnTable,
     /// Why its rules are not what the snapshot says, or why it is closed.
@@ -129,7 +145,8 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let settings = load_settings(&config);
     let kernel =
         Arc::new(Kernel::load(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
-    let state = read_state(&config, &kernel)?;
+    let mut state = read_state(&config, &kernel)?;
+    let journal = read_journal(&config, &mut state)?;
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
     let teller = packets::teller(watchers.clone(), people.clone());
@@ -157,6 +174,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
         snapshot: snapshot::Source::new(&config.snapshot),
+        kept: Kept::default(),
+        held: None,
+        journal,
+        written: None,
         config,
         source,
         cluster: CiliumConfig::default(),
@@ -302,6 +323,23 @@ fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<State> {
     Ok(state)
 }
 
+/// The last good version of each object. One that an older namegate wrote into the state stays until there is a journal.
+fn read_journal(config: &Config, state: &mut State) -> anyhow::Result<Journal> {
+    let journal = match Journal::open(&config.state_dir).context("reading the last good objects")? {
+        journal::Read::Missing(journal) => return Ok(journal),
+        journal::Read::Good(journal) => journal,
+        journal::Read::Damaged(journal, aside, why) => {
+            tracing::warn!(
+                "the file of the last good objects was damaged ({why}) and is now {}: an object that is wrong now is shut",
+                aside.display()
+            );
+            journal
+        }
+    };
+    state.last_good = journal.said().clone();
+    Ok(journal)
+}
+
 impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
@@ -341,6 +379,12 @@ impl Node {
         let mut left: BTreeMap<EndpointId, Vec<GrantWrite>> = BTreeMap::new();
         for (id, grant) in self.kernel.grants()? {
             left.entry(id).or_default().push(grant);
+        }
+        // They may have been raised since the state was written.
+        for (_, id, _, generation) in self.kernel.endpoints()? {
+            for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.id == id) {
+                endpoint.generation = generation;
+            }
         }
         let now = clock::mono();
         let mut slept = None;
@@ -429,10 +473,12 @@ impl Endpoint {
             slot: known.slot,
             policy_id: known.policy_id,
             generation: known.generation,
+            unsure: false,
             rules: None,
             addresses: Vec::new(),
             served: None,
             attachment: None,
+            written: None,
             adopted: FqdnTable::default(),
             rules_problem: String::new(),
             link_problem: String::new(),

@@ -15,7 +15,7 @@ use super::steering;
 use crate::clock;
 use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
 use crate::config::{Config, RejectCode, Servers};
-use crate::engine::compile::{Compiler, transition};
+use crate::engine::compile::transition;
 use crate::engine::endpoint::PodRef;
 use crate::engine::explain::Surroundings;
 use crate::engine::fqdn::{Caps, FqdnTable, Timing};
@@ -25,6 +25,7 @@ use crate::engine::lifetime::Ceilings;
 use crate::engine::name::Name;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
 use crate::engine::world::{Mode, Search, World};
+use crate::kernel::change::{Moves, PeerRows, RowChange};
 use crate::kernel::rules::{ADDRESSES, FlowLimits, ProxyPorts};
 use crate::kernel::{GrantStore, KernelError};
 use crate::observe::Known;
@@ -57,13 +58,19 @@ struct Way {
 }
 
 /// A compiled change, not in force yet.
+#[derive(Default)]
 struct Change {
     rules: BTreeMap<String, Arc<RuleSet>>,
+    /// Rows of `peers` as they will be, and how they get there.
+    peers: PeerRows,
+    moves: Moves,
+    /// Rows that change under the numbers that their endpoints have, and these endpoints.
+    in_place: Vec<RowChange>,
+    again: BTreeSet<String>,
     /// Fresh policy numbers and the rule set under each.
     fresh: Vec<(u32, Arc<RuleSet>)>,
     /// Rows that an endpoint goes through on the way (see [`transition`]).
     ways: BTreeMap<String, Way>,
-    peers: Vec<(IpAddr, PeerId)>,
 }
 
 impl Node {
@@ -143,6 +150,12 @@ impl Node {
         self.place_endpoints(&world);
         self.steer(&change, &world).await?;
         self.add_own_addresses(&mut change).await?;
+        let held = match self.held.take() {
+            Some(held) => held,
+            None => self.kernel.peer_rows()?,
+        };
+        change.moves = Moves::between(&held, &change.peers);
+        self.number(&mut change);
         // Before the kernel uses a number or a bit: old and new meanings, for both may stand in it.
         self.remember(&change, true)?;
         let kernel = self.kernel.clone();
@@ -156,31 +169,76 @@ impl Node {
         }
         self.world = Some(Arc::new(world));
         self.publish().await;
-        let peers = std::mem::take(&mut change.peers);
         let mut failed = None;
-        kernel.set_peers(&peers, || {
-            for (key, rules) in &change.rules {
-                let policy_id = change.fresh.iter().find(|(_, fresh)| Arc::ptr_eq(fresh, rules)).map(|fresh| fresh.0);
-                let new = (policy_id, rules);
-                if let Err(error) = self.flip(key, change.ways.remove(key).unwrap_or_default(), new) {
-                    failed = Some(error);
-                }
+        let ways = std::mem::take(&mut change.ways);
+        let changed =
+            kernel.change_rows(&change.in_place, &change.moves, || failed = self.flip_all(&change, ways), || ());
+        if let Err(error) = changed {
+            // Each of their rows is as it was or as it will be: the next reload writes them under a new number.
+            for key in &change.again {
+                self.endpoints.entry(key.clone()).and_modify(|endpoint| endpoint.unsure = true);
             }
-            self.close_the_unknown(&change.rules);
-            Ok(())
-        })?;
+            return Err(error).context("changing rows in place");
+        }
+        for (key, rules) in &change.rules {
+            if change.fresh_number(rules).is_some() {
+                continue;
+            }
+            let judge_again = change.again.contains(key) || self.is_moved(key, rules, &change, &held);
+            if !judge_again && self.endpoints.get(key).is_some_and(|endpoint| self.is_in_force(endpoint, rules)) {
+                continue;
+            }
+            if let Err(error) = self.flip(key, Way::default(), (None, rules), judge_again) {
+                failed = Some(error);
+            }
+        }
+        self.close_the_unknown(&change.rules);
         kernel.set_steering(&self.steering.pairs, proxy_ports(&self.config))?;
         self.remember(&change, false)?;
-        self.upkeep.rules_due();
+        if !change.fresh.is_empty() {
+            self.upkeep.rules_due();
+        }
+        self.held = Some(std::mem::take(&mut change.peers));
         self.publish().await;
         failed.map_or(Ok(()), |error| Err(error.into()))
+    }
+
+    /// Puts rule sets in force that stand under fresh numbers; the last failure.
+    fn flip_all(&mut self, change: &Change, mut ways: BTreeMap<String, Way>) -> Option<KernelError> {
+        let mut failed = None;
+        for (key, rules) in &change.rules {
+            let Some(policy_id) = change.fresh_number(rules) else { continue };
+            let way = ways.remove(key).unwrap_or_default();
+            if let Err(error) = self.flip(key, way, (Some(policy_id), rules), false) {
+                failed = Some(error);
+            }
+        }
+        failed
+    }
+
+    /// Whether kernel and proxy know an endpoint with these very rules, as it is now.
+    fn is_in_force(&self, endpoint: &Endpoint, rules: &Arc<RuleSet>) -> bool {
+        let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.servers);
+        let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at.bridge.is_some())));
+        known && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
+    }
+
+    /// Whether an address that moved means something else to an endpoint now, though none of its own rows changed.
+    fn is_moved(&self, key: &str, rules: &Arc<RuleSet>, change: &Change, held: &PeerRows) -> bool {
+        let Some(old) = self.endpoints.get(key).and_then(|endpoint| endpoint.rules.as_ref()) else { return false };
+        let peer = |rows: &PeerRows, address| rows.get(&address).copied();
+        rules.selected
+            && change
+                .moves
+                .addresses()
+                .any(|address| !rules.mean_the_same(old, address, peer(&change.peers, address), peer(held, address)))
     }
 
     /// Every address of this machine is the host's, whatever its Node object lists: a CIDR rule opens none. The proxy's
     /// local addresses are nobody's.
     async fn add_own_addresses(&self, change: &mut Change) -> anyhow::Result<()> {
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
-        let mut peers: BTreeMap<IpAddr, PeerId> = std::mem::take(&mut change.peers).into_iter().collect();
+        let peers = &mut change.peers;
         for (_, address, _) in addresses {
             let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
             if !address.is_loopback() && !link_local {
@@ -188,41 +246,18 @@ impl Node {
             }
         }
         peers.extend(self.steering.pairs.iter().map(|(_, local)| (*local, PeerId::STEERING)));
-        change.peers = peers.into_iter().collect();
         Ok(())
     }
 
     /// Rule sets for every endpoint that can have one; problems stay with the endpoint, which keeps its old rules.
     fn compile(&mut self, world: &World) -> Change {
-        let compiler = Compiler::new(world, &mut self.state.peers);
-        let mut change = Change {
-            rules: BTreeMap::new(),
-            fresh: Vec::new(),
-            ways: BTreeMap::new(),
-            peers: compiler.peers().iter().map(|(address, peer)| (*address, *peer)).collect(),
-        };
+        self.kept.next(world, &mut self.state.peers);
+        let mut change = Change { peers: (**self.kept.peers()).clone(), ..Change::default() };
         for (key, endpoint) in &mut self.endpoints {
             let history = self.state.endpoints.get(key).map_or(&[][..], |state| &state.groups);
-            match compiler.compile(&endpoint.pod, history) {
+            match self.kept.rules(&endpoint.pod, history) {
                 Ok(rules) => {
                     endpoint.rules_problem.clear();
-                    let same = endpoint.rules.as_ref().is_some_and(|old| same_rows(old, &rules));
-                    let twin =
-                        change.fresh.iter().find(|(_, fresh)| same_rows(fresh, &rules)).map(|fresh| fresh.1.clone());
-                    let rules = twin.unwrap_or_else(|| Arc::new(rules));
-                    if !same && !change.fresh.iter().any(|(_, fresh)| Arc::ptr_eq(fresh, &rules)) {
-                        self.state.last_policy_id += 1;
-                        change.fresh.push((self.state.last_policy_id, rules.clone()));
-                    }
-                    if let Some(old) = endpoint.rules.as_ref().filter(|_| !same) {
-                        let mut numbered = |rules: RuleSet| {
-                            self.state.last_policy_id += 1;
-                            (self.state.last_policy_id, Arc::new(rules))
-                        };
-                        let adding = transition(old, &rules).map(&mut numbered);
-                        let clearing = transition(&rules, old).map(&mut numbered);
-                        change.ways.insert(key.clone(), Way { adding, clearing });
-                    }
                     change.rules.insert(key.clone(), rules);
                 }
                 Err(error) => {
@@ -232,6 +267,66 @@ impl Node {
             }
         }
         change
+    }
+
+    /// Decides under which number each rule set stands: under that of its endpoint, if its rows are the same or can be
+    /// changed in place, else under a fresh one.
+    fn number(&mut self, change: &mut Change) {
+        let mut users: BTreeMap<u32, Vec<(&String, &Endpoint)>> = BTreeMap::new();
+        for (key, endpoint) in &self.endpoints {
+            if endpoint.rules.is_some() {
+                users.entry(endpoint.policy_id).or_default().push((key, endpoint));
+            }
+        }
+        let mut stay: BTreeSet<&String> = BTreeSet::new();
+        for (policy_id, users) in users {
+            // From what is in force to what will be; none where that is not known.
+            let ways: Vec<Option<(&Arc<RuleSet>, &Arc<RuleSet>)>> = users
+                .iter()
+                .map(|(key, endpoint)| endpoint.rules.as_ref().filter(|_| !endpoint.unsure).zip(change.rules.get(*key)))
+                .collect();
+            let same = |way: Option<(&Arc<RuleSet>, &Arc<RuleSet>)>| way.is_some_and(|(old, new)| same_rows(old, new));
+            let changed = ways.iter().any(|way| !same(*way));
+            let alike = |one: (&Arc<RuleSet>, &Arc<RuleSet>)| {
+                ways.iter().all(|way| way.is_some_and(|(old, new)| same_rows(old, one.0) && same_rows(new, one.1)))
+            };
+            if changed
+                && let Some(Some(one)) = ways.first().copied()
+                && alike(one)
+                && let Some(rows) = RowChange::between(policy_id, one.0, one.1, &change.moves)
+            {
+                change.in_place.push(rows);
+                change.again.extend(users.iter().map(|(key, _)| (*key).clone()));
+                stay.extend(users.iter().map(|(key, _)| *key));
+            } else {
+                stay.extend(users.iter().zip(&ways).filter(|(_, way)| same(**way)).map(|((key, _), _)| *key));
+            }
+        }
+        let rest: Vec<String> = change.rules.keys().filter(|key| !stay.contains(key)).cloned().collect();
+        for key in rest {
+            let rules = change.rules[&key].clone();
+            let twin = change.fresh.iter().find(|(_, fresh)| same_rows(fresh, &rules)).map(|fresh| fresh.1.clone());
+            let rules = match twin {
+                Some(twin) => twin,
+                None => {
+                    // A set of its own: another endpoint may have the same one under an old number.
+                    let own = Arc::new((*rules).clone());
+                    self.state.last_policy_id += 1;
+                    change.fresh.push((self.state.last_policy_id, own.clone()));
+                    own
+                }
+            };
+            if let Some(old) = self.endpoints.get(&key).and_then(|endpoint| endpoint.rules.clone()) {
+                let mut numbered = |rules: RuleSet| {
+                    self.state.last_policy_id += 1;
+                    (self.state.last_policy_id, Arc::new(rules))
+                };
+                let adding = transition(&old, &rules).map(&mut numbered);
+                let clearing = transition(&rules, &old).map(&mut numbered);
+                change.ways.insert(key.clone(), Way { adding, clearing });
+            }
+            change.rules.insert(key, rules);
+        }
     }
 
     /// Where each endpoint is, as its Pod object says.
@@ -298,13 +393,28 @@ impl Node {
             };
             self.state.endpoints.insert(key.clone(), entry);
         }
-        state::write(&self.config.state_dir, &self.state)
-            .with_context(|| format!("writing the state to {}", self.config.state_dir.display()))
+        let unwritten = || format!("writing the state to {}", self.config.state_dir.display());
+        self.journal.say(&self.state.last_good).with_context(unwritten)?;
+        if self.written.as_ref().is_some_and(|written| self.state.is_as(written)) {
+            return Ok(());
+        }
+        self.written = None;
+        state::write(&self.config.state_dir, &self.state).with_context(unwritten)?;
+        self.written = Some(self.state.clone());
+        Ok(())
     }
 
     /// Puts the new rules of one endpoint in force. Without a policy number the rows are as they were, and only what the
     /// proxy knows is new.
-    fn flip(&mut self, key: &str, way: Way, new: (Option<u32>, &Arc<RuleSet>)) -> Result<(), KernelError> {
+    ///
+    /// `judge_again`: rows changed in place, and what flows is judged by them.
+    fn flip(
+        &mut self,
+        key: &str,
+        way: Way,
+        new: (Option<u32>, &Arc<RuleSet>),
+        judge_again: bool,
+    ) -> Result<(), KernelError> {
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
         let (policy_id, rules) = new;
@@ -315,7 +425,11 @@ impl Node {
             endpoint.put(adding, &kernel, reject, servers)?;
         }
         let mut narrowed = None;
-        if let Some(table) = &mut table {
+        let same_names = policy_id.is_none()
+            && endpoint.rules.as_ref().is_some_and(|old| (&old.names, &old.groups) == (&rules.names, &rules.groups));
+        if let Some(table) = table.as_mut().filter(|_| same_names) {
+            table.rules_changed();
+        } else if let Some(table) = &mut table {
             let regroup = table.regroup(rules, &self.state.endpoints[key].groups, clock::mono());
             match kernel.install(endpoint.id, regroup.widened.writes()) {
                 Ok(()) => table.record(regroup.widened),
@@ -324,8 +438,11 @@ impl Node {
             narrowed = Some(regroup.narrowed);
         }
         let last = (policy_id.unwrap_or(endpoint.policy_id), rules.clone());
-        if policy_id.is_some() {
+        if policy_id.is_some() || judge_again {
             endpoint.generation = endpoint.generation.wrapping_add(1);
+        }
+        if policy_id.is_some() {
+            endpoint.unsure = false;
         }
         let cleared_under = way.clearing.unwrap_or_else(|| last.clone());
         let mut once_more = cleared_under.0 != last.0;
@@ -439,9 +556,25 @@ pub(super) fn empty_directory(config: &Config) -> Directory {
     Directory::new(settings(config), Guard::new(Vec::new(), config.dns.cluster_domain.clone()), [], [])
 }
 
+impl Change {
+    /// The fresh number of a rule set, if it has one.
+    fn fresh_number(&self, rules: &Arc<RuleSet>) -> Option<u32> {
+        self.fresh.iter().find(|(_, fresh)| Arc::ptr_eq(fresh, rules)).map(|fresh| fresh.0)
+    }
+}
+
 /// The kernel holds the same for both.
-fn same_rows(old: &RuleSet, new: &RuleSet) -> bool {
-    *old == RuleSet { known: old.known.clone(), ..new.clone() }
+fn same_rows(old: &Arc<RuleSet>, new: &Arc<RuleSet>) -> bool {
+    if Arc::ptr_eq(old, new) {
+        return true;
+    }
+    let RuleSet { peers, services, cidrs, ports, groups, names, dns, dns_denied, deny_egress_by, known: _, .. } =
+        &**old;
+    let flags = |set: &RuleSet| (set.selected, set.audit, set.deny_egress, set.deny_ingress);
+    flags(old) == flags(new)
+        && (peers, services, cidrs) == (&new.peers, &new.services, &new.cidrs)
+        && (ports, groups, names) == (&new.ports, &new.groups, &new.names)
+        && (dns, dns_denied, deny_egress_by) == (&new.dns, &new.dns_denied, &new.deny_egress_by)
 }
 
 /// Each bit with every name that it may have been learned for.

@@ -34,7 +34,8 @@ pub struct State {
     pub peers: PeerIds,
     /// Local addresses of resolvers.
     pub resolvers: BTreeMap<IpAddr, IpAddr>,
-    /// The last good version of each object.
+    /// The last good version of each object. On disk it has a file of its own, [`super::journal`].
+    #[serde(default, skip_serializing)]
     pub last_good: LastGood,
 }
 
@@ -51,6 +52,23 @@ pub struct EndpointState {
     pub generation: u32,
     /// What each bit of its grants means.
     pub groups: Vec<Group>,
+}
+
+impl State {
+    /// Whether, once `written`, this needs not be written: all that the kernel's rows are read by is the same. Generations
+    /// are not among it: after a restart they go on from those in the kernel.
+    pub fn is_as(&self, written: &State) -> bool {
+        let same = |(a, b): ((&String, &EndpointState), (&String, &EndpointState))| {
+            a.0 == b.0
+                && (a.1.policy_id, a.1.id, a.1.slot) == (b.1.policy_id, b.1.id, b.1.slot)
+                && a.1.groups == b.1.groups
+        };
+        (self.last_endpoint_id, self.last_policy_id) == (written.last_endpoint_id, written.last_policy_id)
+            && self.resolvers == written.resolvers
+            && self.peers == written.peers
+            && self.endpoints.len() == written.endpoints.len()
+            && self.endpoints.iter().zip(&written.endpoints).all(same)
+    }
 }
 
 /// How reading went.

@@ -8,6 +8,7 @@ use super::node::{Node, started};
 use crate::clock;
 use crate::engine::fqdn::{FqdnTable, Plan};
 use crate::kernel::attach::Method;
+use crate::kernel::change::Moves;
 use crate::kernel::load::LoadSettings;
 use crate::kernel::rules::is_block;
 use crate::observe::text::rfc3339;
@@ -21,6 +22,8 @@ pub(super) const UNANSWERED_DATAGRAM: Duration = Duration::from_secs(60);
 const SWEEP: Duration = Duration::from_secs(5);
 /// How often programs are looked at when nothing happens to them.
 const LOOK: Duration = Duration::from_secs(2);
+/// How often the kernel's peers are read and held against what was written, and the journal is tidied.
+const COMPARE: Duration = Duration::from_secs(60);
 /// How long rows of an old policy stay: a packet that is on its way through the program has read the old number.
 const OLD_RULES: Duration = Duration::from_secs(1);
 
@@ -29,6 +32,7 @@ pub(super) struct Upkeep {
     settings: LoadSettings,
     look_at: Instant,
     sweep_at: Instant,
+    compare_at: Instant,
     old_rules_at: Option<Instant>,
     /// Boot time ahead of monotonic time: how long the machine has slept.
     slept: Duration,
@@ -38,7 +42,15 @@ pub(super) struct Upkeep {
 impl Upkeep {
     pub fn new(settings: LoadSettings) -> Upkeep {
         let now = clock::now();
-        Upkeep { settings, look_at: now, sweep_at: now, old_rules_at: None, slept: clock::slept(), flows: 0 }
+        Upkeep {
+            settings,
+            look_at: now,
+            sweep_at: now,
+            compare_at: now + COMPARE,
+            old_rules_at: None,
+            slept: clock::slept(),
+            flows: 0,
+        }
     }
 
     /// Deadlines that were adopted are reckoned with the machine having slept so long since boot; what holds now.
@@ -75,11 +87,37 @@ impl Node {
                 tracing::warn!(error = &error as &dyn std::error::Error, "rows of old rule sets stay");
             }
         }
+        if now >= self.upkeep.compare_at {
+            self.upkeep.compare_at = now + COMPARE;
+            self.compare_peers();
+            if let Err(error) = self.journal.tidy() {
+                tracing::warn!(%error, "the file of the last good objects was not tidied");
+            }
+        }
         if all || now >= self.upkeep.look_at {
             self.upkeep.look_at = now + LOOK;
             self.look_at_programs();
         }
         self.tell();
+    }
+
+    /// Someone else may have changed `peers`: what was written is written again.
+    fn compare_peers(&mut self) {
+        let Some(held) = &self.held else { return };
+        let compared = self.kernel.peer_rows().and_then(|found| {
+            let moves = Moves::between(&found, held);
+            if !moves.is_empty() {
+                tracing::error!(
+                    rows = moves.addresses().count(),
+                    "peers in the kernel were not as written; they are again"
+                );
+            }
+            self.kernel.change_rows(&[], &moves, || (), || ())
+        });
+        if let Err(error) = compared {
+            tracing::warn!(error = &error as &dyn std::error::Error, "peers in the kernel were not compared");
+            self.held = None;
+        }
     }
 
     /// Deadlines are on a clock that stops in suspend: what the machine slept is taken off all of them.

@@ -3,6 +3,7 @@
 //! as ignored.
 
 mod bench;
+mod change;
 mod classes;
 mod frames;
 mod meaning;
@@ -44,6 +45,7 @@ fn main() {
             an_audited_endpoint_is_told_of_and_let_through_once_a_conversation, the_end_of_an_audit_ends_what_policy_does_not_allow, a_closed_endpoint_and_an_unknown_interface_pass_nothing,
             flows_beyond_the_budget_are_refused_until_one_ends, a_dry_run_leaves_no_trace,
             the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
+        change: no_row_that_is_changed_in_place_opens_more_than_before_or_after;
         reload: no_step_of_a_reload_opens_more_than_before_or_after;
         meaning: the_programs_do_what_random_policies_say;
         reference: the_programs_agree_with_a_model_on_random_rules_and_packets;

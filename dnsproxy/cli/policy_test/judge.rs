@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 
 use serde_json::Value as Json;
 
@@ -16,7 +18,7 @@ use crate::cluster::tree;
 use crate::config::{Config, Source};
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::PodRef;
-use crate::engine::explain::answer::{Connection, Line};
+use crate::engine::explain::answer::{Connection, Line, Verdict};
 use crate::engine::explain::question::Like;
 use crate::engine::explain::stand_in::{StandIns, know_namespace};
 use crate::engine::explain::{Explainer, Surroundings, outside};
@@ -45,10 +47,9 @@ pub struct Outcome {
 /// How many cases share a world: each may add pods to it, which the rule sets of all would be made with.
 const CHUNK: usize = 256;
 
-/// What cases must have in common to share a world.
+/// What cases of the same objects must have in common to share a world.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Key<'c> {
-    objects: Option<&'c Vec<Objects>>,
     /// The node of the subject.
     own_node: Option<String>,
     /// Named ports of a pod that is there.
@@ -62,17 +63,46 @@ struct Base {
     refusals: Vec<Refusal>,
 }
 
-/// Judges all cases, in their order.
+/// Judges all cases, in their order; those of different objects on all cores.
 pub fn judge(cases: &[Case], snapshot: Option<&Path>) -> Vec<Outcome> {
-    let mut bases: BTreeMap<Option<&Vec<Objects>>, Base> = BTreeMap::new();
-    let mut groups: BTreeMap<Key<'_>, Vec<usize>> = BTreeMap::new();
-    let mut outcomes: Vec<Option<Outcome>> = Vec::with_capacity(cases.len());
+    let mut by_objects: BTreeMap<Option<&Vec<Objects>>, Vec<usize>> = BTreeMap::new();
     for (at, case) in cases.iter().enumerate() {
-        outcomes.push(None);
-        let objects = case.objects.as_ref();
-        let (subject, ports) = match &case.what {
+        by_objects.entry(case.objects.as_ref()).or_default().push(at);
+    }
+    let groups: Vec<(Option<&Vec<Objects>>, Vec<usize>)> = by_objects.into_iter().collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        let mut outcomes = Vec::new();
+        while let Some((objects, members)) = groups.get(next.fetch_add(1, Ordering::Relaxed)) {
+            outcomes.extend(judge_group(cases, *objects, members, snapshot));
+        }
+        outcomes
+    };
+    let workers = thread::available_parallelism().map_or(1, usize::from).min(groups.len());
+    let mut all: Vec<(usize, Outcome)> = thread::scope(|scope| {
+        let workers: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
+        let done =
+            workers.into_iter().map(|worker| worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        done.flatten().collect()
+    });
+    all.sort_by_key(|(at, _)| *at);
+    all.into_iter().map(|(_, outcome)| outcome).collect()
+}
+
+/// Judges cases of the same objects; each outcome with its case's place.
+fn judge_group(
+    cases: &[Case],
+    objects: Option<&Vec<Objects>>,
+    members: &[usize],
+    snapshot: Option<&Path>,
+) -> Vec<(usize, Outcome)> {
+    let mut outcomes = Vec::with_capacity(members.len());
+    let mut base: Option<Base> = None;
+    let mut groups: BTreeMap<Key<'_>, Vec<usize>> = BTreeMap::new();
+    for &at in members {
+        let (subject, ports) = match &cases[at].what {
             What::Manifest { text, message } => {
-                outcomes[at] = Some(manifest(case, text, message.as_deref()));
+                outcomes.push((at, manifest(&cases[at], text, message.as_deref())));
                 continue;
             }
             What::Query { subject, .. } => (subject, None),
@@ -88,22 +118,21 @@ pub fn judge(cases: &[Case], snapshot: Option<&Path>) -> Vec<Outcome> {
                 }
             }
         };
-        let base = bases.entry(objects).or_insert_with(|| base(objects, snapshot));
+        let base = base.get_or_insert_with(|| self::base(objects, snapshot));
         let own_node = match subject {
             Who::Pod(pod) => base.world.pods.get(pod).and_then(|pod| pod.node.clone()),
             Who::Like(_) => None,
         };
-        groups.entry(Key { objects, own_node, ports }).or_default().push(at);
+        groups.entry(Key { own_node, ports }).or_default().push(at);
     }
+    let Some(base) = base else { return outcomes };
     for (key, members) in &groups {
-        let base = &bases[&key.objects];
         for chunk in members.chunks(CHUNK) {
-            for (at, outcome) in chunk.iter().zip(judge_chunk(base, key, chunk.iter().map(|at| &cases[*at]))) {
-                outcomes[*at] = Some(outcome);
-            }
+            let judged = judge_chunk(&base, key, chunk.iter().map(|at| &cases[*at]));
+            outcomes.extend(chunk.iter().copied().zip(judged));
         }
     }
-    outcomes.into_iter().flatten().collect()
+    outcomes
 }
 
 fn base(objects: Option<&Vec<Objects>>, snapshot: Option<&Path>) -> Base {
@@ -245,9 +274,10 @@ fn outcome(explainer: &Explainer<'_>, settled: Settled<'_>, refusals: &[Refusal]
     Outcome { id: case.id.clone(), expect, got, ok: got == expect, why, chain }
 }
 
-type Verdict = Result<(bool, String, String), String>;
+/// Whether it is allowed, why, and the chain; or why it can't be judged.
+type Judged = Result<(bool, String, String), String>;
 
-fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Address<'_>) -> Verdict {
+fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Address<'_>) -> Judged {
     let rules = explainer.rules(subject)?;
     let (direction, (protocol, port)) = match &case.what {
         What::Query { name, qtype, resolver, .. } => return query(explainer, subject, (name, *qtype), *resolver),
@@ -292,7 +322,7 @@ fn query(
     subject: &PodRef,
     asked: (&crate::engine::name::Name, u16),
     resolver: Option<IpAddr>,
-) -> Verdict {
+) -> Judged {
     let rules = explainer.rules(subject)?;
     let answers = explainer.queries(subject, &rules, asked, resolver);
     let answer = answers.iter().find(|answer| answer.allowed).or(answers.first()).ok_or("there is no server to ask")?;
@@ -305,7 +335,11 @@ fn query(
 }
 
 fn sentence(side: &Connection) -> String {
-    let mut why = format!("{}{}", side.verdict.text(), first(&side.by, " by "));
+    let before = match side.verdict {
+        Verdict::NotAllowed | Verdict::UnknownResolver => "; default deny by ",
+        _ => " by ",
+    };
+    let mut why = format!("{}{}", side.verdict.text(), first(&side.by, before));
     why.push_str(&first(&side.nearest, "; nearest: "));
     for note in &side.notes {
         let _ = write!(why, "; {note}");

@@ -3,6 +3,7 @@
 mod again;
 mod mutation;
 mod policies;
+mod tricks;
 mod validation;
 
 use std::fs;

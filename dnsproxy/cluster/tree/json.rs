@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use super::{DEPTH, Key, Node, Place, TreeError, VALUES, Value};
+use super::{DEPTH, Key, Node, OBJECT_VALUES, Place, TEXT_OCTETS, TreeError, VALUES, Value};
 
 /// The values of a file. RFC 8259.
 ///
@@ -10,13 +10,21 @@ use super::{DEPTH, Key, Node, Place, TreeError, VALUES, Value};
 /// The text is no JSON, is nested too deep or holds too many values.
 pub fn parse(text: &str) -> Result<Vec<Node>, TreeError> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader { octets: text.as_bytes(), next: 0, at: Place { line: 1, column: 1 }, values: 0 };
+    let mut reader = Reader {
+        octets: text.as_bytes(),
+        next: 0,
+        at: Place { line: 1, column: 1 },
+        values: 0,
+        before_object: 0,
+        items: false,
+    };
     let mut values = Vec::new();
     loop {
         reader.skip_space();
         if reader.peek().is_none() {
             return Ok(values);
         }
+        reader.before_object = reader.values;
         values.push(reader.value(0)?);
     }
 }
@@ -33,6 +41,10 @@ struct Reader<'a> {
     next: usize,
     at: Place,
     values: usize,
+    /// How many there were before the object that is being read.
+    before_object: usize,
+    /// Whether the value of the top map's `items` is being read.
+    items: bool,
 }
 
 impl Reader<'_> {
@@ -44,6 +56,9 @@ impl Reader<'_> {
         }
         if self.values > VALUES {
             return Err(self.error(format!("more than {VALUES} values in one file")));
+        }
+        if self.values - self.before_object > OBJECT_VALUES {
+            return Err(self.error(format!("more than {OBJECT_VALUES} values in one object")));
         }
         let value = match self.peek() {
             Some(b'{') => self.map(depth)?,
@@ -77,6 +92,9 @@ impl Reader<'_> {
                 return Err(self.unexpected("a colon"));
             }
             self.skip_space();
+            if depth == 0 {
+                self.items = &*key.text == "items";
+            }
             entries.push((key, self.value(depth + 1)?));
             self.skip_space();
             if self.skip(b'}') {
@@ -97,6 +115,9 @@ impl Reader<'_> {
         }
         loop {
             self.skip_space();
+            if depth == 1 && self.items {
+                self.before_object = self.values;
+            }
             items.push(self.value(depth + 1)?);
             self.skip_space();
             if self.skip(b']') {
@@ -112,6 +133,9 @@ impl Reader<'_> {
         self.step();
         let mut text = Vec::new();
         loop {
+            if text.len() > TEXT_OCTETS {
+                return Err(self.error(format!("text of more than {TEXT_OCTETS} octets")));
+            }
             match self.peek() {
                 Some(b'"') => {
                     self.step();

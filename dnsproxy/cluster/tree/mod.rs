@@ -15,8 +15,16 @@ use std::fmt;
 pub const DEPTH: usize = 100;
 /// How many values a file may hold; 20 000 pods in one file are about 4 million.
 pub const VALUES: usize = 8_000_000;
+/// How many values a document may hold, or an item of a `List`: an API server takes no object of more than some megabytes.
+pub const OBJECT_VALUES: usize = 100_000;
+/// How many octets a text may have. An API server takes no object of more than some megabytes.
+pub const TEXT_OCTETS: usize = 2 << 20;
+/// How many documents a YAML file may hold.
+pub const DOCUMENTS: usize = 200_000;
+/// How many anchors a YAML document may hold.
+pub const ANCHORS: usize = 1_000;
 /// How many values all aliases of a YAML file may stand for, once written out.
-pub const ALIASED_VALUES: usize = 100_000;
+pub const ALIASED_VALUES: usize = 20_000;
 
 /// A place in a file: line and column in characters, both from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -4,9 +4,11 @@ use std::collections::HashMap;
 
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
-use super::{ALIASED_VALUES, DEPTH, Key, Node, Place, TreeError, VALUES, Value};
+use super::{
+    ALIASED_VALUES, ANCHORS, DEPTH, DOCUMENTS, Key, Node, OBJECT_VALUES, Place, TEXT_OCTETS, TreeError, VALUES, Value,
+};
 
-/// The documents of a file; empty ones are null.
+/// The documents of a file but for empty ones.
 ///
 /// # Errors
 /// The text is no YAML, or is nested too deep, holds too many values, a key that is no scalar, a merge key, or a tag.
@@ -23,10 +25,14 @@ pub fn parse(text: &str) -> Result<Vec<Node>, TreeError> {
 #[derive(Default)]
 struct Builder {
     documents: Vec<Node>,
+    /// How many were begun, empty ones too.
+    begun: usize,
     open: Vec<Open>,
     /// Values that an alias may refer to.
     anchors: HashMap<usize, (Node, usize)>,
     values: usize,
+    /// How many there were before the object that is being read.
+    before_object: usize,
     aliased: usize,
 }
 
@@ -48,6 +54,11 @@ impl Builder {
             Event::Nothing | Event::StreamStart | Event::StreamEnd => Ok(()),
             Event::DocumentStart(_) => {
                 self.anchors.clear();
+                self.before_object = self.values;
+                self.begun += 1;
+                if self.begun > DOCUMENTS {
+                    return Err(error(at, format!("more than {DOCUMENTS} documents in one file")));
+                }
                 Ok(())
             }
             Event::DocumentEnd => Ok(()),
@@ -67,14 +78,19 @@ impl Builder {
             }
             Event::Scalar(text, style, anchor, tag) => {
                 self.count(at, 1)?;
+                if text.len() > TEXT_OCTETS {
+                    return Err(error(at, format!("text of {} octets; the limit is {TEXT_OCTETS}", text.len())));
+                }
                 let value = match tag {
                     None if style == ScalarStyle::Plain => plain(&text),
                     None => Value::Text(text.as_ref().into()),
                     Some(tag) if tag.is_yaml_core_schema() && tag.suffix == "str" => Value::Text(text.as_ref().into()),
-                    Some(tag) => return Err(error(at, format!("tag {tag}; no tag but !!str is allowed"))),
+                    Some(tag) => {
+                        return Err(error(at, format!("tag {:.80}; no tag but !!str is allowed", tag.to_string())));
+                    }
                 };
                 let node = Node { at, value };
-                self.remember(anchor, &node, 1);
+                self.remember(anchor, &node, 1)?;
                 self.add(node)
             }
             Event::SequenceStart(anchor, tag) => self.open(at, anchor, Value::List(Vec::new()), tag.is_some()),
@@ -87,7 +103,7 @@ impl Builder {
                     _ => open.at,
                 };
                 let node = Node { at, value: open.value };
-                self.remember(open.anchor, &node, self.values - open.before);
+                self.remember(open.anchor, &node, self.values - open.before)?;
                 self.add(node)
             }
         }
@@ -111,7 +127,9 @@ impl Builder {
 
     fn add(&mut self, node: Node) -> Result<(), TreeError> {
         let Some(open) = self.open.last_mut() else {
-            self.documents.push(node);
+            if node.value != Value::Null {
+                self.documents.push(node);
+            }
             return Ok(());
         };
         match &mut open.value {
@@ -125,15 +143,27 @@ impl Builder {
         Ok(())
     }
 
-    fn remember(&mut self, anchor: usize, node: &Node, values: usize) {
+    fn remember(&mut self, anchor: usize, node: &Node, values: usize) -> Result<(), TreeError> {
         // A large value that nobody can afford to name needn't be kept twice.
         if anchor > 0 && values <= ALIASED_VALUES {
             self.anchors.insert(anchor, (node.clone(), values));
         }
+        if self.anchors.len() > ANCHORS {
+            return Err(error(node.at, format!("more than {ANCHORS} anchors in one document")));
+        }
+        Ok(())
     }
 
     fn count(&mut self, at: Place, values: usize) -> Result<(), TreeError> {
+        if let [Open { key: Some(key), .. }, Open { value: Value::List(_), .. }] = self.open.as_slice()
+            && &*key.text == "items"
+        {
+            self.before_object = self.values;
+        }
         self.values += values;
+        if self.values - self.before_object > OBJECT_VALUES {
+            return Err(error(at, format!("more than {OBJECT_VALUES} values in one object")));
+        }
         if self.values > VALUES {
             return Err(error(at, format!("more than {VALUES} values in one file")));
         }
@@ -242,8 +272,7 @@ mod tests {
     #[test]
     fn several_documents_and_empty_ones() {
         let documents = parse("---\na: 1\n---\n---\nb: 2\n...\n").unwrap();
-        assert_eq!(documents.len(), 3);
-        assert_eq!(documents[1].value, Value::Null);
+        assert_eq!(documents.len(), 2, "the empty one is none");
         assert_eq!(parse("# nothing\n").unwrap(), []);
         assert_eq!(parse("\u{feff}a: 1\n").unwrap()[0].at, at(1, 1));
     }
@@ -280,7 +309,7 @@ mod tests {
             text.push_str(&format!("a{level}: &a{level} [{row}]\n"));
         }
         let error = parse(&text).unwrap_err();
-        assert!(error.text.contains("the limit is 100000"), "{error}");
+        assert!(error.text.contains("the limit is 20000"), "{error}");
     }
 
     #[test]

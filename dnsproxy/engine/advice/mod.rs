@@ -21,7 +21,7 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::endpoint::PodRef;
-use super::labels::{Labels, Match, Selector};
+use super::labels::{Labels, Match, NAMESPACE, Operator, Requirement, Selector, Source};
 use super::policy::{Item, Peers, Port, Ports, Rule};
 use super::port::{PortBlock, covers};
 use super::ruleset::{Direction, Protocol};
@@ -79,37 +79,48 @@ pub fn advise(world: &World) -> Vec<Advice> {
 /// One pod for each set of rules that select some pods: what the policies come to is the same for all others, but for
 /// their own ports and addresses.
 pub fn one_of_each(world: &World) -> Vec<PodRef> {
-    Scene::new(world).sets.into_values().collect()
+    Scene::new(world).sets.into_iter().map(|(_, pod)| pod).collect()
 }
 
 /// The world, with what several subjects ask of it made once.
 struct Scene<'w> {
     world: &'w World,
-    /// Pods with a network of their own that have not ended.
+    /// Pods with a network of their own that have not ended, by namespace and name.
     pods: Vec<(&'w PodRef, Labels)>,
     places: Vec<Place<'w>>,
     /// Which rules hold together for some pod, by their numbers in `places`, and one such pod.
-    sets: BTreeMap<Vec<usize>, PodRef>,
+    sets: Vec<(Vec<usize>, PodRef)>,
 }
 
-/// A rule and its number.
+/// A rule, and where it holds.
 struct Place<'w> {
-    number: usize,
     rule: &'w Rule,
+    /// Which of the scene's sets it is in.
+    sets: Vec<usize>,
 }
 
 impl<'w> Scene<'w> {
     fn new(world: &'w World) -> Scene<'w> {
         let rules = world.policies.iter().flat_map(|policy| &policy.rules);
-        let places: Vec<Place<'w>> = rules.enumerate().map(|(number, rule)| Place { number, rule }).collect();
+        let mut places: Vec<Place<'w>> = rules.map(|rule| Place { rule, sets: Vec::new() }).collect();
+        let mut of_namespace: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
+        for (number, place) in places.iter().enumerate() {
+            of_namespace.entry(place.rule.subject.namespace.as_deref()).or_default().push(number);
+        }
         let own_network = world.pods.iter().filter(|(_, pod)| !pod.host_network && !pod.finished);
         let pods: Vec<(&PodRef, Labels)> =
             own_network.map(|(pod, _)| (pod, world.labels(&Holder::Pod(pod.clone())))).collect();
-        let mut sets = BTreeMap::new();
+        let mut sets: BTreeMap<Vec<usize>, PodRef> = BTreeMap::new();
         for (pod, labels) in &pods {
-            let selecting = places.iter().filter(|place| is_subject(place.rule, pod, labels));
-            let set: Vec<usize> = selecting.map(|place| place.number).collect();
+            let here = [None, Some(pod.namespace.as_str())];
+            let near = here.iter().filter_map(|namespace| of_namespace.get(namespace)).flatten().copied();
+            let mut set: Vec<usize> = near.filter(|number| is_subject(places[*number].rule, pod, labels)).collect();
+            set.sort_unstable();
             sets.entry(set).or_insert_with(|| (*pod).clone());
+        }
+        let sets: Vec<(Vec<usize>, PodRef)> = sets.into_iter().collect();
+        for (index, (set, _)) in sets.iter().enumerate() {
+            set.iter().for_each(|number| places[*number].sets.push(index));
         }
         Scene { world, pods, places, sets }
     }
@@ -117,19 +128,28 @@ impl<'w> Scene<'w> {
     /// The rules that hold where this one does, once for each kind of pod that it selects. Where the snapshot has no such
     /// pod, those whose subjects take in this one's.
     fn together(&self, place: &Place<'w>) -> Vec<Vec<&'w Rule>> {
-        let rules = |numbers: &[usize]| numbers.iter().map(|number| self.places[*number].rule).collect();
-        let found: Vec<Vec<&Rule>> =
-            self.sets.keys().filter(|set| set.binary_search(&place.number).is_ok()).map(|set| rules(set)).collect();
-        if !found.is_empty() {
-            return found;
+        if place.sets.is_empty() {
+            let wider = self.places.iter().filter(|other| takes_in(other.rule, place.rule));
+            return vec![wider.map(|other| other.rule).collect()];
         }
-        let wider = self.places.iter().filter(|other| takes_in(other.rule, place.rule));
-        vec![wider.map(|other| other.rule).collect()]
+        let rules = |index: &usize| self.sets[*index].0.iter().map(|number| self.places[*number].rule).collect();
+        place.sets.iter().map(rules).collect()
     }
 
     /// Whether a pod of the snapshot is selected.
     fn has_pod(&self, selector: &Selector) -> bool {
-        self.pods.iter().any(|(_, labels)| selector.matches(labels) != Match::No)
+        let selected = |(_, labels): &(&PodRef, Labels)| selector.matches(labels) != Match::No;
+        let own = |requirement: &&Requirement| requirement.source != Source::Reserved && requirement.key == NAMESPACE;
+        match selector.requirements.iter().find(own).map(|requirement| &requirement.operator) {
+            Some(Operator::In(namespaces)) => namespaces.iter().any(|name| self.pods_of(name).iter().any(selected)),
+            _ => self.pods.iter().any(selected),
+        }
+    }
+
+    fn pods_of(&self, namespace: &str) -> &[(&'w PodRef, Labels)] {
+        let first = self.pods.partition_point(|(pod, _)| pod.namespace.as_str() < namespace);
+        let count = self.pods[first..].partition_point(|(pod, _)| pod.namespace == namespace);
+        &self.pods[first..first + count]
     }
 }
 

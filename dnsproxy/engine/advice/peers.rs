@@ -31,7 +31,7 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
 }
 
 fn subject(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
-    if scene.pods.is_empty() || scene.sets.keys().any(|set| set.binary_search(&place.number).is_ok()) {
+    if scene.pods.is_empty() || !place.sets.is_empty() {
         return;
     }
     let subject = &place.rule.subject;

@@ -7,10 +7,12 @@
 //! | [`answer`] | a control octet, a server's message | a model of the CNAME chain on hickory-proto's records |
 //! | [`upstream`] | a question, and changes to its reply | hickory-proto's reading of both |
 //! | [`pattern`] | a name and patterns, a line each | the grammar, said plainly, with backtracking |
+//! | [`manifest`] | a file of Kubernetes objects | what refusing must never do; its own last good version |
 //! | [`datagrams`] | datagrams, each behind its length | what was sent over loopback |
 
 pub mod answer;
 pub mod datagrams;
+pub mod manifest;
 mod naive;
 pub mod pattern;
 pub mod query;

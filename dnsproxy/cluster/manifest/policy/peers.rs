@@ -84,8 +84,7 @@ pub(super) fn peers(side: &Side<'_>, item: &Field<'_>, some_ports: bool, demands
 /// An address with its prefix.
 pub(in super::super) fn network(field: &Field<'_>) -> Option<IpNet> {
     let text = field.text()?;
-    let network = text.parse::<IpNet>().ok().filter(|_| text.contains('/'));
-    let Some(network) = network else {
+    let Some(network) = parse_network(text) else {
         field.fault(format!("{text:?} is no block; an address with its prefix as \"192.0.2.0/24\" is allowed"));
         return None;
     };
@@ -96,6 +95,14 @@ pub(in super::super) fn network(field: &Field<'_>) -> Option<IpNet> {
         return None;
     }
     Some(network.trunc())
+}
+
+/// As Go reads it: no number starts with 0, which is octal to some.
+fn parse_network(text: &str) -> Option<IpNet> {
+    let (address, length) = text.split_once('/')?;
+    let plain = length.bytes().all(|octet| octet.is_ascii_digit()) && (length.len() == 1 || !length.starts_with('0'));
+    let length = length.parse().ok().filter(|_| plain)?;
+    IpNet::new(address.parse().ok()?, length).ok()
 }
 
 /// A block with the blocks that are left out of it; `None` if any of it is wrong, for fewer exceptions are more addresses.
