@@ -308,7 +308,11 @@ fn ports() -> impl Strategy<Value = BTreeSet<(Protocol, Port)>> {
 fn port_rule(dns_too: bool) -> impl Strategy<Value = PortRule> {
     let dns = prop_oneof![3 => Just(None), u32::from(dns_too) => names().prop_map(Some)];
     let service = prop::option::weighted(0.2, service_name());
-    (ports(), service, dns).prop_map(|(ports, service, dns)| PortRule { at: at("ports"), ports, service, dns })
+    let usual = [Protocol::Udp, Protocol::Tcp].map(|protocol| (protocol, Port::Block(PortBlock::one(53))));
+    (ports(), service, dns, prop::bool::weighted(0.6)).prop_map(move |(ports, service, dns, is_usual)| {
+        let ports = if dns.is_some() && is_usual { usual.clone().into() } else { ports };
+        PortRule { at: at("ports"), ports, service, dns }
+    })
 }
 
 fn item(deny: bool, egress: bool) -> impl Strategy<Value = Item> {
@@ -332,13 +336,37 @@ fn section(egress: bool) -> impl Strategy<Value = Section> {
         prop::collection::vec(item(false, egress), 0..2),
     );
     let default_deny = prop::bool::weighted(0.8);
-    let some = (items, default_deny).prop_map(|((allow, deny, unenforced), default_deny)| Section {
-        default_deny: default_deny && !(allow.is_empty() && deny.is_empty() && unenforced.is_empty()),
-        allow,
-        deny,
-        unenforced: unenforced.into_iter().map(|item| Unenforced { item, what: "rules.http".to_owned() }).collect(),
+    let twins = prop::option::weighted(0.4, prop::option::of(prop::collection::vec(selector(true), 0..2)));
+    let some = (items, default_deny, twins).prop_map(|((mut allow, deny, unenforced), default_deny, twins)| {
+        if let Some(more) = twins {
+            let plain: Vec<Item> = allow.iter().filter_map(|item| without_dns(item, more.as_deref())).collect();
+            allow.splice(0..0, plain);
+        }
+        Section {
+            default_deny: default_deny && !(allow.is_empty() && deny.is_empty() && unenforced.is_empty()),
+            allow,
+            deny,
+            unenforced: unenforced.into_iter().map(|item| Unenforced { item, what: "rules.http".to_owned() }).collect(),
+        }
     });
     prop_oneof![8 => some, 1 => Just(Section::default())]
+}
+
+/// An item with `rules.dns` once more, without them and with `more` selectors: the two are merged where they have one in
+/// common. Or for everyone, where they have none in common.
+fn without_dns(item: &Item, more: Option<&[Selector]>) -> Option<Item> {
+    let Ports::These(entries) = &item.ports else { return None };
+    let dns = entries.iter().filter(|entry| entry.dns.is_some());
+    let plain: Vec<PortRule> = dns.map(|entry| PortRule { dns: None, ..entry.clone() }).collect();
+    let peers = match (&item.peers, more) {
+        (_, None) => Peers::Any,
+        (Peers::Endpoints(selectors), Some(more)) => {
+            Peers::Endpoints(more.iter().chain(selectors.first()).cloned().collect())
+        }
+        (Peers::Any, _) => Peers::Entities([Entity::All].into()),
+        (other, _) => other.clone(),
+    };
+    (!plain.is_empty()).then(|| Item { at: at("twin"), peers, ports: Ports::These(plain) })
 }
 
 fn policy() -> impl Strategy<Value = Policy> {

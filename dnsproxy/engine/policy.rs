@@ -99,7 +99,7 @@ pub enum Peers {
 }
 
 /// A block of addresses, less some.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub struct Block {
     /// Which.
     pub of: BlockOf,
@@ -108,7 +108,7 @@ pub struct Block {
 }
 
 /// Where a block is written.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum BlockOf {
     /// In the policy itself.
     Here(IpNet),
@@ -125,7 +125,7 @@ impl From<IpNet> for Block {
 }
 
 /// A Service, or several.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug)]
 pub enum ServicePeer {
     /// By namespace and name.
     Named {
@@ -195,7 +195,7 @@ pub struct PortRule {
 }
 
 /// A port as it is written.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[derive(Clone, PartialEq, Hash, Eq, PartialOrd, Ord, Debug)]
 pub enum Port {
     /// One, several (`endPort` written as blocks), or all of them (0). A type of ICMP.
     Block(PortBlock),

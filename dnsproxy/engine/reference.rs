@@ -46,21 +46,25 @@ pub fn verdict(world: &World, subject: &PodRef, attempt: Attempt<'_>) -> Option<
 pub fn may_ask(world: &World, subject: &PodRef, server: Attempt<'_>, name: &Name) -> Option<bool> {
     let rules = selecting(world, subject);
     let asked = Asked { world, subject, rules: &rules, attempt: server };
-    let mut by_rule = false;
+    let (mut by_plain, mut by_names, mut is_ruled) = (false, false, false);
     for (rule, allows) in &rules {
         if rule.egress.deny.iter().any(|item| asked.means(item, true) && asked.on_port(item, true)) {
             return None;
         }
         for item in rule.egress.allow.iter().filter(|item| *allows && asked.means(item, false)) {
             // Without `rules.dns` a server that is open on the port of DNS may be asked anything there.
-            by_rule |= server.port == 53 && asked.on_port(item, false);
+            by_plain |= server.port == 53 && asked.on_port(item, false);
             let Ports::These(entries) = &item.ports else { continue };
             for entry in entries {
                 let Some(names) = &entry.dns else { continue };
-                by_rule |= asked.on_entry(item, entry, false) && any_matches(names, Bare::Every, name);
+                if asked.on_entry(item, entry, false) {
+                    is_ruled = true;
+                    by_names |= any_matches(names, Bare::Every, name) || asked.is_merged(item, entry);
+                }
             }
         }
     }
+    let by_rule = if is_ruled { by_names } else { by_plain };
     let shut = world.enforcement == Enforcement::Always || rules.iter().any(|(rule, _)| rule.egress.default_deny);
     (by_rule || !shut).then_some(by_rule)
 }
@@ -171,7 +175,11 @@ impl Asked<'_> {
             // A Service's address is neither a pod's nor outside.
             _ if holders.is_empty() => !self.is_service() && self.means_outside(&item.peers, deny),
             // One of those who claim the address for a denial, all of them for an allowance.
-            peers if deny => holders.iter().any(|holder| self.means_holder(peers, holder, true)),
+            peers if deny => holders.iter().any(|holder| {
+                // A name may lead to an API server out of the cluster, as to any address there.
+                let is_outside = *holder == Holder::Apiserver && self.means_outside(peers, true);
+                is_outside || self.means_holder(peers, holder, true)
+            }),
             peers => holders.iter().all(|holder| self.means_holder(peers, holder, false)),
         }
     }
@@ -262,6 +270,25 @@ impl Asked<'_> {
                 entries.iter().filter(|entry| entry.dns.is_none()).any(|entry| self.on_entry(item, entry, deny))
             }
         }
+    }
+
+    /// Whether a rule without `rules.dns` has a selector and a port in common with this entry, and these mean the attempt.
+    fn is_merged(&self, item: &Item, entry: &PortRule) -> bool {
+        let allows = self.rules.iter().filter(|(_, allows)| *allows).flat_map(|(rule, _)| &rule.egress.allow);
+        for other in allows {
+            let Ports::These(entries) = &other.ports else { continue };
+            for plain in entries.iter().filter(|plain| plain.dns.is_none() && plain.service == entry.service) {
+                let ports = plain.ports.intersection(&entry.ports).cloned().collect();
+                let common = PortRule { ports, dns: None, ..plain.clone() };
+                for peers in common_selectors(&item.peers, &other.peers) {
+                    let both = Item { peers, ..other.clone() };
+                    if self.means(&both, false) && self.on_entry(&both, &common, false) {
+                        return true;
+                    }
+                }
+            }
+        }
+        false
     }
 
     fn on_entry(&self, item: &Item, entry: &PortRule, deny: bool) -> bool {
@@ -382,4 +409,30 @@ fn any_matches(names: &[NameRule], bare: Bare, name: &Name) -> bool {
         trie.insert(rule.pattern.clone(), (), None);
         trie.matches(name).next().is_some()
     })
+}
+
+/// The selectors that stand in both, each as peers of their own.
+fn common_selectors(one: &Peers, other: &Peers) -> Vec<Peers> {
+    fn both<T: Clone + PartialEq>(one: &[T], other: &[T], peers: impl Fn(Vec<T>) -> Peers) -> Vec<Peers> {
+        one.iter().filter(|each| other.contains(each)).map(|each| peers(vec![each.clone()])).collect()
+    }
+    let is_all = |peers: &Peers| match peers {
+        Peers::Any => true,
+        Peers::Entities(entities) => entities.contains(&Entity::All),
+        _ => false,
+    };
+    let mut common = match (one, other) {
+        (Peers::Endpoints(one), Peers::Endpoints(other)) => both(one, other, Peers::Endpoints),
+        (Peers::Nodes(one), Peers::Nodes(other)) => both(one, other, Peers::Nodes),
+        (Peers::Networks(one), Peers::Networks(other)) => both(one, other, Peers::Networks),
+        (Peers::Services(one), Peers::Services(other)) => both(one, other, Peers::Services),
+        (Peers::Entities(one), Peers::Entities(other)) => {
+            one.intersection(other).map(|entity| Peers::Entities([*entity].into())).collect()
+        }
+        _ => Vec::new(),
+    };
+    if is_all(one) && is_all(other) {
+        common.push(Peers::Any);
+    }
+    common
 }

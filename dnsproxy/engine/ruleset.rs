@@ -140,9 +140,20 @@ pub struct DnsRule {
     pub ports: Vec<(Protocol, PortBlock)>,
     /// Names it lets through.
     pub patterns: Arc<PatternTrie<()>>,
-    /// Whether it speaks of DNS: it has `rules.dns`, or 53 stands among its ports. A rule that opens every port does not
-    /// make a resolver of everyone whom it means.
-    pub speaks_of_dns: bool,
+    /// How it speaks of DNS.
+    pub by: DnsBy,
+}
+
+/// How a rule speaks of DNS, the strongest first.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum DnsBy {
+    /// With `rules.dns`, or as Cilium merges a rule with one that has them: at a server that such a rule means, rules of the
+    /// other ways don't count (cilium.md 3.7, points 10 and 11).
+    Names,
+    /// 53 stands among its ports.
+    Port,
+    /// It opens every port, and makes no resolver of everyone whom it means.
+    EveryPort,
 }
 
 /// How many servers a rule that opens every port may name one by one.
@@ -227,7 +238,7 @@ pub struct RuleSet {
     pub services: Vec<ServiceRow>,
     /// toFQDNs: patterns to the groups that they belong to, and the rule to name.
     pub names: Arc<PatternTrie<Bits>>,
-    /// `rules.dns`, and rules that allow port 53 without one (counted as `*`). Empty unless the workload is steered.
+    /// `rules.dns`, and after them rules that allow port 53 without one (counted as `*`). Empty unless the workload is steered.
     pub dns: Vec<DnsRule>,
     /// Servers that may not be asked, whatever `dns` says.
     pub dns_denied: Vec<DnsDeny>,
@@ -338,7 +349,7 @@ impl RuleSet {
                 }
                 Servers::Any | Servers::Carved(_) | Servers::Entity(_) => Vec::new(),
             };
-            if !rule.speaks_of_dns && addresses.len() > FEW_SERVERS {
+            if rule.by == DnsBy::EveryPort && addresses.len() > FEW_SERVERS {
                 continue;
             }
             for address in addresses {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use super::name::{Name, is_pattern_octet};
 use super::pattern::{Miss, PatternTrie};
 use super::port::{PortBlock, holds};
-use super::ruleset::{DnsRule, Protocol, RuleSet, Servers};
+use super::ruleset::{DnsBy, DnsRule, Protocol, RuleSet, Servers};
 use super::wire::CLASS_IN;
 
 /// The rule behind a verdict, for people: policy, place in its file, what it says.
@@ -161,8 +161,12 @@ pub(super) fn may_ask(
     let asked = |servers: &Servers, ports: &[(Protocol, PortBlock)]| {
         ports.iter().any(|wide| holds(*wide, protocol, port)) && servers.hold(server, &rules.known)
     };
-    let mut there = Vec::new();
+    let mut there: Vec<&DnsRule> = Vec::new();
     for rule in rules.dns.iter().filter(|rule| asked(&rule.servers, &rule.ports)) {
+        // Those with `rules.dns` stand first, and where there is one, only they count.
+        if rule.by != DnsBy::Names && there.first().is_some_and(|first| first.by == DnsBy::Names) {
+            break;
+        }
         if let Some(found) = rule.patterns.matches(name).next() {
             return Ok(Allowance::By(found.rule.unwrap_or(&rule.rule).clone()));
         }
@@ -177,7 +181,20 @@ pub(super) fn may_ask(
     if !name.has_only_pattern_octets() {
         return Err(Denied::Label);
     }
-    Err(Denied::Name(missed(&there, name)))
+    let mut missed = missed(&there, name);
+    if missed.hint.is_none() {
+        let plain = rules.dns.iter().filter(|rule| rule.by != DnsBy::Names && asked(&rule.servers, &rule.ports));
+        missed.hint = plain.map(|rule| passed_over(&rule.rule)).next();
+    }
+    Err(Denied::Name(missed))
+}
+
+/// Why a rule that opens the server doesn't help.
+fn passed_over(rule: &RuleRef) -> String {
+    format!(
+        "{} opens this server too, but where a rule with rules.dns means a server, only names that such rules list may be asked for",
+        rule.0.place
+    )
 }
 
 /// The rule that denies this server on this port, whatever allows it.
@@ -237,7 +254,7 @@ mod tests {
         for pattern in patterns {
             trie.insert(Pattern::pattern(pattern).unwrap(), (), None);
         }
-        DnsRule { rule: rule(policy), servers, ports: ports.to_vec(), patterns: Arc::new(trie), speaks_of_dns: true }
+        DnsRule { rule: rule(policy), servers, ports: ports.to_vec(), patterns: Arc::new(trie), by: DnsBy::Names }
     }
 
     const UDP: &[(Protocol, PortBlock)] = &[(Protocol::Udp, PortBlock::one(53))];
@@ -291,6 +308,18 @@ mod tests {
     #[test]
     fn a_network_never_means_a_pod() {
         asks("203.0.113.53", Protocol::Udp, "x.example", Err(name(&["far"], None)));
+    }
+
+    #[test]
+    fn rules_dns_win_over_a_rule_without_and_the_refusal_says_so() {
+        let mut rules = rules();
+        rules.dns.push(DnsRule { by: DnsBy::Port, ..dns("plain", Servers::Any, UDP, &["*"]) });
+        let asks = |name| rules.may_ask(ip("198.18.0.10"), Protocol::Udp, 53, &Name::parse(name).unwrap());
+        assert_eq!(asks("api.example"), Ok(Allowance::By(rule("near"))));
+        let Err(Denied::Name(missed)) = asks("other.test") else { panic!("it is allowed") };
+        assert_eq!(missed.rules, [rule("far"), rule("near")]);
+        let hint = missed.hint.unwrap();
+        assert!(hint.ends_with("only names that such rules list may be asked for"), "{hint}");
     }
 
     #[test]

@@ -17,7 +17,7 @@ use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::port::PortBlock;
 use crate::engine::query::Query;
-use crate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
+use crate::engine::ruleset::{DnsBy, DnsRule, Protocol, RuleSet, Servers};
 use crate::engine::verdict::{RuleRef, RuleText};
 use crate::kernel::GrantStore;
 use crate::kernel::KernelError;
@@ -145,7 +145,7 @@ fn rules(names: &[&str], dns: &[&str]) -> RuleSet {
         servers: Servers::Any,
         ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
-        speaks_of_dns: true,
+        by: DnsBy::Names,
     };
     RuleSet {
         selected: true,

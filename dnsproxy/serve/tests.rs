@@ -20,7 +20,7 @@ use crate::engine::lifetime::ttl_places;
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::port::PortBlock;
-use crate::engine::ruleset::{DnsRule, Servers};
+use crate::engine::ruleset::{DnsBy, DnsRule, Servers};
 use crate::kernel::KernelError;
 use crate::observe::{Counted, QueryRecord};
 use crate::upstream::Reply;
@@ -127,7 +127,7 @@ fn rules(names: &[&str], dns: &[&str]) -> Arc<RuleSet> {
         servers: Servers::Any,
         ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
-        speaks_of_dns: true,
+        by: DnsBy::Names,
     };
     Arc::new(RuleSet {
         selected: true,

@@ -16,7 +16,7 @@ use namegate::engine::guard::Guard;
 use namegate::engine::name::Name;
 use namegate::engine::pattern::{Bare, Pattern, PatternTrie};
 use namegate::engine::port::PortBlock;
-use namegate::engine::ruleset::{DnsRule, Protocol, RuleSet, Servers};
+use namegate::engine::ruleset::{DnsBy, DnsRule, Protocol, RuleSet, Servers};
 use namegate::engine::verdict::{RuleRef, RuleText};
 use namegate::kernel::{GrantStore, KernelError};
 use namegate::listen::{Options, start};
@@ -74,7 +74,7 @@ pub fn serve(upstream: u16, kind: Kind) -> ! {
         servers: Servers::Any,
         ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
-        speaks_of_dns: true,
+        by: DnsBy::Names,
     };
     let rules = RuleSet {
         selected: true,

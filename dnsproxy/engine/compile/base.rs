@@ -83,11 +83,12 @@ impl Base {
     }
 
     /// Every peer that `peers` may mean, and perhaps some that it doesn't; by number.
-    pub fn candidates<'a>(&'a self, peers: &Peers) -> Box<dyn Iterator<Item = &'a Peer> + 'a> {
+    pub fn candidates<'a>(&'a self, peers: &Peers, deny: bool) -> Box<dyn Iterator<Item = &'a Peer> + 'a> {
         let found = match peers {
             Peers::Endpoints(selectors) => self.index.candidates(selectors),
-            Peers::Networks(_) | Peers::Names(_) => Some(BTreeSet::new()),
-            Peers::Nodes(_) => Some(self.index.odd.clone()),
+            Peers::Names(_) => Some(BTreeSet::new()),
+            Peers::Networks(_) if !deny => Some(BTreeSet::new()),
+            Peers::Nodes(_) | Peers::Networks(_) => Some(self.index.odd.clone()),
             Peers::Any | Peers::Entities(_) | Peers::Services(_) => None,
         };
         match found {

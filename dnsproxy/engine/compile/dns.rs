@@ -1,6 +1,6 @@
 //! Whom the workload may ask for which names.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -11,11 +11,11 @@ use super::ports::{Entry, Held, PortSet};
 use super::services::Front;
 use super::{Compiler, items};
 use crate::engine::endpoint::PodRef;
-use crate::engine::labels::Match;
+use crate::engine::labels::{Match, Selector};
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
-use crate::engine::policy::{Item, NameRule, Peers, Port, Ports, Rule};
+use crate::engine::policy::{Block, Entity, Item, NameRule, Peers, Port, PortRule, Ports, Rule, ServicePeer};
 use crate::engine::port::{PortBlock, covers};
-use crate::engine::ruleset::{Direction, DnsDeny, DnsRule, Protocol, Servers};
+use crate::engine::ruleset::{Direction, DnsBy, DnsDeny, DnsRule, Protocol, Servers};
 use crate::engine::verdict::RuleRef;
 
 /// The port of DNS.
@@ -31,20 +31,22 @@ pub(super) fn rules(
         return (Vec::new(), Vec::new());
     }
     let every = Arc::new(trie([(Pattern::every(), None)]));
+    let nothing = Arc::new(trie([]));
     let (mut allowed, mut denied) = (Vec::new(), Vec::new());
+    let plain = Plain::of(rules);
+    let mut merged = HashSet::new();
     for (item, deny) in items(rules, Direction::Egress) {
-        let plain = compiler.entries(subject, Direction::Egress, item, deny);
+        let plain_ports = compiler.entries(subject, Direction::Egress, item, deny);
         if deny {
-            for (servers, ports) in (Meaning { compiler, item, entries: &plain, of: Of::All, deny }).servers() {
+            for (servers, ports) in (Meaning { compiler, item, entries: &plain_ports, of: Of::All, deny }).servers() {
                 denied.push(DnsDeny { rule: item.at.clone(), servers, ports });
             }
             continue;
         }
-        let mut allow = |rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, meaning: Meaning<'_>| {
-            let speaks_of_dns = meaning.of == Of::Carriers || names_port_53(item);
-            for (servers, ports) in meaning.servers() {
+        let mut allow = |by: DnsBy, rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, servers: Vec<Meant>| {
+            for (servers, ports) in servers {
                 let (rule, patterns) = (rule.clone(), patterns.clone());
-                allowed.push(DnsRule { rule, servers, ports, patterns, speaks_of_dns });
+                allowed.push(DnsRule { rule, servers, ports, patterns, by });
             }
         };
         if let Ports::These(entries) = &item.ports {
@@ -53,12 +55,22 @@ pub(super) fn rules(
                 let patterns = names.iter().map(|NameRule { at, pattern }| (pattern.clone(), Some(at.clone())));
                 let patterns = Arc::new(trie(patterns));
                 let entries = compiler.entries_of(subject, Direction::Egress, entry, deny);
-                allow(&entry.at, &patterns, Meaning { compiler, item, entries: &entries, of: Of::Carriers, deny });
+                let meaning = Meaning { compiler, item, entries: &entries, of: Of::Carriers, deny };
+                allow(DnsBy::Names, &entry.at, &patterns, meaning.servers());
+                allow(DnsBy::Names, &entry.at, &nothing, meaning.doubtful_fronts());
+                for (at, item) in plain.merged_with(item, entry, &mut merged) {
+                    let entries = compiler.entries(subject, Direction::Egress, &item, deny);
+                    let meaning = Meaning { compiler, item: &item, entries: &entries, of: Of::Carriers, deny };
+                    allow(DnsBy::Names, at, &every, meaning.servers());
+                }
             }
         }
         // Without `rules.dns` the server may be asked anything on the port of DNS, as it could past the proxy.
-        allow(&item.at, &every, Meaning { compiler, item, entries: &plain, of: Of::Port53, deny });
+        let by = if names_port_53(item) { DnsBy::Port } else { DnsBy::EveryPort };
+        let meaning = Meaning { compiler, item, entries: &plain_ports, of: Of::Port53, deny };
+        allow(by, &item.at, &every, meaning.servers());
     }
+    allowed.sort_by_key(|rule| rule.by != DnsBy::Names);
     (allowed, denied)
 }
 
@@ -82,6 +94,97 @@ fn asks_for_steering(item: &Item) -> bool {
     names || dns
 }
 
+/// What rules without `rules.dns` allow, one selector and one port at a time. Where a rule with `rules.dns` has the same
+/// selector and the same port, Cilium merges the two, and every name may be asked for (cilium.md 3.7, points 10 and 11).
+struct Plain<'p>(HashMap<Single<'p>, &'p RuleRef>);
+
+/// One selector, one port, and the Service that an entry asks for.
+type Single<'p> = (One<'p>, &'p (Protocol, Port), Option<&'p (String, String)>);
+
+/// One selector of an item.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum One<'p> {
+    Any,
+    Endpoint(&'p Selector),
+    Node(&'p Selector),
+    Network(&'p Block),
+    Entity(Entity),
+    Service(&'p ServicePeer),
+}
+
+impl<'p> Plain<'p> {
+    fn of(rules: &[(&'p Rule, Match)]) -> Plain<'p> {
+        let mut plain = HashMap::new();
+        for (item, _) in items(rules, Direction::Egress).filter(|(_, deny)| !deny) {
+            let Ports::These(entries) = &item.ports else { continue };
+            for entry in entries.iter().filter(|entry| entry.dns.is_none()) {
+                for (one, port) in singles(item, entry) {
+                    plain.entry((one, port, entry.service.as_ref())).or_insert(&entry.at);
+                }
+            }
+        }
+        Plain(plain)
+    }
+
+    /// What these have in common with an entry that has `rules.dns`, as items with their places; what is in `done` is not said
+    /// again.
+    fn merged_with(
+        &self,
+        item: &'p Item,
+        entry: &'p PortRule,
+        done: &mut HashSet<Single<'p>>,
+    ) -> Vec<(&'p RuleRef, Item)> {
+        let mut found = Vec::new();
+        for (one, port) in singles(item, entry) {
+            let single = (one, port, entry.service.as_ref());
+            let Some(at) = self.0.get(&single).filter(|_| done.insert(single)) else { continue };
+            let ports = [port.clone()].into();
+            let entry = PortRule { at: (*at).clone(), ports, service: entry.service.clone(), dns: None };
+            let ports = Ports::These(vec![entry]);
+            found.push((*at, Item { at: (*at).clone(), peers: one.peers(), ports }));
+        }
+        found
+    }
+}
+
+/// The selectors of an item with the ports of one of its entries that carry DNS.
+fn singles<'p>(item: &'p Item, entry: &'p PortRule) -> impl Iterator<Item = (One<'p>, &'p (Protocol, Port))> {
+    let ports = entry.ports.iter().filter(|(protocol, _)| carries_dns(*protocol));
+    ports.flat_map(|port| One::of(&item.peers).into_iter().map(move |one| (one, port)))
+}
+
+impl<'p> One<'p> {
+    fn of(peers: &'p Peers) -> Vec<One<'p>> {
+        match peers {
+            Peers::Any => vec![One::Any],
+            Peers::Endpoints(selectors) => selectors.iter().map(One::Endpoint).collect(),
+            Peers::Nodes(selectors) => selectors.iter().map(One::Node).collect(),
+            Peers::Networks(blocks) => blocks.iter().map(One::Network).collect(),
+            Peers::Services(services) => services.iter().map(One::Service).collect(),
+            // No peer is the selector of `all`, in Cilium, too.
+            Peers::Entities(entities) => entities
+                .iter()
+                .map(|entity| if *entity == Entity::All { One::Any } else { One::Entity(*entity) })
+                .collect(),
+            Peers::Names(_) => Vec::new(),
+        }
+    }
+
+    fn peers(self) -> Peers {
+        match self {
+            One::Any => Peers::Any,
+            One::Endpoint(selector) => Peers::Endpoints(vec![selector.clone()]),
+            One::Node(selector) => Peers::Nodes(vec![selector.clone()]),
+            One::Network(block) => Peers::Networks(vec![block.clone()]),
+            One::Entity(entity) => Peers::Entities([entity].into()),
+            One::Service(service) => Peers::Services(vec![service.clone()]),
+        }
+    }
+}
+
+/// Servers, and the ports on which they are meant.
+type Meant = (Servers, Vec<(Protocol, PortBlock)>);
+
 /// Which servers some entries of an item mean.
 struct Meaning<'a> {
     compiler: &'a Compiler<'a>,
@@ -102,12 +205,21 @@ enum Of {
     Port53,
 }
 
+/// How many of what is behind a Service an item must mean.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Backends {
+    /// All that are ready, and all are known: for an allowance.
+    All,
+    /// One, or one that is not known: for a denial.
+    Some,
+}
+
 /// Exact servers, and whether the item names them or means a class of peers.
 type Exact = (BTreeSet<IpAddr>, bool);
 
 impl Meaning<'_> {
     /// The servers that are meant directly, and the Service addresses in front of them, each with its ports.
-    fn servers(&self) -> Vec<(Servers, Vec<(Protocol, PortBlock)>)> {
+    fn servers(&self) -> Vec<Meant> {
         let mut servers = Vec::new();
         let mut push = |meant: Servers, ports: PortSet| {
             let ports: Vec<_> = ports.into_iter().collect();
@@ -137,10 +249,26 @@ impl Meaning<'_> {
         for (ports, (addresses, named)) in self.exact() {
             push(exact(addresses, named), ports);
         }
-        for (ports, (addresses, named)) in self.fronts() {
+        for (ports, (addresses, named)) in self.fronts(if self.deny { Backends::Some } else { Backends::All }) {
             push(exact(addresses, named), ports);
         }
         servers
+    }
+
+    /// Service addresses that stand for servers meant and others, or for who knows whom: nobody knows whose rules hold.
+    fn doubtful_fronts(&self) -> Vec<Meant> {
+        let sure = self.fronts(Backends::All);
+        let mut doubtful = self.fronts(Backends::Some);
+        for (ports, (addresses, _)) in &mut doubtful {
+            if let Some((all, _)) = sure.get(ports) {
+                addresses.retain(|address| !all.contains(address));
+            }
+        }
+        doubtful.retain(|_, (addresses, _)| !addresses.is_empty());
+        doubtful
+            .into_iter()
+            .map(|(ports, (addresses, named))| (exact(addresses, named), ports.into_iter().collect()))
+            .collect()
     }
 
     /// Servers of the cluster, and outside those that only a Service names.
@@ -181,8 +309,8 @@ impl Meaning<'_> {
         found
     }
 
-    /// The Service addresses that are meant: all ready backends for an allowance, one for a denial.
-    fn fronts(&self) -> BTreeMap<PortSet, Exact> {
+    /// The Service addresses of which so many ready backends are meant.
+    fn fronts(&self, backends: Backends) -> BTreeMap<PortSet, Exact> {
         let mut found: BTreeMap<PortSet, Exact> = BTreeMap::new();
         let by_number = |entry: &Entry<'_>, front: &Front| entry.numbered.iter().any(|wide| wide.0 == front.protocol);
         let may_be = |front: &&Front| {
@@ -198,7 +326,7 @@ impl Meaning<'_> {
                 let ports = self.compiler.ports_at(self.entries, *backend, self.deny);
                 self.opens(&ports, front, *target) && self.compiler.is_meant(&self.item.peers, *backend, self.deny)
             };
-            let meant = if self.deny {
+            let meant = if backends == Backends::Some {
                 let unknown = || {
                     let ports = self.entries.iter().flat_map(|entry| entry.numbered.iter().copied()).collect();
                     !front.complete && self.opens(&ports, front, front.port)

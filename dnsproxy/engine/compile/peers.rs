@@ -21,11 +21,20 @@ pub(super) struct Outside<'w> {
 /// A Service that an item means: its namespace, the object, what is behind it.
 type Found<'a> = (&'a str, &'a Service, Option<&'a Backing>);
 
+/// Whom an item wants, with what is the same for every peer that is asked about.
+struct Wanted<'a> {
+    peers: &'a Peers,
+    services: Vec<Found<'a>>,
+    /// Of a denial, which meets the API server there: a name may lead to it as to any address outside.
+    outside: Vec<Outside<'a>>,
+    deny: bool,
+}
+
 impl Compiler<'_> {
     /// Who an item means among the peers of the cluster, by number.
     pub(super) fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
-        let services = self.services_of(peers, deny);
-        self.base.candidates(peers).filter(move |peer| peer.is_meant(self.world, peers, &services, deny))
+        let wanted = self.wanted(peers, deny);
+        self.base.candidates(peers, deny).filter(move |peer| peer.is_meant(self.world, &wanted))
     }
 
     /// The same, and everyone for an item that means everyone.
@@ -42,7 +51,12 @@ impl Compiler<'_> {
 
     /// Whether an item means this peer.
     pub(super) fn means(&self, peer: &Peer, peers: &Peers, deny: bool) -> bool {
-        peer.is_meant(self.world, peers, &self.services_of(peers, deny), deny)
+        peer.is_meant(self.world, &self.wanted(peers, deny))
+    }
+
+    fn wanted<'a>(&'a self, peers: &'a Peers, deny: bool) -> Wanted<'a> {
+        let outside = if deny { self.outside(peers, deny) } else { Vec::new() };
+        Wanted { peers, services: self.services_of(peers, deny), outside, deny }
     }
 
     /// The peer that has this address.
@@ -149,7 +163,9 @@ impl Compiler<'_> {
 
 impl Peer {
     /// An allowance must mean all who claim the address, a denial one of them.
-    fn is_meant(&self, world: &World, peers: &Peers, services: &[Found<'_>], deny: bool) -> bool {
+    fn is_meant(&self, world: &World, wanted: &Wanted<'_>) -> bool {
+        let Wanted { peers, services, outside, deny } = wanted;
+        let deny = *deny;
         let meant = |holder: &Holder, labels: &Labels| match peers {
             Peers::Any => true,
             Peers::Endpoints(selectors) => selectors.iter().any(|selector| {
@@ -171,7 +187,11 @@ impl Peer {
         };
         let mut holders = self.holders.iter();
         if deny {
-            holders.any(|(holder, labels)| meant(holder, labels))
+            let is_outside = |holder: &Holder| {
+                let holds = |address: &IpAddr| outside.iter().any(|outside| outside.holds(*address));
+                *holder == Holder::Apiserver && self.addresses.iter().any(holds)
+            };
+            holders.any(|(holder, labels)| meant(holder, labels) || is_outside(holder))
         } else {
             holders.all(|(holder, labels)| meant(holder, labels))
         }
