@@ -55,7 +55,7 @@ pub(super) fn read(files: &[File]) -> Written {
         let Ok(text) = file.content.as_deref().map(std::str::from_utf8) else { continue };
         let Ok(text) = text else { continue };
         let documents = if files::is_json(&file.name) { tree::json(text) } else { tree::yaml(text) };
-        for found in documents.iter().flatten().flat_map(manifest::found) {
+        for found in documents.iter().flatten().filter_map(|document| manifest::found(document).ok()).flatten() {
             if let Found::Object(kind, node) = found
                 && let Some(object) = manifest::key(kind, node)
             {
