@@ -253,15 +253,18 @@ fn names(kind: Kind, object: &Field<'_>) -> (Option<String>, Option<String>) {
     let text = |key| {
         let field = metadata.need(key)?;
         let text = field.text()?;
-        if text.is_empty()
-            || text.len() > 253
-            || !text.bytes().all(|o| o.is_ascii_alphanumeric() || b"-_.:".contains(&o))
-        {
-            field.fault(format!("{text:?}; up to 253 letters, digits, - and . are allowed"));
+        // A namespace that can't exist would be one without pods: the policy would shut nobody.
+        let (most, allowed) = if key == "namespace" { (63, "a-z 0-9 -") } else { (253, "a-z 0-9 - .") };
+        if !selector::is_domain(text) || text.len() > most || key == "namespace" && text.contains('.') {
+            field.fault(format!("{text:?}; up to {most} of {allowed} are allowed"));
             return None;
         }
         Some(text.to_owned())
     };
+    if let Some(namespace) = metadata.get_some("namespace").filter(|_| kind.is_policy() && !kind.namespaced()) {
+        // Whoever wrote it meant that namespace, and not everyone.
+        namespace.fault(format!("a namespace of a {kind}, which has none and is about all; no namespace is allowed"));
+    }
     let namespace = if kind.namespaced() { text("namespace") } else { None };
     (namespace, text("name"))
 }
