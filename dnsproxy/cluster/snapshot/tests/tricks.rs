@@ -1,6 +1,5 @@
 //! What YAML lets people write: it means what `kubectl` takes it for, or is refused with its place. What is huge is refused
-//! before it costs much. The limits are what is tested; measured with them (release, 10 MiB each): 0.1 to 48 ms, up to 8.4 MB
-//! more than the text itself.
+//! at its limit; a long token costs what it takes to read it to its end, once.
 
 use super::*;
 use crate::cluster::tree::{ANCHORS, DOCUMENTS, OBJECT_VALUES, TEXT_OCTETS};
