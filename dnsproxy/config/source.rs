@@ -373,7 +373,11 @@ fn near_key(key: &str) -> Option<String> {
 
 /// The candidate that is at most two edits away from `text`.
 fn nearest(text: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
-    candidates.map(|name| (edits(text, &name), name)).filter(|(edits, _)| *edits <= 2).min().map(|(_, name)| name)
+    candidates
+        .map(|name| (strsim::levenshtein(text, &name), name))
+        .filter(|(edits, _)| *edits <= 2)
+        .min()
+        .map(|(_, name)| name)
 }
 
 /// The key, unless the place is its name already.
@@ -382,20 +386,6 @@ fn said(place: &Place, key: &str) -> String {
         Place::Variable(name) if name == key => String::new(),
         _ => format!("{key}: "),
     }
-}
-
-/// How many octets have to be put in, taken out or changed to make `a` into `b`.
-fn edits(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-        for (j, y) in b.bytes().enumerate() {
-            let change = diagonal + usize::from(x != y);
-            diagonal = row[j + 1];
-            row[j + 1] = change.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 /// What a value is, in words, for an error.

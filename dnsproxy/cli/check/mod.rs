@@ -129,7 +129,7 @@ impl Findings {
         let wrong: BTreeSet<_> = findings.iter().map(|found| (found.file.clone(), found.line, found.column)).collect();
         findings.extend(not_compiled(&snapshot));
 
-        let written = written::read(files);
+        let written = written::read(files, &snapshot.refusals);
         let advice = advice::advise(world).into_iter().map(|advice| {
             let rule = &advice.at.0;
             let name = if rule.namespace.is_empty() {

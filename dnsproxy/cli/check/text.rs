@@ -15,14 +15,14 @@ impl Findings {
     /// All findings, and a closing line.
     pub(in crate::cli) fn text(&self, files: &[File], colour: bool) -> String {
         let mut text = String::new();
-        let mut lines: (&str, Vec<&str>) = ("", Vec::new());
+        let mut lines = Lines::default();
         for found in &self.findings {
-            if lines.0 != found.file {
+            if lines.file != found.file {
                 let file = files.iter().find(|file| file.name == found.file);
                 let content = file.and_then(|file| file.content.as_deref().ok()).unwrap_or_default();
-                lines = (&found.file, std::str::from_utf8(content).unwrap_or_default().lines().collect());
+                lines = Lines { file: &found.file, rest: std::str::from_utf8(content).unwrap_or_default(), number: 1 };
             }
-            finding(&mut text, found, &lines.1, colour);
+            finding(&mut text, found, &mut lines, colour);
         }
         let Findings { errors, warnings, policies, pods, skipped, .. } = self;
         let count =
@@ -40,7 +40,27 @@ impl Findings {
     }
 }
 
-fn finding(text: &mut String, found: &Finding, lines: &[&str], colour: bool) {
+/// The lines of a file, in the order in which findings ask for them.
+#[derive(Default)]
+struct Lines<'f> {
+    file: &'f str,
+    /// From the line of this number on.
+    rest: &'f str,
+    number: u32,
+}
+
+impl<'f> Lines<'f> {
+    /// A line that is none of those before the last one that was asked for.
+    fn line(&mut self, number: u32) -> Option<&'f str> {
+        while self.number < number {
+            self.rest = self.rest.split_once('\n')?.1;
+            self.number += 1;
+        }
+        self.rest.lines().next()
+    }
+}
+
+fn finding(text: &mut String, found: &Finding, lines: &mut Lines<'_>, colour: bool) {
     let (on, off) = match (colour, found.level) {
         (false, _) => ("", ""),
         (true, Level::Error) => ("\x1b[1;31m", "\x1b[0m"),
@@ -54,7 +74,7 @@ fn finding(text: &mut String, found: &Finding, lines: &[&str], colour: bool) {
     let (object, said) = (clean(&found.object), clean(&found.text));
     let _ = writeln!(text, "{place}: {on}{word}:{off} {object}: {said} [{}]", found.rule);
     let (Some(line), Some(column)) = (found.line, found.column) else { return };
-    let Some(written) = (line as usize).checked_sub(1).and_then(|index| lines.get(index)) else { return };
+    let Some(written) = lines.line(line) else { return };
     let (shown, before) = cut(written, column as usize);
     let number = line.to_string();
     let blank = " ".repeat(number.len());
@@ -63,14 +83,14 @@ fn finding(text: &mut String, found: &Finding, lines: &[&str], colour: bool) {
 
 /// What is shown of a line, and how many characters of that stand before the place.
 fn cut(line: &str, column: usize) -> (String, usize) {
-    let chars: Vec<char> = line.chars().collect();
-    let at = column.saturating_sub(1).min(chars.len());
-    let long = chars.len() > SHOWN;
-    let from = if long { at.saturating_sub(BEFORE).min(chars.len() - SHOWN) } else { 0 };
-    let to = (from + SHOWN).min(chars.len());
-    let part = |range: std::ops::Range<usize>| clean(&chars[range].iter().collect::<String>());
-    let head = format!("{}{}", if from > 0 { "…" } else { "" }, part(from..at));
-    let tail = format!("{}{}", part(at..to), if to < chars.len() { "…" } else { "" });
+    // The line may be megabytes, all of the file.
+    let all = line.chars().count();
+    let at = column.saturating_sub(1).min(all);
+    let from = if all > SHOWN { at.saturating_sub(BEFORE).min(all - SHOWN) } else { 0 };
+    let to = (from + SHOWN).min(all);
+    let part = |from: usize, to: usize| clean(&line.chars().skip(from).take(to - from).collect::<String>());
+    let head = format!("{}{}", if from > 0 { "…" } else { "" }, part(from, at));
+    let tail = format!("{}{}", part(at, to), if to < all { "…" } else { "" });
     (format!("{head}{tail}"), head.chars().count())
 }
 
@@ -88,6 +108,13 @@ mod tests {
             (shown.chars().count(), shown.chars().next(), shown.chars().last()),
             (SHOWN + 2, Some('…'), Some('…'))
         );
+    }
+
+    #[test]
+    fn each_finding_shows_its_own_line() {
+        let mut lines = Lines { file: "a", rest: "one\r\n\nthree\nfour", number: 1 };
+        let found: Vec<Option<&str>> = [1, 1, 2, 4, 4, 5].map(|number| lines.line(number)).to_vec();
+        assert_eq!(found, [Some("one"), Some("one"), Some(""), Some("four"), Some("four"), None]);
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::{Finding, Level, kinds};
 use crate::cluster::files::{self, File};
 use crate::cluster::manifest::{self, Found, Kind};
+use crate::cluster::snapshot::Refusal;
 use crate::cluster::tree::{self, Node, Place, Value};
 
 const EMPTY: &str = "empty-list";
@@ -48,14 +49,15 @@ pub(super) struct Written {
     pub allowed: BTreeMap<String, BTreeSet<String>>,
 }
 
-/// Reads the texts of all policies; files that can't be read are told elsewhere.
-pub(super) fn read(files: &[File]) -> Written {
+/// Reads the texts of all policies. Files that can't be read are told elsewhere, and are not read to their end once more.
+pub(super) fn read(files: &[File], refusals: &[Refusal]) -> Written {
     let mut written = Written::default();
-    for file in files {
+    let broken: BTreeSet<&str> = refusals.iter().filter_map(|refusal| refusal.object.strip_prefix("file ")).collect();
+    for file in files.iter().filter(|file| !broken.contains(file.name.as_str())) {
         let Ok(text) = file.content.as_deref().map(std::str::from_utf8) else { continue };
         let Ok(text) = text else { continue };
         let documents = if files::is_json(&file.name) { tree::json(text) } else { tree::yaml(text) };
-        for found in documents.iter().flatten().flat_map(manifest::found) {
+        for found in documents.iter().flatten().filter_map(|document| manifest::found(document).ok()).flatten() {
             if let Found::Object(kind, node) = found
                 && let Some(object) = manifest::key(kind, node)
             {

@@ -371,11 +371,12 @@ fn peer(field: &Field<'_>, direction: Option<Direction>) -> Option<Peer> {
             Entity::Init,
             Entity::Health,
             Entity::Unmanaged,
+            Entity::None,
         ];
         let found = all.into_iter().find(|entity| words::entity(*entity) == text);
         if found.is_none() {
             let all: Vec<&str> = all.into_iter().map(words::entity).collect();
-            entity.fault(format!("{text:?} is no entity that has traffic; allowed: {}", all.join(", ")));
+            entity.fault(format!("{text:?} is no entity; allowed: {}", all.join(", ")));
         }
         return found.map(Peer::Entity);
     }

@@ -205,6 +205,8 @@ enum Address<'c> {
     Known(IpAddr),
     /// Somewhere outside, where no rule knows it by its block.
     Outside,
+    /// Nowhere: nobody is there.
+    Nobody,
     Learned(&'c crate::engine::name::Name, Option<IpAddr>),
     Wrong(String),
 }
@@ -227,7 +229,8 @@ fn settle<'c>(case: &'c Case, world: &mut World, stand_ins: &mut StandIns) -> Se
                 Peer::Address(address) => Address::Known(*address),
                 Peer::Name(name, address) => Address::Learned(name, *address),
                 Peer::Entity(entity) => match entity {
-                    Entity::All | Entity::World | Entity::None => Address::Outside,
+                    Entity::All | Entity::World => Address::Outside,
+                    Entity::None => Address::Nobody,
                     Entity::Host => Address::Known(stand_ins.own_node(world)),
                     Entity::RemoteNode => Address::Known(stand_ins.other_node(world)),
                     Entity::KubeApiserver => Address::Known(stand_ins.apiserver(world)),
@@ -290,6 +293,10 @@ fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Ad
     let address = match address {
         Address::None => return Err("there is no peer".to_owned()),
         Address::Wrong(why) => return Err(why),
+        Address::Nobody => {
+            let why = "denied: entity none is nobody, whatever is allowed".to_owned();
+            return Ok((false, why.clone(), format!("{why}\n")));
+        }
         Address::Known(address) => address,
         Address::Outside => outside(&rules, v6),
         Address::Learned(name, address) => {

@@ -70,6 +70,7 @@ fn peers_of_every_form_are_judged() {
     egress("{pod: kube-system/dns}", "port: 443", "deny");
     egress("{ip: 198.51.100.1}", "port: 443", "deny");
     egress("{entity: world}", "port: 443", "deny");
+    egress("{entity: none}", "port: 443", "deny");
     egress("{entity: host}", "port: 1", "allow");
     egress("{entity: remote-node}", "port: 1", "deny");
     egress("{entity: host}", "protocol: ICMP\nicmp_type: 8", "allow");
@@ -85,6 +86,7 @@ fn ingress_asks_the_subjects_own_rules() {
     let ingress = |peer: &str, got| gets(&format!("direction: ingress\npeer: {peer}\nport: 8080"), got);
     ingress("{labels: {any: one}}", "allow");
     ingress("{entity: cluster}", "allow");
+    ingress("{entity: none}", "deny");
     ingress("{entity: world}", "deny");
     ingress("{entity: host}", "allow");
     ingress("{ip: 198.51.100.9}", "deny");

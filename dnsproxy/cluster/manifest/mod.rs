@@ -1,5 +1,6 @@
 //! Objects from trees. Whatever is wrong with one is collected; what still holds of it is returned all the same.
 
+mod found;
 pub mod objects;
 pub mod policy;
 pub mod selector;
@@ -13,6 +14,7 @@ use super::tree::{Key, Node, Value};
 use crate::engine::endpoint::PodRef;
 use crate::engine::policy::Policy;
 use crate::engine::world::{CidrGroup, EndpointSlice, Namespace, Node as WorldNode, Pod, Service};
+pub use found::{Found, found};
 
 /// The kinds that namegate reads, and the policies that it must not overlook although it can't read them yet.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -68,16 +70,6 @@ pub enum Object {
     CiliumConfig(Arc<BTreeMap<String, String>>),
     /// A policy; after faults, what still holds of it.
     Policy(Arc<Policy>),
-}
-
-/// What a document or an item of a list turns out to be.
-pub enum Found<'t> {
-    /// An object to read.
-    Object(Kind, &'t Node),
-    /// A kind that is none of namegate's business.
-    Other,
-    /// No object at all: no kind, no apiVersion.
-    Stray(&'t Node),
 }
 
 impl Kind {
@@ -214,65 +206,14 @@ impl Kind {
     }
 }
 
-/// What a document holds: one object, or the objects of a `List` or `*List`.
-pub fn found(document: &Node) -> Vec<Found<'_>> {
-    let mut all = Vec::new();
-    collect(document, None, &mut all);
-    all
-}
-
-fn collect<'t>(node: &'t Node, inherited: Option<(&str, &str)>, all: &mut Vec<Found<'t>>) {
-    let text = |key| node.get(key).and_then(Node::as_text);
-    let version = text("apiVersion").or(inherited.map(|(version, _)| version));
-    let kind = text("kind").or(inherited.map(|(_, kind)| kind));
-    let (Some(version), Some(kind)) = (version, kind) else {
-        if node.value != Value::Null || inherited.is_some() {
-            all.push(Found::Stray(node));
-        }
-        return;
-    };
-    if let Some(of) = kind.strip_suffix("List")
-        && let Some(items) = node.get("items")
-    {
-        // The items of `PodList` carry no kind of their own; those of `List` do.
-        let inherited = (!of.is_empty()).then_some((version, of));
-        match &items.value {
-            Value::List(items) => items.iter().for_each(|item| collect(item, inherited, all)),
-            Value::Null => {}
-            _ => all.push(Found::Stray(items)),
-        }
-        return;
-    }
-    all.push(match kind_of(version, kind) {
-        Some(Kind::ConfigMap) if !objects::is_cilium_config(node) => Found::Other,
-        Some(kind) => Found::Object(kind, node),
-        None => Found::Other,
-    });
-}
-
-fn kind_of(version: &str, kind: &str) -> Option<Kind> {
-    let group = version.split_once('/').map_or("", |(group, _)| group);
-    Some(match (group, kind) {
-        ("", "Pod") => Kind::Pod,
-        ("", "Namespace") => Kind::Namespace,
-        ("", "Service") => Kind::Service,
-        ("", "Endpoints") => Kind::Endpoints,
-        ("", "Node") => Kind::Node,
-        ("", "ConfigMap") => Kind::ConfigMap,
-        ("discovery.k8s.io", "EndpointSlice") => Kind::EndpointSlice,
-        ("cilium.io", "CiliumNetworkPolicy") => Kind::CiliumNetworkPolicy,
-        ("cilium.io", "CiliumClusterwideNetworkPolicy") => Kind::CiliumClusterwideNetworkPolicy,
-        ("cilium.io", "CiliumCIDRGroup") => Kind::CiliumCidrGroup,
-        ("networking.k8s.io" | "extensions", "NetworkPolicy") => Kind::NetworkPolicy,
-        ("policy.networking.k8s.io", "AdminNetworkPolicy") => Kind::AdminNetworkPolicy,
-        ("policy.networking.k8s.io", "BaselineAdminNetworkPolicy") => Kind::BaselineAdminNetworkPolicy,
-        ("policy.networking.k8s.io", "ClusterNetworkPolicy") => Kind::ClusterNetworkPolicy,
-        _ => return None,
-    })
-}
-
 /// Reads an object; faults go to the reader.
 pub fn read(kind: Kind, object: &Field<'_>) -> Object {
+    if let Some(name) = object.get("kind")
+        && let Some(text) = name.text()
+        && text != kind.name()
+    {
+        name.fault(format!("{text:?} is no kind; did you mean {kind}"));
+    }
     if let Some(version) = object.get("apiVersion")
         && let Some(text) = version.text()
         && !kind.api_versions().contains(&text)
@@ -297,7 +238,7 @@ pub fn read(kind: Kind, object: &Field<'_>) -> Object {
 pub fn read_kept(text: &str, place: &str) -> Option<Object> {
     let documents = super::tree::json(text).ok()?;
     let [document] = documents.as_slice() else { return None };
-    let Found::Object(kind, node) = found(document).pop()? else { return None };
+    let Found::Object(kind, node) = found(document).ok()?.pop()? else { return None };
     let reader = Reader::new(Source::Kept(place));
     let object = read(kind, &reader.root(node));
     reader.into_faults().iter().all(|fault| fault.kind != FaultKind::Wrong).then_some(object)
@@ -312,15 +253,18 @@ fn names(kind: Kind, object: &Field<'_>) -> (Option<String>, Option<String>) {
     let text = |key| {
         let field = metadata.need(key)?;
         let text = field.text()?;
-        if text.is_empty()
-            || text.len() > 253
-            || !text.bytes().all(|o| o.is_ascii_alphanumeric() || b"-_.:".contains(&o))
-        {
-            field.fault(format!("{text:?}; up to 253 letters, digits, - and . are allowed"));
+        // A namespace that can't exist would be one without pods: the policy would shut nobody.
+        let (most, allowed) = if key == "namespace" { (63, "a-z 0-9 -") } else { (253, "a-z 0-9 - .") };
+        if !selector::is_domain(text) || text.len() > most || key == "namespace" && text.contains('.') {
+            field.fault(format!("{text:?}; up to {most} of {allowed} are allowed"));
             return None;
         }
         Some(text.to_owned())
     };
+    if let Some(namespace) = metadata.get_some("namespace").filter(|_| kind.is_policy() && !kind.namespaced()) {
+        // Whoever wrote it meant that namespace, and not everyone.
+        namespace.fault(format!("a namespace of a {kind}, which has none and is about all; no namespace is allowed"));
+    }
     let namespace = if kind.namespaced() { text("namespace") } else { None };
     (namespace, text("name"))
 }

@@ -81,16 +81,33 @@ pub fn selector(field: &Field<'_>, meant: Meant) -> Option<Selector> {
     (field.faults() == before).then_some(Selector { requirements })
 }
 
-/// Notes a subject in another namespace than its policy's: Cilium would put the policy's in its place, with a warning.
-pub fn check_namespace(field: &Field<'_>, namespace: &str) {
-    let Some(labels) = field.get("matchLabels") else { return };
+/// Notes a subject in another namespace than its policy's: Cilium would put the policy's in its place, with a warning, or
+/// select nobody. `selector`: what was read, if it could be.
+pub fn check_namespace(field: &Field<'_>, selector: Option<&Selector>, namespace: &str) {
+    let labels = field.get("matchLabels");
     for source in ["", "k8s:", "any:"] {
         let key = format!("{source}{NAMESPACE}");
-        if let Some(named) = labels.get(&key)
+        if let Some(named) = labels.as_ref().and_then(|labels| labels.get(&key))
             && named.node.as_text().is_some_and(|text| text != namespace)
         {
             let found = named.node.as_text().unwrap_or_default();
             named.fault(format!("namespace {found:?} of the subject; the policy's own, {namespace:?}, is allowed"));
+        }
+    }
+    let expressions = field.get("matchExpressions");
+    // Labels come first in what was read, and nothing of it is left out.
+    let labels = labels.as_ref().and_then(Field::entries).map_or(0, <[_]>::len);
+    let read = selector.iter().flat_map(|selector| &selector.requirements).skip(labels);
+    for (item, requirement) in expressions.iter().filter_map(Field::list).flatten().zip(read) {
+        let own = match &requirement.operator {
+            _ if requirement.key != NAMESPACE || requirement.source == Source::Reserved => true,
+            Operator::In(values) => values.contains(namespace),
+            Operator::NotIn(values) => !values.contains(namespace),
+            Operator::Exists => true,
+            Operator::DoesNotExist => false,
+        };
+        if !own {
+            item.fault(format!("a subject outside of the policy's own namespace; {namespace:?} is allowed"));
         }
     }
 }
@@ -155,11 +172,14 @@ fn label_key(field: &Field<'_>, text: &str, meant: Meant) -> Option<(Source, Str
         }
         return Some((source, key.to_owned()));
     }
-    let name = key.rsplit_once('/').map_or(key, |(_, name)| name);
+    let (prefix, name) = key.rsplit_once('/').map_or((None, key), |(prefix, name)| (Some(prefix), name));
+    let prefixed = prefix.is_none_or(is_domain);
     // Namespace labels carry a prefix of Cilium's, which makes them longer than a label of Kubernetes may be.
     let limit = if key.starts_with("io.cilium.k8s.") || key.starts_with("io.kubernetes.") { 317 } else { 63 };
-    if name.len() > limit || !is_label_text(name) || name.is_empty() || key.len() > 600 || !key.is_ascii() {
-        field.fault(format!("label key {text:?}; letters, digits, - _ . and one / for a prefix are allowed"));
+    if name.len() > limit || !is_label_text(name) || name.is_empty() || key.len() > 600 || !prefixed {
+        field.fault(format!(
+            "label key {text:?}; letters, digits, - _ . are allowed, after a prefix of a-z 0-9 - . and one /"
+        ));
         return None;
     }
     match meant {
@@ -175,6 +195,18 @@ fn check_value(field: &Field<'_>, value: &str) {
             "label value {value:?}; up to 63 letters, digits, - _ . are allowed, the first and last a letter or digit"
         ));
     }
+}
+
+/// Kubernetes' rule for what names objects, and for what stands before the / of a label's key: labels of a-z 0-9 -.
+pub(super) fn is_domain(text: &str) -> bool {
+    let plain = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit();
+    let good = |label: &str| {
+        let octets = label.as_bytes();
+        octets.first().copied().is_some_and(plain)
+            && octets.last().copied().is_some_and(plain)
+            && octets.iter().all(|octet| plain(*octet) || *octet == b'-')
+    };
+    text.len() <= 253 && text.split('.').all(good)
 }
 
 /// Kubernetes' rule for the text of labels: empty is one, too.

@@ -6,7 +6,7 @@ use super::last_good::Kept;
 use crate::cluster::fields::{Fault, Reader, Source};
 use crate::cluster::files::{self, File};
 use crate::cluster::manifest::{self, Found, Kind, Object};
-use crate::cluster::tree::{self, Node, write_json};
+use crate::cluster::tree::{self, Node, TreeError, write_json};
 
 /// What a file holds; or where and why it can't be read.
 pub(super) type Parsed = Result<Held, (String, String)>;
@@ -72,24 +72,26 @@ fn parse(file: &File) -> Parsed {
         (format!("{}:{line}:{column}", file.name), "octets that are not UTF-8; UTF-8 is allowed".to_owned())
     })?;
     let documents = if files::is_json(&file.name) { tree::json(text) } else { tree::yaml(text) };
-    let documents = documents.map_err(|error| (format!("{}:{}", file.name, error.at), error.text))?;
+    let broken = |error: TreeError| (format!("{}:{}", file.name, error.at), error.text);
+    let documents = documents.map_err(broken)?;
     let mut held = Held { entries: Vec::new(), skipped: 0 };
-    for found in documents.iter().flat_map(manifest::found) {
-        match found {
-            Found::Other => held.skipped += 1,
-            Found::Object(kind, node) => held.entries.push(entry(&file.name, Some(kind), node)),
-            Found::Stray(node) => held.entries.push(entry(&file.name, None, node)),
+    for document in &documents {
+        for found in manifest::found(document).map_err(broken)? {
+            match found {
+                Found::Other => held.skipped += 1,
+                Found::Object(kind, node) => held.entries.push(entry(&file.name, Ok(kind), node)),
+                Found::Stray(node, why) => held.entries.push(entry(&file.name, Err(why), node)),
+            }
         }
     }
     Ok(held)
 }
 
-fn entry(file: &str, kind: Option<Kind>, node: &Node) -> Entry {
+/// An object of a kind, or what is none and why.
+fn entry(file: &str, kind: Result<Kind, String>, node: &Node) -> Entry {
     let reader = Reader::new(Source::File(file));
+    let kind = kind.map_err(|why| reader.root(node).fault(why)).ok();
     let object = kind.map(|kind| manifest::read(kind, &reader.root(node)));
-    if kind.is_none() {
-        reader.root(node).fault("no object; apiVersion and kind are needed, as text");
-    }
     let text = kind.map_or_else(|| write_json(node), |kind| write_json(&kind.prune(node)));
     Entry {
         kind,

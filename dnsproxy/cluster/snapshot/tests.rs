@@ -1,6 +1,7 @@
 //! What a directory says, what is wrong with it, and what stays in force.
 
 mod again;
+mod kinds;
 mod mutation;
 mod policies;
 mod semantics;

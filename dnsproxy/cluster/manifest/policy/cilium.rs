@@ -109,7 +109,7 @@ fn subject(owner: &Owner, spec: &Field<'_>, host: bool) -> Option<Subject> {
     };
     let selector = selector::selector(&field, Meant::Subjects);
     if let Some(namespace) = &owner.namespace {
-        selector::check_namespace(&field, namespace);
+        selector::check_namespace(&field, selector.as_ref(), namespace);
     }
     if spec.all("endpointSelector").count() > 1 {
         return None;

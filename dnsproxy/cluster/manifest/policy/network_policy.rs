@@ -7,9 +7,12 @@ use super::{EGRESS, INGRESS, Owner, Words, peers, ports};
 use crate::cluster::fields::Field;
 use crate::cluster::tree::Value;
 use crate::engine::labels::Selector;
-use crate::engine::policy::{Item, Peers, Port, PortRule, Ports, Rule, Section, Subject};
+use crate::engine::policy::{BlockOf, Item, Peers, Port, PortRule, Ports, Rule, Section, Subject};
 use crate::engine::port::PortBlock;
 use crate::engine::ruleset::{Direction, Protocol};
+
+/// What `policyTypes` may hold.
+const TYPES: [&str; 2] = ["Ingress", "Egress"];
 
 /// The rule of an object.
 pub(super) fn rule(owner: &Owner, object: &Field<'_>) -> Rule {
@@ -49,10 +52,13 @@ fn isolated(spec: &Field<'_>) -> [bool; 2] {
     };
     let Some(list) = types.list() else { return [true; 2] };
     if list.len() == 0 {
-        types.fault("no type; Ingress, Egress are allowed, or no policyTypes at all");
+        types.fault(format!("no type; {} are allowed, or no policyTypes at all", TYPES.join(", ")));
         return [true; 2];
     }
-    let types: Option<Vec<_>> = list.map(|word| word.one_of("type", &["Ingress", "Egress"])).collect();
+    if list.len() > TYPES.len() {
+        types.fault(format!("{} types; up to {} are allowed: {}", list.len(), TYPES.len(), TYPES.join(", ")));
+    }
+    let types: Option<Vec<_>> = list.map(|word| word.one_of("type", &TYPES)).collect();
     match types {
         Some(types) => [types.contains(&"Egress"), types.contains(&"Ingress")],
         None => [true; 2],
@@ -91,7 +97,14 @@ fn peers(owner: &Owner, peer: &Field<'_>) -> Option<Peers> {
         }
         block.only(&["cidr", "except"]);
         block.need("cidr");
-        return Some(Peers::Networks(vec![peers::block(&block)?]));
+        let read = peers::block(&block)?;
+        let except = block.get("except");
+        for (field, exception) in except.iter().filter_map(Field::list).flatten().zip(&read.except) {
+            if read.of == BlockOf::Here(*exception) {
+                field.fault(format!("{exception} is the whole of cidr; a smaller part of it is allowed"));
+            }
+        }
+        return Some(Peers::Networks(vec![read]));
     }
     if pods.is_none() && namespaces.is_none() {
         if matches!(peer.node.value, Value::Map(_)) {

@@ -228,14 +228,7 @@ fn services(side: &Side<'_>, field: &Field<'_>) -> Vec<ServicePeer> {
 /// The name of a namespaced or clusterwide object, or of a namespace.
 pub(super) fn object_name(field: &Field<'_>) -> Option<String> {
     let text = field.text()?;
-    let plain = |octet: u8| octet.is_ascii_lowercase() || octet.is_ascii_digit();
-    let good = |label: &str| {
-        let octets = label.as_bytes();
-        octets.first().copied().is_some_and(plain)
-            && octets.last().copied().is_some_and(plain)
-            && octets.iter().all(|octet| plain(*octet) || *octet == b'-')
-    };
-    if text.len() > 253 || !text.split('.').all(good) {
+    if !selector::is_domain(text) {
         field.fault(format!("{text:?} is no name of an object; up to 253 of a-z 0-9 - . are allowed"));
         return None;
     }

@@ -7,15 +7,20 @@ use crate::engine::policy::{BlockOf, Item, Peers, Port, Ports, Rule, ServicePeer
 use crate::engine::port::PortBlock;
 use crate::engine::world::Mode;
 
-/// A policy of a kind (`cnp`, `ccnp`, `knp`) with this spec, on a line of its own.
+/// A policy of a kind (`cnp`, `ccnp`, `knp`) with this spec, on a line of its own; with another namespace or none, if that
+/// stands after the kind, as `ccnp@shop`.
 fn policy(kind: &str, spec: &str) -> String {
+    let (kind, namespace) = match kind.split_once('@') {
+        Some((kind, namespace)) => (kind, namespace),
+        None => (kind, if kind == "ccnp" { "" } else { "shop" }),
+    };
     let (version, kind) = match kind {
         "cnp" => ("cilium.io/v2", "CiliumNetworkPolicy"),
         "ccnp" => ("cilium.io/v2", "CiliumClusterwideNetworkPolicy"),
         "knp" => ("networking.k8s.io/v1", "NetworkPolicy"),
         other => panic!("{other:?} is no kind of the table"),
     };
-    format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nspec: {spec}\n")
+    format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: p, namespace: {namespace}}}\nspec: {spec}\n")
 }
 
 fn assembled(text: &str) -> Snapshot {
