@@ -238,7 +238,8 @@ fn list(root: &Path, below: String, depth: usize, names: &mut Vec<(String, Optio
 
 fn is_manifest(name: &str) -> bool {
     let plain = name.strip_suffix(".gz").unwrap_or(name);
-    [".yaml", ".yml", ".json"].iter().any(|ending| plain.ends_with(ending))
+    let ending = plain.rsplit_once('.').map_or("", |(_, ending)| ending);
+    ["yaml", "yml", "json"].iter().any(|known| ending.eq_ignore_ascii_case(known))
 }
 
 fn read_file(path: &Path, limit: u64) -> Result<Vec<u8>, String> {

@@ -1,5 +1,6 @@
 //! Files, directories and standard input as the files of one snapshot, named as the command line names them.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -8,12 +9,16 @@ use flate2::read::MultiGzDecoder;
 
 use crate::cluster::files::{self, FILE_OCTETS, File};
 
+/// What standard input is called.
+pub(super) const STDIN: &str = "stdin";
+
 /// All files that `paths` mean, each once.
 ///
 /// # Errors
 /// A path is not there, or there is nothing to read in any.
 pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<File>, String> {
     let mut all: Vec<File> = Vec::new();
+    let mut known = BTreeSet::new();
     for path in paths {
         let found = if path.as_os_str() == "-" {
             vec![standard_input()?]
@@ -25,7 +30,7 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<File>, String> {
             return Err(format!("{}: nothing is there; files, directories and - are allowed", path.display()));
         };
         for file in found {
-            if !all.iter().any(|known| known.name == file.name) {
+            if known.insert(file.name.clone()) {
                 all.push(file);
             }
         }
@@ -60,7 +65,7 @@ fn file(path: &Path) -> Result<Vec<u8>, String> {
 fn standard_input() -> Result<File, String> {
     let octets = limited(io::stdin().lock()).map_err(|error| format!("standard input: {error}"))?;
     let json = octets.iter().find(|octet| !octet.is_ascii_whitespace()) == Some(&b'{');
-    let name = if json { "stdin.json" } else { "stdin" }.to_owned();
+    let name = if json { format!("{STDIN}.json") } else { STDIN.to_owned() };
     Ok(File { name, content: Ok(octets) })
 }
 
@@ -87,15 +92,15 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let at = |name: &str| dir.path().join(name);
         fs::create_dir(at("below")).unwrap();
-        for name in ["b.yaml", "a.json", "notes.txt", "below/c.yml"] {
+        for name in ["b.YAML", "a.json", "notes.txt", "below/c.Yml"] {
             fs::write(at(name), name).unwrap();
         }
-        let files = read(&[at("notes.txt"), dir.path().to_owned(), at("b.yaml")]).unwrap();
+        let files = read(&[at("notes.txt"), dir.path().to_owned(), at("b.YAML")]).unwrap();
         let names: Vec<&Path> = files.iter().map(|file| Path::new(&file.name)).collect();
         let below = |path: &Path| path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned();
         assert_eq!(
             names.iter().map(|name| below(name)).collect::<Vec<_>>(),
-            ["a.json", "b.yaml", "below/c.yml", "notes.txt"]
+            ["a.json", "b.YAML", "below/c.Yml", "notes.txt"]
         );
         assert_eq!(files[3].content.as_deref(), Ok(&b"notes.txt"[..]));
     }

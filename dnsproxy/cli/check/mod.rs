@@ -25,6 +25,7 @@ use crate::cluster::files::File;
 use crate::cluster::snapshot::{LastGood, OnInvalid, Snapshot, assemble};
 use crate::engine::advice;
 use crate::engine::compile::Compiler;
+use crate::engine::labels::Match;
 use crate::engine::world::PeerIds;
 
 /// What `namegate check` takes.
@@ -87,14 +88,16 @@ enum Level {
 }
 
 /// Kinds of errors, as `advice::KINDS` has those of warnings.
-const ERRORS: [(&str, &str); 3] = [
+const ERRORS: [(&str, &str); 4] = [
     (REFUSED, "an object or a file that is refused: its last good version stays in force, without one it shuts"),
     (NOT_ENFORCED, "a rule that demands what namegate can't enforce yet: it allows nothing"),
     (NO_RULE_SET, "a pod whose policies can't be compiled: it stays closed"),
+    (NOTHING, "nothing to check: standard input is empty, or every file is"),
 ];
 const REFUSED: &str = "refused";
 const NOT_ENFORCED: &str = "not-enforced";
 const NO_RULE_SET: &str = "no-rule-set";
+const NOTHING: &str = "nothing-to-check";
 
 impl CheckArgs {
     pub(super) fn run(self) -> ExitCode {
@@ -130,6 +133,13 @@ impl Findings {
         findings.extend(not_compiled(&snapshot));
 
         let written = written::read(files, &snapshot.refusals);
+        // Whoever pipes what failed into a check must not read that all is well.
+        let blank =
+            written.blank.iter().filter(|name| name.as_str() == input::STDIN || written.blank.len() == files.len());
+        findings.extend(blank.map(|name| {
+            let text = "nothing to check: no object is written here";
+            Finding::new(Level::Error, NOTHING, name, format!("file {name}"), "", text)
+        }));
         let advice = advice::advise(world).into_iter().map(|advice| {
             let rule = &advice.at.0;
             let name = if rule.namespace.is_empty() {
@@ -197,9 +207,11 @@ fn not_compiled(snapshot: &Snapshot) -> Vec<Finding> {
     let mut ids = PeerIds::default();
     let compiler = Compiler::new(world, &mut ids);
     let mut found: BTreeMap<String, Finding> = BTreeMap::new();
-    for pod in advice::one_of_each(world) {
+    for (pod, rules) in advice::one_of_each(world) {
         let Some(place) = world.pods.get(&pod).map(|pod| pod.place.clone()) else { continue };
-        if let Err(error) = compiler.compile(&pod, &[]) {
+        let refused = world.refused.iter().flat_map(|policy| &policy.rules).map(|rule| (rule, Match::Maybe));
+        let rules = rules.into_iter().map(|rule| (rule, Match::Yes)).chain(refused);
+        if let Err(error) = compiler.compile_among(&pod, rules, &[]) {
             let text = error.to_string();
             let finding = Finding::new(Level::Error, NO_RULE_SET, &place, format!("Pod {pod}"), "", &text);
             found.entry(text).or_insert(finding);

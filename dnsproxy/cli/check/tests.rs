@@ -104,6 +104,27 @@ fn an_annotation_silences_a_warning_and_no_error() {
     finds(&allow("empty-list,refused"), &["3:45 unknown-warning", "8:14 refused"]);
 }
 
+/// The kind and the file of each finding of some files alone.
+#[track_caller]
+fn finds_alone(texts: &[(&str, &str)], expected: &[(&str, &str)]) {
+    let found = Findings::of(&files(texts)).findings;
+    let found: Vec<(&str, &str)> = found.iter().map(|found| (found.file.as_str(), found.rule)).collect();
+    assert_eq!(found, expected);
+}
+
+#[test]
+fn nothing_to_check_is_no_success() {
+    for text in ["", " \n", "# nothing\n", "---\n---\n", "null\n"] {
+        finds_alone(&[("stdin", text)], &[("stdin", NOTHING)]);
+    }
+    finds_alone(&[("stdin", ""), ("cluster.yaml", CLUSTER)], &[("stdin", NOTHING)]);
+    // A placeholder among other files is none.
+    finds_alone(&[("a.yaml", ""), ("cluster.yaml", CLUSTER)], &[]);
+    finds_alone(&[("a.yaml", ""), ("b.yaml", "")], &[("a.yaml", NOTHING), ("b.yaml", NOTHING)]);
+    // That a cluster has no policies is an answer.
+    finds_alone(&[("stdin.json", "{\"apiVersion\": \"v1\", \"kind\": \"List\", \"items\": []}")], &[]);
+}
+
 #[test]
 fn every_kind_of_finding_has_an_id_of_its_own() {
     let ids: BTreeSet<&str> = kinds().map(|(id, ..)| id).collect();

@@ -47,6 +47,8 @@ pub(super) struct Written {
     pub findings: Vec<Finding>,
     /// Kinds of warnings that each policy allows, by `Kind namespace/name`.
     pub allowed: BTreeMap<String, BTreeSet<String>>,
+    /// Names of files in which nothing is written.
+    pub blank: BTreeSet<String>,
 }
 
 /// Reads the texts of all policies. Files that can't be read are told elsewhere, and are not read to their end once more.
@@ -57,6 +59,9 @@ pub(super) fn read(files: &[File], refusals: &[Refusal]) -> Written {
         let Ok(text) = file.content.as_deref().map(std::str::from_utf8) else { continue };
         let Ok(text) = text else { continue };
         let documents = if files::is_json(&file.name) { tree::json(text) } else { tree::yaml(text) };
+        if documents.as_ref().is_ok_and(|all| all.iter().all(|document| document.value == Value::Null)) {
+            written.blank.insert(file.name.clone());
+        }
         for found in documents.iter().flatten().filter_map(|document| manifest::found(document).ok()).flatten() {
             if let Found::Object(kind, node) = found
                 && let Some(object) = manifest::key(kind, node)

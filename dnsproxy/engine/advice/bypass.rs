@@ -1,14 +1,13 @@
 //! Resolvers over HTTPS and TLS: who reaches one asks it past every rule for names.
 
 use std::net::IpAddr;
+use std::sync::LazyLock;
 
-use ipnet::IpNet;
-
-use super::{Advice, Place, Scene, denying, is_on, speak_of_names};
+use super::together::{Place, Together};
+use super::{Advice, Scene, is_on};
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, PatternTrie};
-use crate::engine::policy::{Block, BlockOf, Entity, Item, NameRule, Peers, Rule};
-use crate::engine::ruleset::Direction;
+use crate::engine::policy::{Block, BlockOf, Entity, Item, NameRule, Peers};
 
 pub(super) const DOH: &str = "doh-resolver";
 
@@ -71,7 +70,44 @@ const ADDRESSES: [&str; 22] = [
     "185.228.168.9",
 ];
 
+/// The same, read.
+static KNOWN: LazyLock<Vec<IpAddr>> = LazyLock::new(|| ADDRESSES.iter().filter_map(|text| text.parse().ok()).collect());
+static KNOWN_NAMES: LazyLock<Vec<(&str, Name)>> =
+    LazyLock::new(|| NAMES.iter().filter_map(|text| Some((*text, Name::parse(text).ok()?))).collect());
+
+/// Which of the known resolvers a denial shuts wherever the rules of each bundle hold: a bit for each of [`KNOWN`].
+pub(super) struct Denied(Vec<u32>);
+
+impl Denied {
+    pub(super) fn new(together: &Together<'_>) -> Denied {
+        let of_rules = |bundle| {
+            let denials = together.rules(bundle).flat_map(|(_, rule)| &rule.egress.deny);
+            denials.map(shut).fold(0, |all, one| all | one)
+        };
+        let own: Vec<u32> = (0..together.bundles.len()).map(of_rules).collect();
+        let of_set = |bundles: &[usize]| bundles.iter().fold(0, |all, bundle| all | own[*bundle]);
+        Denied(together.over_sets(|set| of_set(&set.bundles), |one, other| one & other))
+    }
+}
+
+/// Which of the known resolvers an item of a denial shuts.
+fn shut(item: &Item) -> u32 {
+    if !PORTS.iter().any(|port| is_on(&item.ports, *port)) {
+        return 0;
+    }
+    let within = |address: &IpAddr| match &item.peers {
+        Peers::Networks(blocks) => {
+            blocks.iter().any(|block| matches!(&block.of, BlockOf::Here(network) if network.contains(address)))
+        }
+        _ => is_world(item),
+    };
+    let numbered = KNOWN.iter().enumerate().filter(|(_, address)| within(address));
+    numbered.fold(0, |all, (number, _)| all | 1 << number)
+}
+
 pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
+    let filters_names = scene.speaks[place.bundle];
+    let is_denied = |resolver: usize| scene.resolvers.0[place.bundle] & 1 << resolver != 0;
     for item in &place.rule.egress.allow {
         if !PORTS.iter().any(|port| is_on(&item.ports, *port)) {
             continue;
@@ -90,24 +126,22 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
             Peers::Networks(blocks) => {
                 for (block, resolver) in blocks.iter().filter_map(|block| Some((block, inside(block)?))) {
                     let narrow = matches!(&block.of, BlockOf::Here(network) if network.prefix_len() >= 24);
-                    if (narrow || filters_names(scene, place)) && !is_denied(scene, place, resolver) {
+                    if (narrow || filters_names) && !is_denied(resolver) {
                         let text = format!(
-                            "this block holds {resolver}, which answers DNS over HTTPS and TLS: its answers pass unseen \
-                             by every rule for names; deny it with egressDeny, or leave it out"
+                            "this block holds {}, which answers DNS over HTTPS and TLS: its answers pass unseen \
+                             by every rule for names; deny it with egressDeny, or leave it out",
+                            KNOWN[resolver]
                         );
                         found(item.at.clone(), text);
                     }
                 }
             }
-            _ if is_world(item) && filters_names(scene, place) => {
-                let first: IpAddr = ADDRESSES[0].parse().unwrap_or(IpAddr::from([0, 0, 0, 0]));
-                if !is_denied(scene, place, first) {
-                    let text =
-                        "all addresses outside are open on 443 or 853, resolvers over HTTPS and TLS as well: the \
-                                rules for names can be passed by; name the names, or deny the known resolvers"
-                            .to_owned();
-                    found(item.at.clone(), text);
-                }
+            _ if is_world(item) && filters_names && !is_denied(0) => {
+                let text =
+                    "all addresses outside are open on 443 or 853, resolvers over HTTPS and TLS as well: the rules for \
+                            names can be passed by; name the names, or deny the known resolvers"
+                        .to_owned();
+                found(item.at.clone(), text);
             }
             _ => {}
         }
@@ -122,19 +156,15 @@ fn resolver_of(rule: &NameRule) -> Option<&'static str> {
     }
     let mut trie = PatternTrie::new(Bare::Valid);
     trie.insert(rule.pattern.clone(), (), None);
-    let selects = |text: &&&str| Name::parse(text).is_ok_and(|name| trie.matches(&name).next().is_some());
-    NAMES.iter().find(selects).copied()
+    let mut known = KNOWN_NAMES.iter().filter(|(_, name)| trie.matches(name).next().is_some());
+    known.next().map(|(text, _)| *text)
 }
 
-/// The first known resolver in a block.
-fn inside(block: &Block) -> Option<IpAddr> {
+/// The first known resolver in a block, by its number.
+fn inside(block: &Block) -> Option<usize> {
     let BlockOf::Here(network) = &block.of else { return None };
     let holds = |address: &IpAddr| network.contains(address) && !block.except.iter().any(|out| out.contains(address));
-    known().find(holds)
-}
-
-fn known() -> impl Iterator<Item = IpAddr> {
-    ADDRESSES.iter().filter_map(|text| text.parse().ok())
+    KNOWN.iter().position(holds)
 }
 
 fn is_world(item: &Item) -> bool {
@@ -145,34 +175,14 @@ fn is_world(item: &Item) -> bool {
     }
 }
 
-/// Whether names are filtered wherever the rule holds: else there is nothing to pass by.
-fn filters_names(scene: &Scene<'_>, place: &Place<'_>) -> bool {
-    scene.together(place).iter().any(|rules| speak_of_names(rules))
-}
-
-/// Whether a denial beside the rule shuts a resolver.
-fn is_denied(scene: &Scene<'_>, place: &Place<'_>, resolver: IpAddr) -> bool {
-    let holds = |network: &IpNet| network.contains(&resolver);
-    let denies = |item: &Item| {
-        PORTS.iter().any(|port| is_on(&item.ports, *port))
-            && match &item.peers {
-                Peers::Networks(blocks) => {
-                    blocks.iter().any(|block| matches!(&block.of, BlockOf::Here(network) if holds(network)))
-                }
-                _ => is_world(item),
-            }
-    };
-    let denied = |rules: &Vec<&Rule>| denying(rules, Direction::Egress).any(denies);
-    scene.together(place).iter().all(denied)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn every_name_and_address_can_be_read() {
-        assert!(NAMES.iter().all(|name| Name::parse(name).is_ok()));
-        assert_eq!(known().count(), ADDRESSES.len());
+        assert_eq!(KNOWN_NAMES.len(), NAMES.len());
+        assert_eq!(KNOWN.len(), ADDRESSES.len());
+        assert!(KNOWN.len() <= u32::BITS as usize, "each has a bit");
     }
 }

@@ -8,8 +8,12 @@
 //! - `ports`: ports that are missing
 //! - `bypass`: DNS over HTTPS, which no policy for names sees
 //! - `shadow`: rules that another rule makes pointless
+//!
+//! Each rule is held against all others of the same pods, and there may be thousands of both: `together` asks once for
+//! all rules and pods that are alike, `index` finds selectors and what they select without trying all.
 
 mod bypass;
+mod index;
 mod patterns;
 mod peers;
 mod ports;
@@ -17,16 +21,18 @@ mod servers;
 mod shadow;
 #[cfg(test)]
 mod tests;
+mod together;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use super::endpoint::PodRef;
-use super::labels::{Labels, Match, NAMESPACE, Operator, Requirement, Selector, Source};
 use super::policy::{Item, Peers, Port, Ports, Rule};
 use super::port::{PortBlock, covers};
-use super::ruleset::{Direction, Protocol};
+use super::ruleset::Protocol;
 use super::verdict::RuleRef;
-use super::world::{Holder, World};
+use super::world::World;
+use index::Carriers;
+use together::{Set, Together};
 
 /// One warning.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -44,6 +50,7 @@ pub const KINDS: &[(&str, &str)] = &[
     (servers::NO_RESOLVER, "toFQDNs without a rule that reaches a DNS server"),
     (servers::NAME_NOT_ASKED, "a name of toFQDNs that no rules.dns lets its pods ask for"),
     (servers::WITHOUT_DNS_RULES, "a DNS server allowed without rules.dns, beside rules for names"),
+    (servers::TWO_MINDS, "a DNS server that one rule allows for some names and another without rules.dns"),
     (patterns::ONE_LABEL, "a pattern that spans one label: neither deeper names nor the apex"),
     (patterns::NO_DOT, "a star glued to a name: no name below it, but other people's names that end alike"),
     (patterns::STARS_INSIDE, "two stars inside a pattern: they are one, and cross no dot"),
@@ -63,9 +70,9 @@ pub const KINDS: &[(&str, &str)] = &[
 pub fn advise(world: &World) -> Vec<Advice> {
     let scene = Scene::new(world);
     let mut all = Vec::new();
-    for place in &scene.places {
-        servers::advise(&scene, place, &mut all);
-        patterns::advise(&scene, place, &mut all);
+    let asked = servers::advise(&scene, &mut all);
+    for place in &scene.together.places {
+        patterns::advise(&scene, &asked, place, &mut all);
         peers::advise(&scene, place, &mut all);
         ports::advise(&scene, place, &mut all);
         bypass::advise(&scene, place, &mut all);
@@ -77,106 +84,52 @@ pub fn advise(world: &World) -> Vec<Advice> {
 }
 
 /// One pod for each set of rules that select some pods: what the policies come to is the same for all others, but for
-/// their own ports and addresses.
-pub fn one_of_each(world: &World) -> Vec<PodRef> {
-    Scene::new(world).sets.into_iter().map(|(_, pod)| pod).collect()
+/// their own ports and addresses. With each the rules of policies that were read which select it, or may.
+pub fn one_of_each(world: &World) -> Vec<(PodRef, Vec<&Rule>)> {
+    let together = Together::new(world);
+    let rules = |set: &Set| {
+        let mut rules: Vec<(usize, &Rule)> = set.bundles.iter().flat_map(|one| together.rules(*one)).collect();
+        rules.sort_unstable_by_key(|(number, _)| *number);
+        rules.into_iter().map(|(_, rule)| rule).collect()
+    };
+    together.sets.iter().filter_map(|set| Some((set.pod.clone()?, rules(set)))).collect()
 }
 
-/// The world, with what several subjects ask of it made once.
+/// The world, with what several subjects ask of it made once, so that the work grows with the policies and not with their
+/// pairs.
 struct Scene<'w> {
     world: &'w World,
-    /// Pods with a network of their own that have not ended, by namespace and name.
-    pods: Vec<(&'w PodRef, Labels)>,
-    places: Vec<Place<'w>>,
-    /// Which rules hold together for some pod, by their numbers in `places`, and one such pod.
-    sets: Vec<(Vec<usize>, PodRef)>,
-}
-
-/// A rule, and where it holds.
-struct Place<'w> {
-    rule: &'w Rule,
-    /// Which of the scene's sets it is in.
-    sets: Vec<usize>,
+    together: Together<'w>,
+    pods: Carriers<&'w PodRef>,
+    /// Whether rules for names hold for some pod of each bundle.
+    speaks: Vec<bool>,
+    names: patterns::Opened,
+    peers: peers::Known<'w>,
+    ports: ports::Named<'w>,
+    resolvers: bypass::Denied,
+    denials: shadow::Shadows<'w>,
 }
 
 impl<'w> Scene<'w> {
     fn new(world: &'w World) -> Scene<'w> {
-        let rules = world.policies.iter().flat_map(|policy| &policy.rules);
-        let mut places: Vec<Place<'w>> = rules.map(|rule| Place { rule, sets: Vec::new() }).collect();
-        let mut of_namespace: BTreeMap<Option<&str>, Vec<usize>> = BTreeMap::new();
-        for (number, place) in places.iter().enumerate() {
-            of_namespace.entry(place.rule.subject.namespace.as_deref()).or_default().push(number);
-        }
-        let own_network = world.pods.iter().filter(|(_, pod)| !pod.host_network && !pod.finished);
-        let pods: Vec<(&PodRef, Labels)> =
-            own_network.map(|(pod, _)| (pod, world.labels(&Holder::Pod(pod.clone())))).collect();
-        let mut sets: BTreeMap<Vec<usize>, PodRef> = BTreeMap::new();
-        for (pod, labels) in &pods {
-            let here = [None, Some(pod.namespace.as_str())];
-            let near = here.iter().filter_map(|namespace| of_namespace.get(namespace)).flatten().copied();
-            let mut set: Vec<usize> = near.filter(|number| is_subject(places[*number].rule, pod, labels)).collect();
-            set.sort_unstable();
-            sets.entry(set).or_insert_with(|| (*pod).clone());
-        }
-        let sets: Vec<(Vec<usize>, PodRef)> = sets.into_iter().collect();
-        for (index, (set, _)) in sets.iter().enumerate() {
-            set.iter().for_each(|number| places[*number].sets.push(index));
-        }
-        Scene { world, pods, places, sets }
-    }
-
-    /// The rules that hold where this one does, once for each kind of pod that it selects. Where the snapshot has no such
-    /// pod, those whose subjects take in this one's.
-    fn together(&self, place: &Place<'w>) -> Vec<Vec<&'w Rule>> {
-        if place.sets.is_empty() {
-            let wider = self.places.iter().filter(|other| takes_in(other.rule, place.rule));
-            return vec![wider.map(|other| other.rule).collect()];
-        }
-        let rules = |index: &usize| self.sets[*index].0.iter().map(|number| self.places[*number].rule).collect();
-        place.sets.iter().map(rules).collect()
-    }
-
-    /// Whether a pod of the snapshot is selected.
-    fn has_pod(&self, selector: &Selector) -> bool {
-        let selected = |(_, labels): &(&PodRef, Labels)| selector.matches(labels) != Match::No;
-        let own = |requirement: &&Requirement| requirement.source != Source::Reserved && requirement.key == NAMESPACE;
-        match selector.requirements.iter().find(own).map(|requirement| &requirement.operator) {
-            Some(Operator::In(namespaces)) => namespaces.iter().any(|name| self.pods_of(name).iter().any(selected)),
-            _ => self.pods.iter().any(selected),
+        let mut together = Together::new(world);
+        let pods = Carriers::new(std::mem::take(&mut together.pods).into_iter());
+        let bundles = 0..together.bundles.len();
+        let speaks: Vec<bool> =
+            bundles.map(|bundle| speak_of_names(together.rules(bundle).map(|(_, rule)| rule))).collect();
+        let in_set = |set: &Set| set.bundles.iter().any(|bundle| speaks[*bundle]);
+        Scene {
+            world,
+            speaks: together.over_sets(in_set, |one, other| *one || *other),
+            names: patterns::Opened::new(&together),
+            peers: peers::Known::new(world),
+            ports: ports::Named::new(world, &pods),
+            resolvers: bypass::Denied::new(&together),
+            denials: shadow::Shadows::new(&together),
+            pods,
+            together,
         }
     }
-
-    fn pods_of(&self, namespace: &str) -> &[(&'w PodRef, Labels)] {
-        let first = self.pods.partition_point(|(pod, _)| pod.namespace.as_str() < namespace);
-        let count = self.pods[first..].partition_point(|(pod, _)| pod.namespace == namespace);
-        &self.pods[first..first + count]
-    }
-}
-
-fn is_subject(rule: &Rule, pod: &PodRef, labels: &Labels) -> bool {
-    let here = rule.subject.namespace.as_ref().is_none_or(|namespace| *namespace == pod.namespace);
-    here && rule.subject.selector.matches(labels) != Match::No
-}
-
-/// Whether every pod that `narrow` selects is one that `wide` selects.
-fn takes_in(wide: &Rule, narrow: &Rule) -> bool {
-    let namespaces = wide.subject.namespace.is_none() || wide.subject.namespace == narrow.subject.namespace;
-    namespaces && is_wider(&wide.subject.selector, &narrow.subject.selector)
-}
-
-/// Whether `wide` demands nothing that `narrow` doesn't.
-fn is_wider(wide: &Selector, narrow: &Selector) -> bool {
-    wide.requirements.iter().all(|requirement| narrow.requirements.contains(requirement))
-}
-
-/// The items of some rules that allow in a direction.
-fn allowing<'r>(rules: &'r [&'r Rule], direction: Direction) -> impl Iterator<Item = &'r Item> {
-    rules.iter().flat_map(move |rule| &rule.section(direction).allow)
-}
-
-/// The items of some rules that deny in a direction.
-fn denying<'r>(rules: &'r [&'r Rule], direction: Direction) -> impl Iterator<Item = &'r Item> {
-    rules.iter().flat_map(move |rule| &rule.section(direction).deny)
 }
 
 /// All ports of an item, those for names too; named ones left out.
@@ -196,10 +149,11 @@ fn is_on(ports: &Ports, port: u16) -> bool {
     blocks(ports).iter().any(|wide| narrow.iter().any(|narrow| covers(*wide, *narrow)))
 }
 
-/// Whether rules for names hold among these: toFQDNs that select any, or rules.dns.
-fn speak_of_names(rules: &[&Rule]) -> bool {
-    allowing(rules, Direction::Egress).any(|item| {
+/// Whether one of some rules is for names: toFQDNs that select any, or rules.dns.
+fn speak_of_names<'r>(mut rules: impl Iterator<Item = &'r Rule>) -> bool {
+    let speaks = |item: &Item| {
         matches!(&item.peers, Peers::Names(names) if !names.is_empty())
             || matches!(&item.ports, Ports::These(entries) if entries.iter().any(|entry| entry.dns.is_some()))
-    })
+    };
+    rules.any(|rule| rule.egress.allow.iter().any(speaks))
 }

@@ -1,6 +1,10 @@
 //! Patterns that span less than they seem to, or more.
 
-use super::{Advice, Place, Scene};
+use std::cell::OnceCell;
+use std::collections::{HashMap, HashSet};
+
+use super::together::{Place, Together};
+use super::{Advice, Scene};
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::policy::{NameRule, Peers, Ports};
@@ -14,26 +18,87 @@ pub(super) const PUBLIC_SUFFIX: &str = "public-suffix";
 /// spans one. Each must be a public suffix.
 const TENANTS: [&str; 3] = ["s3.amazonaws.com", "blob.core.windows.net", "servicebus.windows.net"];
 
-pub(super) fn advise(_: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
-    let mut opened: Vec<&str> = Vec::new();
+/// The bundles that open names which are one label before another name, by that one.
+pub(super) struct Opened(HashMap<String, Vec<usize>>);
+
+impl Opened {
+    pub(super) fn new(together: &Together<'_>) -> Opened {
+        let mut all: HashMap<String, Vec<usize>> = HashMap::new();
+        for place in &together.places {
+            for item in &place.rule.egress.allow {
+                let Peers::Names(names) = &item.peers else { continue };
+                for rest in names.iter().filter_map(|name| one_label_before(&name.pattern)) {
+                    let bundles = all.entry(rest).or_default();
+                    if bundles.last() != Some(&place.bundle) {
+                        bundles.push(place.bundle);
+                    }
+                }
+            }
+        }
+        Opened(all)
+    }
+
+    /// Whether a pod of the bundle reaches names that are one label before `rest`.
+    fn has(&self, together: &Together<'_>, bundle: usize, rest: &str) -> bool {
+        self.0.get(rest).is_some_and(|others| others.iter().any(|other| together.meet(bundle, *other)))
+    }
+}
+
+/// What all names of a pattern have after exactly one label.
+fn one_label_before(pattern: &Pattern) -> Option<String> {
+    let folded = pattern.as_str().to_ascii_lowercase();
+    let (first, rest) = folded.strip_suffix('.').unwrap_or(&folded).split_once('.')?;
+    let several = first.len() > 1 && first.bytes().all(|octet| octet == b'*');
+    (!several).then(|| rest.to_owned())
+}
+
+/// The names that stand in one list.
+struct List<'a> {
+    names: &'a [NameRule],
+    trie: OnceCell<PatternTrie<()>>,
+}
+
+impl<'a> List<'a> {
+    fn new(names: &'a [NameRule]) -> List<'a> {
+        List { names, trie: OnceCell::new() }
+    }
+
+    fn selects(&self, text: &str) -> bool {
+        let trie = self.trie.get_or_init(|| {
+            let mut trie = PatternTrie::new(Bare::Valid);
+            self.names.iter().for_each(|name| trie.insert(name.pattern.clone(), (), None));
+            trie
+        });
+        Name::parse(text).is_ok_and(|name| trie.matches(&name).next().is_some())
+    }
+}
+
+/// `asked`: of each bundle, whether all names of its pods' toFQDNs may be asked for.
+pub(super) fn advise(scene: &Scene<'_>, asked: &[bool], place: &Place<'_>, all: &mut Vec<Advice>) {
+    let mut opened: HashSet<&str> = HashSet::new();
     for item in &place.rule.egress.allow {
         if let Peers::Names(names) = &item.peers {
             opened.extend(names.iter().map(|name| name.pattern.as_str()));
-            names.iter().for_each(|name| open(names, name, all));
+            let list = List::new(names);
+            names.iter().for_each(|name| open(&list, name, all));
         }
     }
     let entries = place.rule.egress.allow.iter().filter_map(|item| match &item.ports {
         Ports::These(entries) => Some(entries),
         Ports::All => None,
     });
+    // A name that is asked for and may be, and none that may not: what a pattern leaves out, nobody misses.
+    let will_do = |rest: &str| asked[place.bundle] && scene.names.has(&scene.together, place.bundle, rest);
     for names in entries.flatten().filter_map(|entry| entry.dns.as_ref()) {
+        let list = List::new(names);
         // What toFQDNs says the same way is told there.
-        names.iter().filter(|name| !opened.contains(&name.pattern.as_str())).for_each(|name| span(names, name, all));
+        let own = names.iter().filter(|name| !opened.contains(name.pattern.as_str()));
+        own.for_each(|name| span(&list, name, will_do, all));
     }
 }
 
 /// A name of toFQDNs: what it spans, and whom it opens.
-fn open(names: &[NameRule], name: &NameRule, all: &mut Vec<Advice>) {
+fn open(list: &List<'_>, name: &NameRule, all: &mut Vec<Advice>) {
     let text = &name.pattern;
     if let Some(suffix) = anyone(text) {
         let text = match suffix {
@@ -52,11 +117,12 @@ fn open(names: &[NameRule], name: &NameRule, all: &mut Vec<Advice>) {
         };
         all.push(Advice { at: name.at.clone(), kind: PUBLIC_SUFFIX, text });
     }
-    span(names, name, all);
+    span(list, name, |_| false, all);
 }
 
-/// What a pattern spans that it seems not to, or doesn't that it seems to.
-fn span(names: &[NameRule], name: &NameRule, all: &mut Vec<Advice>) {
+/// What a pattern spans that it seems not to, or doesn't that it seems to; `will_do`: one label before this is all that is
+/// wanted.
+fn span(list: &List<'_>, name: &NameRule, will_do: impl Fn(&str) -> bool, all: &mut Vec<Advice>) {
     let pattern = &name.pattern;
     if pattern.is_bare() || pattern.exact().is_some() {
         return;
@@ -69,14 +135,17 @@ fn span(names: &[NameRule], name: &NameRule, all: &mut Vec<Advice>) {
 
     // Right under a public suffix one label is what strangers register, and what was meant.
     if first == "*" && !rest.contains('*') && !of_one_namespace(rest) && !is_public(rest) {
-        let deeper = !selects(names, &format!("zq.zq.{rest}"));
-        let apex = !selects(names, rest);
+        let deeper = !list.selects(&format!("zq.zq.{rest}"));
+        let apex = !list.selects(rest);
         let missing = match (deeper, apex) {
             (true, true) => format!("neither a.b.{rest} nor {rest} itself"),
             (true, false) => format!("not a.b.{rest}"),
             (false, true) => format!("not {rest} itself"),
             (false, false) => return,
         };
+        if will_do(rest) {
+            return;
+        }
         let more = if deeper { format!("; \"**.{rest}\" is one label or more") } else { format!("; add \"{rest}\"") };
         found(ONE_LABEL, format!("\"{pattern}\" is one label before {rest}, {missing}{more}"));
     } else if first.starts_with('*') && after.starts_with(|c: char| c.is_ascii_alphanumeric()) {
@@ -102,14 +171,6 @@ fn span(names: &[NameRule], name: &NameRule, all: &mut Vec<Advice>) {
 /// `NAMESPACE.svc.cluster.local`: names of Services have one label before that, and there is no other.
 fn of_one_namespace(rest: &str) -> bool {
     rest.strip_suffix(".svc.cluster.local").is_some_and(|namespace| !namespace.contains('.'))
-}
-
-fn selects(names: &[NameRule], text: &str) -> bool {
-    let mut trie = PatternTrie::new(Bare::Valid);
-    for name in names {
-        trie.insert(name.pattern.clone(), (), None);
-    }
-    Name::parse(text).is_ok_and(|name| trie.matches(&name).next().is_some())
 }
 
 /// Who else than its owner can have a name that a pattern selects.
@@ -167,7 +228,7 @@ mod tests {
         let rule = |text: &&str| NameRule { at: at.clone(), pattern: Pattern::pattern(text).unwrap() };
         let names: Vec<NameRule> = patterns.iter().map(rule).collect();
         let mut all = Vec::new();
-        open(&names, &names[0], &mut all);
+        open(&List::new(&names), &names[0], &mut all);
         let found: Vec<(&str, &str)> = all.iter().map(|advice| (advice.kind, advice.text.as_str())).collect();
         assert_eq!(found, expected);
     }

@@ -5,11 +5,15 @@ use std::net::IpAddr;
 
 use ipnet::IpNet;
 
-use super::{Advice, Place, Scene};
+use super::index::Carriers;
+use super::together::Place;
+use super::{Advice, Scene};
+use crate::engine::endpoint::PodRef;
 use crate::engine::labels::{Labels, Match, NAMESPACE, NAMESPACE_LABELS, Operator, Requirement, Selector, Source};
 use crate::engine::policy::{Block, BlockOf, Entity, Item, Peers, Ports, ServicePeer};
 use crate::engine::ruleset::Direction;
 use crate::engine::verdict::RuleRef;
+use crate::engine::world::World;
 
 pub(super) const SELECTS_NOTHING: &str = "selects-nothing";
 pub(super) const NO_SUCH_OBJECT: &str = "no-such-object";
@@ -18,6 +22,47 @@ pub(super) const BLOCK_OF_CLUSTER: &str = "block-of-cluster";
 
 /// A block at least this long, in bits, was written for what is in it; a wider one only happens to hold it.
 const NARROW: (u8, u8) = (16, 48);
+
+/// Nodes, Services and groups by their labels, and whose address is whose.
+pub(super) struct Known<'w> {
+    nodes: Carriers<()>,
+    /// With their namespaces.
+    services: Carriers<&'w str>,
+    groups: Carriers<()>,
+    /// By address.
+    addresses: Vec<(IpAddr, Owner<'w>)>,
+}
+
+/// Who has an address of the cluster. Of several the first one is told.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Owner<'w> {
+    Pod(&'w PodRef),
+    /// By namespace and name.
+    Service(&'w str, &'w str),
+    Node(&'w str),
+}
+
+impl<'w> Known<'w> {
+    pub(super) fn new(world: &'w World) -> Known<'w> {
+        let own_network = world.pods.iter().filter(|(_, pod)| !pod.host_network && !pod.finished);
+        let pods = own_network.flat_map(|(name, pod)| pod.addresses.iter().map(|one| (*one, Owner::Pod(name))));
+        let services = world.services.iter().flat_map(|((namespace, name), service)| {
+            service.addresses.iter().map(|one| (*one, Owner::Service(namespace, name)))
+        });
+        let nodes = world.nodes.iter();
+        let nodes = nodes.flat_map(|(name, node)| node.addresses.iter().map(|one| (*one, Owner::Node(name))));
+        let mut addresses: Vec<(IpAddr, Owner<'_>)> = pods.chain(services).chain(nodes).collect();
+        addresses.sort_unstable();
+        Known {
+            nodes: Carriers::new(world.nodes.values().map(|node| ((), plain(&node.labels)))),
+            services: Carriers::new(
+                world.services.iter().map(|((namespace, _), service)| (namespace.as_str(), plain(&service.labels))),
+            ),
+            groups: Carriers::new(world.cidr_groups.values().map(|group| ((), plain(&group.labels)))),
+            addresses,
+        }
+    }
+}
 
 pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
     subject(scene, place, all);
@@ -31,13 +76,13 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
 }
 
 fn subject(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
-    if scene.pods.is_empty() || !place.sets.is_empty() {
+    if scene.pods.all().is_empty() || scene.together.bundles[place.bundle].has_pods {
         return;
     }
     let subject = &place.rule.subject;
-    let elsewhere = scene.pods.iter().find(|(_, labels)| subject.selector.matches(labels) == Match::Yes);
+    let elsewhere = first(scene, &subject.selector);
     let text = match (elsewhere, &subject.namespace) {
-        (Some((pod, _)), Some(namespace)) if !subject.selector.requirements.is_empty() => format!(
+        (Some(pod), Some(namespace)) if !subject.selector.requirements.is_empty() => format!(
             "its endpointSelector selects no pod of namespace {namespace}, but pod {pod} has these labels; a policy is \
              for its own namespace"
         ),
@@ -53,12 +98,11 @@ fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
         Peers::Any | Peers::Names(_) => {}
         Peers::Endpoints(selectors) => {
             for selector in selectors.iter().filter(|selector| !selector.names_reserved()) {
-                if scene.pods.is_empty() || scene.has_pod(selector) {
+                if scene.pods.all().is_empty() || scene.pods.selected(selector).next().is_some() {
                     continue;
                 }
-                let elsewhere = without_namespace(selector)
-                    .and_then(|selector| scene.pods.iter().find(|(_, labels)| selector.matches(labels) == Match::Yes));
-                let hint = elsewhere.map_or_else(String::new, |(pod, _)| {
+                let elsewhere = without_namespace(selector).and_then(|selector| first(scene, &selector));
+                let hint = elsewhere.map_or_else(String::new, |pod| {
                     format!(", but pod {pod} has these labels; name its namespace by io.kubernetes.pod.namespace")
                 });
                 found(SELECTS_NOTHING, format!("{} selects no pod of the snapshot{hint}", shown(selector)));
@@ -66,7 +110,7 @@ fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
         }
         Peers::Nodes(selectors) => {
             for selector in selectors.iter().filter(|_| !world.nodes.is_empty()) {
-                if !world.nodes.values().any(|node| plainly(selector, &node.labels)) {
+                if scene.peers.nodes.selected(&unreserved(selector)).next().is_none() {
                     found(SELECTS_NOTHING, format!("{} selects no node of the snapshot", shown(selector)));
                 }
             }
@@ -84,9 +128,9 @@ fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
                         }
                     }
                     ServicePeer::Selected { namespace, selector } => {
-                        let here = |other: &String| namespace.as_ref().is_none_or(|namespace| namespace == other);
-                        let mut all = world.services.iter();
-                        if !all.any(|((other, _), service)| here(other) && plainly(selector, &service.labels)) {
+                        let here = |other: &str| namespace.as_ref().is_none_or(|namespace| namespace == other);
+                        let meant = unreserved(selector);
+                        if !scene.peers.services.selected(&meant).any(|(other, _)| here(other)) {
                             found(SELECTS_NOTHING, format!("{} selects no Service of the snapshot", shown(selector)));
                         }
                     }
@@ -115,7 +159,7 @@ fn network(scene: &Scene<'_>, item: &Item, block: &Block, all: &mut Vec<Advice>)
         BlockOf::Group(name) if !groups.contains_key(name) => {
             (NO_SUCH_OBJECT, format!("the snapshot has no CiliumCIDRGroup {name}"))
         }
-        BlockOf::Groups(selector) if !groups.values().any(|group| plainly(selector, &group.labels)) => {
+        BlockOf::Groups(selector) if scene.peers.groups.selected(&unreserved(selector)).next().is_none() => {
             (SELECTS_NOTHING, format!("{} selects no CiliumCIDRGroup of the snapshot", shown(selector)))
         }
         BlockOf::Here(network) => match of_cluster(scene, network, &block.except) {
@@ -137,28 +181,29 @@ fn of_cluster(scene: &Scene<'_>, network: &IpNet, except: &[IpNet]) -> Option<St
         return None;
     }
     let holds = |address: &IpAddr| network.contains(address) && !except.iter().any(|out| out.contains(address));
-    let world = scene.world;
-    let pods = scene.pods.iter().filter_map(|(pod, _)| Some((pod, world.pods.get(*pod)?)));
-    for (pod, found) in pods {
-        if found.addresses.iter().any(holds) {
-            return Some(format!(
-                "{network} holds the address of pod {pod}; a block never means pods, name it by its labels"
-            ));
+    let all = &scene.peers.addresses;
+    let (low, high) = (network.network(), network.broadcast());
+    let from = all.partition_point(|(address, _)| *address < low);
+    let inside = all[from..].iter().take_while(|(address, _)| *address <= high).filter(|(address, _)| holds(address));
+    Some(match inside.map(|(_, owner)| *owner).min()? {
+        Owner::Pod(pod) => {
+            format!("{network} holds the address of pod {pod}; a block never means pods, name it by its labels")
         }
-    }
-    for ((namespace, name), service) in &world.services {
-        if service.addresses.iter().any(holds) {
-            let text = "a block never means Services, name the pods behind it, or the Service";
-            return Some(format!("{network} holds an address of Service {namespace}/{name}; {text}"));
-        }
-    }
-    for (name, node) in &world.nodes {
-        if node.addresses.iter().any(holds) {
-            let text = "a block never means nodes, name them by the entities host and remote-node";
-            return Some(format!("{network} holds the address of node {name}; {text}"));
-        }
-    }
-    None
+        Owner::Service(namespace, name) => format!(
+            "{network} holds an address of Service {namespace}/{name}; a block never means Services, name the pods \
+             behind it, or the Service"
+        ),
+        Owner::Node(name) => format!(
+            "{network} holds the address of node {name}; a block never means nodes, name them by the entities host and \
+             remote-node"
+        ),
+    })
+}
+
+/// The first pod that a selector surely selects.
+fn first<'w>(scene: &Scene<'w>, selector: &Selector) -> Option<&'w PodRef> {
+    let mut selected = scene.pods.selected(selector);
+    selected.find(|(_, labels)| selector.matches(labels) == Match::Yes).map(|(pod, _)| *pod)
 }
 
 /// Why an entity means nobody.
@@ -179,10 +224,15 @@ fn nobody(entity: Entity) -> Option<&'static str> {
     }
 }
 
-/// Whether the labels of an object that is no pod are selected; what a reserved label asks for is left out.
-fn plainly(selector: &Selector, labels: &BTreeMap<String, String>) -> bool {
+/// The labels of an object that is no pod.
+fn plain(labels: &BTreeMap<String, String>) -> Labels {
+    Labels::of_pod(labels, "", None, None, "")
+}
+
+/// What a selector asks of an object that is no pod.
+fn unreserved(selector: &Selector) -> Selector {
     let own = selector.requirements.iter().filter(|requirement| requirement.source != Source::Reserved);
-    Selector { requirements: own.cloned().collect() }.matches(&Labels::of_pod(labels, "", None, None, "")) != Match::No
+    Selector { requirements: own.cloned().collect() }
 }
 
 /// What a selector asks for besides the namespace; `None` if that is nothing.

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use super::{Advice, Place, Scene, is_subject};
+use super::index::Carriers;
+use super::together::Place;
+use super::{Advice, Scene};
 use crate::engine::endpoint::PodRef;
-use crate::engine::labels::{Labels, Match};
 use crate::engine::policy::{Item, Peers, Port, Ports};
-use crate::engine::ruleset::Direction;
-use crate::engine::world::ContainerPort;
+use crate::engine::ruleset::{Direction, Protocol};
+use crate::engine::world::World;
 
 pub(super) const NAMES_WITHOUT_PORTS: &str = "names-without-ports";
 pub(super) const NO_SUCH_PORT: &str = "no-such-port";
@@ -30,45 +31,61 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
     }
 }
 
+/// The named ports that some pod listens on.
+pub(super) struct Named<'w>(BTreeSet<(Protocol, &'w str)>);
+
+impl<'w> Named<'w> {
+    pub(super) fn new(world: &'w World, pods: &Carriers<&'w PodRef>) -> Named<'w> {
+        Named(pods.all().iter().flat_map(|(pod, _)| of_pod(world, pod)).collect())
+    }
+}
+
+fn of_pod<'w>(world: &'w World, pod: &PodRef) -> impl Iterator<Item = (Protocol, &'w str)> {
+    world.pods.get(pod).into_iter().flat_map(|pod| &pod.ports).map(|own| (own.protocol, own.name.as_str()))
+}
+
 /// Named ports that none of those who listen has.
 fn named(scene: &Scene<'_>, place: &Place<'_>, direction: Direction, item: &Item, all: &mut Vec<Advice>) {
     let Ports::These(entries) = &item.ports else { return };
-    let listens = |(pod, labels): &&(&PodRef, Labels)| match (direction, &item.peers) {
-        (Direction::Ingress, _) => is_subject(place.rule, pod, labels),
-        (Direction::Egress, Peers::Endpoints(selectors)) => {
-            selectors.iter().any(|selector| selector.matches(labels) != Match::No)
-        }
-        (Direction::Egress, _) => true,
-    };
-    let listeners: Vec<_> =
-        scene.pods.iter().filter(listens).filter_map(|(pod, _)| scene.world.pods.get(*pod)).collect();
-    if listeners.is_empty() {
-        return; // nobody to ask; that it selects nobody is told elsewhere
-    }
-    for entry in entries {
+    let entries = entries.iter().map(|entry| {
+        let named = entry.ports.iter().filter_map(|(protocol, port)| match port {
+            Port::Named(name) => Some((*protocol, name.as_str())),
+            Port::Block(_) => None,
+        });
+        (&entry.at, named.collect::<BTreeSet<_>>())
+    });
+    let subject = &place.rule.subject;
+    for (at, ports) in entries.filter(|(_, ports)| !ports.is_empty()) {
         // ANY is written out as three protocols; one of them will do.
-        let has = |name: &str, own: &ContainerPort| {
-            let mut written = entry.ports.iter();
-            own.name == name && written.any(|(protocol, port)| *protocol == own.protocol && is_named(port, name))
+        let mut missing: BTreeSet<&str> = ports.iter().map(|(_, name)| *name).collect();
+        let mut anyone = false;
+        let mut see = |has: &mut dyn Iterator<Item = (Protocol, &str)>| {
+            anyone = true;
+            for (_, name) in has.filter(|port| ports.contains(port)) {
+                missing.remove(name);
+            }
+            missing.is_empty()
         };
-        let names: BTreeSet<&str> = entry.ports.iter().filter_map(|(_, port)| name_of(port)).collect();
-        for name in names {
-            if !listeners.iter().any(|pod| pod.ports.iter().any(|own| has(name, own))) {
-                let text =
-                    format!("no container of the pods that listen has a port named {name:?}, so nothing is meant");
-                all.push(Advice { at: entry.at.clone(), kind: NO_SUCH_PORT, text });
+        match (direction, &item.peers) {
+            (Direction::Egress, Peers::Endpoints(selectors)) => {
+                let mut listeners = selectors.iter().flat_map(|selector| scene.pods.selected(selector));
+                listeners.any(|(pod, _)| see(&mut of_pod(scene.world, pod)));
+            }
+            (Direction::Egress, _) if scene.pods.all().is_empty() => {}
+            (Direction::Egress, _) => {
+                see(&mut scene.ports.0.iter().copied());
+            }
+            (Direction::Ingress, _) => {
+                let here =
+                    |pod: &PodRef| subject.namespace.as_ref().is_none_or(|namespace| *namespace == pod.namespace);
+                let mut listeners = scene.pods.selected(&subject.selector).filter(|(pod, _)| here(pod));
+                listeners.any(|(pod, _)| see(&mut of_pod(scene.world, pod)));
             }
         }
+        // If nobody listens, that it selects nobody is told elsewhere.
+        for name in missing.iter().filter(|_| anyone) {
+            let text = format!("no container of the pods that listen has a port named {name:?}, so nothing is meant");
+            all.push(Advice { at: at.clone(), kind: NO_SUCH_PORT, text });
+        }
     }
-}
-
-fn name_of(port: &Port) -> Option<&str> {
-    match port {
-        Port::Named(name) => Some(name),
-        Port::Block(_) => None,
-    }
-}
-
-fn is_named(port: &Port, name: &str) -> bool {
-    name_of(port) == Some(name)
 }

@@ -1,18 +1,21 @@
 //! Who may be asked for the names that toFQDNs selects: without an answer that namegate sees, they open nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
-use super::{Advice, Place, Scene, allowing, is_on, speak_of_names};
+use super::shadow::peers_cover;
+use super::together::{Place, Set, Together};
+use super::{Advice, Scene, is_on};
 use crate::engine::labels::{Labels, Match};
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::policy::{Entity, Item, Peers, Port, PortRule, Ports, Rule};
 use crate::engine::port::PortBlock;
-use crate::engine::ruleset::{Direction, Protocol};
+use crate::engine::ruleset::Protocol;
 
 pub(super) const NO_RESOLVER: &str = "no-resolver";
 pub(super) const NAME_NOT_ASKED: &str = "name-not-asked";
 pub(super) const WITHOUT_DNS_RULES: &str = "resolver-without-dns-rules";
+pub(super) const TWO_MINDS: &str = "resolver-of-two-minds";
 
 /// The port of DNS.
 const DNS: u16 = 53;
@@ -21,76 +24,231 @@ const SEVERAL: [&str; 4] = ["zq0-9_zq", "zq0.zq_1", "zq0.zq_1.zq-2", "zq0.zq_1.z
 /// What stands for a star: nothing, and text that no pattern has by chance.
 const STAR: [&str; 2] = ["", "zq0-9_zq"];
 
-pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
-    for item in &place.rule.egress.allow {
-        names(scene, place, item, all);
-        resolver(scene, place, item, all);
+/// What some bundles let their pods ask.
+struct Servers {
+    asked: Vec<Asked>,
+    /// By set: whether egress is shut by default there, so that only what is allowed may be asked.
+    shut: Vec<bool>,
+    /// Whether the pods of each bundle may ask some server, wherever egress is shut.
+    anyone: Vec<bool>,
+}
+
+impl Servers {
+    fn new(together: &Together<'_>) -> Servers {
+        let of_bundle = |bundle| Asked::of(together.rules(bundle).map(|(_, rule)| rule));
+        let asked: Vec<Asked> = (0..together.bundles.len()).map(of_bundle).collect();
+        let is_shut = |set: &Set| set.bundles.iter().any(|bundle| asked[*bundle].shut);
+        let may_ask = |set: &Set| !is_shut(set) || set.bundles.iter().any(|bundle| asked[*bundle].anyone);
+        Servers {
+            shut: together.sets.iter().map(is_shut).collect(),
+            anyone: together.over_sets(may_ask, |one, other| *one && *other),
+            asked,
+        }
+    }
+
+    /// Whether all that a pattern selects may be asked for, wherever the rules of a bundle hold and egress is shut.
+    fn cover(&self, together: &Together<'_>, bundle: usize, pattern: &Pattern) -> bool {
+        let wanted = Wanted::of(pattern);
+        let share = |bundles: &[usize], have: u32| {
+            bundles.iter().fold(have, |all, bundle| all | self.asked[*bundle].share(&wanted))
+        };
+        let bundle = &together.bundles[bundle];
+        let everywhere = share(&bundle.everywhere, 0);
+        everywhere == wanted.all()
+            || bundle
+                .sets
+                .iter()
+                .all(|set| !self.shut[*set] || share(&together.sets[*set].bundles, everywhere) == wanted.all())
     }
 }
 
-/// For the names of one item: may they be asked for, wherever the rule holds?
-fn names(scene: &Scene<'_>, place: &Place<'_>, item: &Item, all: &mut Vec<Advice>) {
-    let Peers::Names(names) = &item.peers else { return };
-    if names.is_empty() {
-        return;
+/// Warns, and tells of each bundle whether all names that its pods' toFQDNs select may be asked for.
+pub(super) fn advise(scene: &Scene<'_>, all: &mut Vec<Advice>) -> Vec<bool> {
+    let together = &scene.together;
+    let servers = Servers::new(together);
+    let lists = Lists::new(together);
+    let mut asked = vec![true; together.bundles.len()];
+    for place in &together.places {
+        for item in &place.rule.egress.allow {
+            asked[place.bundle] &= names(together, &servers, place, item, all);
+            resolver(scene, &lists, place, item, all);
+        }
     }
-    let shut = |rules: &&Vec<&Rule>| rules.iter().any(|rule| rule.egress.default_deny);
-    let together = scene.together(place);
-    let sets: Vec<Asked> = together.iter().filter(shut).map(|rules| Asked::of(rules)).collect();
-    if sets.iter().any(|asked| !asked.anyone) {
+    // Pods that aren't there are the wider bundle's as well.
+    for bundle in 0..asked.len() {
+        if !asked[bundle] {
+            together.bundles[bundle].everywhere.iter().for_each(|wider| asked[*wider] = false);
+        }
+    }
+    together.over_sets(|set| set.bundles.iter().all(|bundle| asked[*bundle]), |one, other| *one && *other)
+}
+
+/// Whether the names of one item may be asked for, wherever the rule holds.
+fn names(together: &Together<'_>, servers: &Servers, place: &Place<'_>, item: &Item, all: &mut Vec<Advice>) -> bool {
+    let Peers::Names(names) = &item.peers else { return true };
+    if names.is_empty() {
+        return true;
+    }
+    if !servers.anyone[place.bundle] {
         let text =
             "no rule lets its pods ask a DNS server: these names open nothing; add a rule for port 53 of the DNS \
                     server with rules.dns"
                 .to_owned();
         all.push(Advice { at: item.at.clone(), kind: NO_RESOLVER, text });
-        return;
+        return false;
     }
-    for name in names {
-        if sets.iter().any(|asked| !asked.covers(&name.pattern)) {
-            let text =
-                format!("no rules.dns lets its pods ask for all that \"{}\" selects; add it there, too", name.pattern);
-            all.push(Advice { at: name.at.clone(), kind: NAME_NOT_ASKED, text });
-        }
+    let before = all.len();
+    for name in names.iter().filter(|name| !servers.cover(together, place.bundle, &name.pattern)) {
+        let text =
+            format!("no rules.dns lets its pods ask for all that \"{}\" selects; add it there, too", name.pattern);
+        all.push(Advice { at: name.at.clone(), kind: NAME_NOT_ASKED, text });
     }
+    all.len() == before
 }
 
 /// Warns of a DNS server that is allowed without `rules.dns` beside rules for names.
-fn resolver(scene: &Scene<'_>, place: &Place<'_>, item: &Item, all: &mut Vec<Advice>) {
+fn resolver(scene: &Scene<'_>, lists: &Lists<'_>, place: &Place<'_>, item: &Item, all: &mut Vec<Advice>) {
     let Ports::These(entries) = &item.ports else { return };
     let plain = entries.iter().filter(|entry| entry.dns.is_none() && entry.ports.iter().any(names_dns));
-    for entry in plain {
-        if may_answer(&item.peers, true) && scene.together(place).iter().any(|rules| speak_of_names(rules)) {
+    for entry in plain.filter(|_| may_answer(&item.peers, true)) {
+        let (kind, text) = if let Some((list, same)) = lists.beside(place, item, entry) {
+            let (path, at) = (&list.entry.at.0.path, &list.entry.at.0.place);
+            let text = if same {
+                format!(
+                    "{path} at {at} lists the names that this server may be asked for, and this rule allows the same \
+                     peers and port without rules.dns, which adds matchPattern: \"*\": the list shuts nothing; write \
+                     rules.dns here, too, or leave this rule out"
+                )
+            } else {
+                format!(
+                    "{path} at {at} lists the names that a server of this rule may be asked for, and rules.dns beats a \
+                     rule without it: this one opens no other name there; say in one rule what may be asked"
+                )
+            };
+            (TWO_MINDS, text)
+        } else if scene.speaks[place.bundle] {
             let text =
                 "port 53 without rules.dns: any name may be asked for; Cilium learns no address here, so that toFQDNs \
                         opens nothing, namegate takes it for matchPattern: \"*\"; write rules.dns"
                     .to_owned();
-            all.push(Advice { at: entry.at.clone(), kind: WITHOUT_DNS_RULES, text });
-        }
+            (WITHOUT_DNS_RULES, text)
+        } else {
+            continue;
+        };
+        all.push(Advice { at: entry.at.clone(), kind, text });
     }
 }
 
-/// What the rules of one kind of pod let it ask.
+/// The `rules.dns` that leave names out, for each bundle those of its pods; of several for equal peers the first.
+struct Lists<'w>(Vec<Vec<List<'w>>>);
+
+/// A `rules.dns`.
+#[derive(Clone, Copy)]
+struct List<'w> {
+    item: &'w Item,
+    entry: &'w PortRule,
+    /// Whether it, or another one for equal peers, leaves nothing out.
+    everything: bool,
+}
+
+impl<'w> Lists<'w> {
+    fn new(together: &Together<'w>) -> Lists<'w> {
+        let of_rules = |bundle| {
+            let mut all: Vec<List<'w>> = Vec::new();
+            for item in together.rules(bundle).flat_map(|(_, rule)| &rule.egress.allow) {
+                let Ports::These(entries) = &item.ports else { continue };
+                for entry in entries {
+                    let Some(names) = entry.dns.as_ref().filter(|names| !names.is_empty()) else { continue };
+                    let everything = names.iter().any(|name| name.pattern.is_bare());
+                    add(&mut all, List { item, entry, everything });
+                }
+            }
+            all
+        };
+        let own: Vec<Vec<List<'w>>> = (0..together.bundles.len()).map(of_rules).collect();
+        let merged = together.bundles.iter().map(|bundle| {
+            let mut all = Vec::new();
+            let mut seen = HashSet::new();
+            for other in bundle.sets.iter().flat_map(|set| &together.sets[*set].bundles) {
+                if seen.insert(*other) {
+                    own[*other].iter().for_each(|list| add(&mut all, *list));
+                }
+            }
+            all.retain(|list| !list.everything);
+            all
+        });
+        Lists(merged.collect())
+    }
+
+    /// A list for a server that an entry of another item allows, too, and whether it is for the same peers and port.
+    fn beside(&self, place: &Place<'_>, item: &Item, entry: &PortRule) -> Option<(List<'w>, bool)> {
+        let others = self.0[place.bundle].iter().filter(|list| list.item.at != item.at);
+        let same = |list: &List<'_>| shares(&list.item.peers, &item.peers) && on_one_port(list.entry, entry);
+        let meets = |list: &List<'_>| {
+            let (one, other) = (&list.item.peers, &item.peers);
+            shares(one, other) || peers_cover(one, other) || peers_cover(other, one)
+        };
+        let (mut same_here, mut met) = (others.clone().filter(|list| same(list)), others.filter(|list| meets(list)));
+        same_here.next().map(|list| (*list, true)).or_else(|| met.next().map(|list| (*list, false)))
+    }
+}
+
+fn add<'w>(all: &mut Vec<List<'w>>, list: List<'w>) {
+    match all.iter_mut().find(|known| known.item.peers == list.item.peers) {
+        Some(known) => known.everything |= list.everything,
+        None => all.push(list),
+    }
+}
+
+/// Whether two items name the same peers, or some of them.
+fn shares(one: &Peers, other: &Peers) -> bool {
+    match (one, other) {
+        (Peers::Endpoints(one), Peers::Endpoints(other)) | (Peers::Nodes(one), Peers::Nodes(other)) => {
+            one.iter().any(|selector| other.contains(selector))
+        }
+        (Peers::Networks(one), Peers::Networks(other)) => one.iter().any(|block| other.contains(block)),
+        (Peers::Entities(one), Peers::Entities(other)) => !one.is_disjoint(other),
+        (Peers::Services(one), Peers::Services(other)) => one.iter().any(|service| other.contains(service)),
+        (one, other) => one == other,
+    }
+}
+
+fn on_one_port(one: &PortRule, other: &PortRule) -> bool {
+    one.ports.iter().any(|(protocol, port)| {
+        let is_dns = names_dns(&(*protocol, port.clone()));
+        other.ports.iter().any(|found| found.0 == *protocol && (found.1 == *port || is_dns && names_dns(found)))
+    })
+}
+
+/// What the rules of a bundle let its pods ask.
 struct Asked {
+    /// Whether one of them shuts egress by default.
+    shut: bool,
     /// Whether some server may be asked at all.
     anyone: bool,
     /// Whether one may be asked for everything.
     everything: bool,
     patterns: PatternTrie<()>,
     /// As they were written: the same text needs no trying.
-    texts: BTreeMap<String, ()>,
+    texts: HashSet<String>,
 }
 
 impl Asked {
-    fn of(rules: &[&Rule]) -> Asked {
+    fn of<'r>(rules: impl Iterator<Item = &'r Rule>) -> Asked {
         let patterns = PatternTrie::new(Bare::Every);
-        let mut asked = Asked { anyone: false, everything: false, patterns, texts: BTreeMap::new() };
-        for item in allowing(rules, Direction::Egress) {
-            match &item.ports {
-                Ports::All => asked.plain(item, false),
-                Ports::These(entries) => entries.iter().for_each(|entry| asked.entry(item, entry)),
-            }
+        let mut asked = Asked { shut: false, anyone: false, everything: false, patterns, texts: HashSet::new() };
+        for rule in rules {
+            asked.shut |= rule.egress.default_deny;
+            rule.egress.allow.iter().for_each(|item| asked.item(item));
         }
         asked
+    }
+
+    fn item(&mut self, item: &Item) {
+        match &item.ports {
+            Ports::All => self.plain(item, false),
+            Ports::These(entries) => entries.iter().for_each(|entry| self.entry(item, entry)),
+        }
     }
 
     fn entry(&mut self, item: &Item, entry: &PortRule) {
@@ -105,7 +263,7 @@ impl Asked {
         self.anyone |= may_answer(&item.peers, true) && !names.is_empty();
         for name in names {
             self.patterns.insert(name.pattern.clone(), (), None);
-            self.texts.insert(name.pattern.as_str().to_ascii_lowercase(), ());
+            self.texts.insert(name.pattern.as_str().to_ascii_lowercase());
         }
     }
 
@@ -116,11 +274,31 @@ impl Asked {
         self.everything |= reaches;
     }
 
-    /// Whether all that a pattern selects may be asked for.
-    fn covers(&self, pattern: &Pattern) -> bool {
-        self.everything
-            || self.texts.contains_key(&pattern.as_str().to_ascii_lowercase())
-            || examples(pattern).iter().all(|name| self.patterns.matches(name).next().is_some())
+    /// Which of the names that stand for a pattern may be asked for: a bit for each.
+    fn share(&self, wanted: &Wanted) -> u32 {
+        if self.everything || self.texts.contains(&wanted.text) {
+            return wanted.all();
+        }
+        let may_ask = |name: &Name| self.patterns.matches(name).next().is_some();
+        let numbered = wanted.names.iter().enumerate().filter(|(_, name)| may_ask(name));
+        numbered.fold(0, |all, (number, _)| all | 1 << number)
+    }
+}
+
+/// A pattern, as it is looked for in `rules.dns`.
+struct Wanted {
+    text: String,
+    names: Vec<Name>,
+}
+
+impl Wanted {
+    fn of(pattern: &Pattern) -> Wanted {
+        Wanted { text: pattern.as_str().to_ascii_lowercase(), names: examples(pattern) }
+    }
+
+    /// A bit for each name.
+    fn all(&self) -> u32 {
+        (1 << self.names.len()) - 1
     }
 }
 
@@ -187,11 +365,12 @@ mod tests {
 
     #[track_caller]
     fn covered(pattern: &str, by: &[&str], expected: bool) {
-        let mut asked = Asked::of(&[]);
+        let mut asked = Asked::of([].into_iter());
         for text in by {
             asked.patterns.insert(Pattern::pattern(text).unwrap(), (), None);
         }
-        assert_eq!(asked.covers(&Pattern::pattern(pattern).unwrap()), expected, "{pattern} by {by:?}");
+        let wanted = Wanted::of(&Pattern::pattern(pattern).unwrap());
+        assert_eq!(asked.share(&wanted) == wanted.all(), expected, "{pattern} by {by:?}");
     }
 
     #[test]

@@ -1,25 +1,51 @@
 //! Rules that are pointless: another one denies all that they allow, or nothing shuts what they open.
 
+use std::collections::{BTreeSet, HashMap};
+
 use ipnet::IpNet;
 
-use super::{Advice, Place, Scene, blocks, denying, is_wider};
+use super::index::{Selectors, is_wider};
+use super::together::{Place, Set, Together};
+use super::{Advice, Scene, blocks};
 use crate::engine::labels::Selector;
-use crate::engine::policy::{Block, BlockOf, Entity, Item, Peers, Port, Ports, Rule};
+use crate::engine::policy::{Block, BlockOf, Entity, Item, Peers, Port, Ports};
 use crate::engine::port::{PortBlock, covers};
-use crate::engine::ruleset::Direction;
+use crate::engine::ruleset::{Direction, Protocol};
 use crate::engine::world::Enforcement;
 
 pub(super) const SHADOWED: &str = "shadowed-by-deny";
 pub(super) const WITHOUT_EFFECT: &str = "without-effect";
 
+const DIRECTIONS: [Direction; 2] = [Direction::Egress, Direction::Ingress];
+
+/// What shuts, for each bundle; egress, then ingress.
+pub(super) struct Shadows<'w> {
+    denials: Vec<[Denials<'w>; 2]>,
+    /// Whether a rule shuts the direction by default for some pod of the bundle.
+    shut: Vec<[bool; 2]>,
+}
+
+impl<'w> Shadows<'w> {
+    pub(super) fn new(together: &Together<'w>) -> Shadows<'w> {
+        let bundles = 0..together.bundles.len();
+        let shuts = |bundle: &usize| {
+            DIRECTIONS.map(|direction| together.rules(*bundle).any(|(_, rule)| rule.section(direction).default_deny))
+        };
+        let join = |one: &[bool; 2], other: &[bool; 2]| [one[0] || other[0], one[1] || other[1]];
+        let shut: Vec<[bool; 2]> = bundles.clone().map(|bundle| shuts(&bundle)).collect();
+        let of_set = |set: &Set| set.bundles.iter().fold([false; 2], |all, bundle| join(&all, &shut[*bundle]));
+        Shadows {
+            denials: bundles.map(|bundle| DIRECTIONS.map(|way| Denials::new(together, bundle, way))).collect(),
+            shut: together.over_sets(of_set, join),
+        }
+    }
+}
+
 pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
-    let together = scene.together(place);
-    for direction in [Direction::Egress, Direction::Ingress] {
+    for (way, direction) in DIRECTIONS.into_iter().enumerate() {
         let section = place.rule.section(direction);
         for item in section.allow.iter().filter(|item| means_someone(item)) {
-            let denial = |rules: &Vec<&Rule>| denying(rules, direction).find(|deny| shadows(deny, item)).cloned();
-            let denials: Vec<Option<Item>> = together.iter().map(denial).collect();
-            if let (true, Some(Some(deny))) = (denials.iter().all(Option::is_some), denials.first()) {
+            if let Some(deny) = always_denied(scene, place, way, item) {
                 let text = format!(
                     "it never allows anything: {} at {} denies all of it, and deny beats allow",
                     deny.at.0.path, deny.at.0.place
@@ -27,14 +53,143 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
                 all.push(Advice { at: item.at.clone(), kind: SHADOWED, text });
             }
         }
-        let shut = |rules: &Vec<&Rule>| rules.iter().any(|rule| rule.section(direction).default_deny);
-        let always = scene.world.enforcement == Enforcement::Always;
-        if !always && section.allow.iter().any(means_someone) && !together.iter().any(shut) {
+        let shut = scene.world.enforcement == Enforcement::Always || scene.denials.shut[place.bundle][way];
+        if !shut && section.allow.iter().any(means_someone) {
             let word = if direction == Direction::Egress { "egress" } else { "ingress" };
             let text = format!("its {word} allows what nothing shuts: enableDefaultDeny is false wherever it holds");
             all.push(Advice { at: place.rule.at.clone(), kind: WITHOUT_EFFECT, text });
         }
     }
+}
+
+/// The denial that covers an item, if one does wherever its rule holds.
+fn always_denied<'s>(scene: &'s Scene<'_>, place: &Place<'_>, way: usize, item: &Item) -> Option<&'s Item> {
+    let together = &scene.together;
+    let first = |bundles: &[usize]| {
+        let found = bundles.iter().filter_map(|bundle| scene.denials.denials[*bundle][way].first(item));
+        found.min_by_key(|denial| denial.order).map(|denial| denial.item)
+    };
+    let bundle = &together.bundles[place.bundle];
+    let (one, others) = bundle.sets.split_first()?;
+    let found = first(&together.sets[*one].bundles)?;
+    let everywhere = || first(&bundle.everywhere).is_some();
+    let all =
+        others.is_empty() || everywhere() || others.iter().all(|set| first(&together.sets[*set].bundles).is_some());
+    all.then_some(found)
+}
+
+/// The denials of a bundle in a direction, by what they could cover.
+struct Denials<'w> {
+    all: Vec<Denial<'w>>,
+    /// Those of classes, with which any item is held.
+    wide: Vec<usize>,
+    /// Those of addresses, by each of their blocks.
+    networks: HashMap<IpNet, Vec<usize>>,
+    /// Those of pods, by each of their selectors.
+    selectors: Selectors<'w>,
+    of_selector: Vec<Vec<usize>>,
+}
+
+/// An item that denies.
+struct Denial<'w> {
+    item: &'w Item,
+    /// Its rule, and which it is there.
+    order: (usize, usize),
+    /// `None`: all.
+    ports: Option<BTreeSet<(Protocol, PortBlock)>>,
+}
+
+impl<'w> Denials<'w> {
+    fn new(together: &Together<'w>, bundle: usize, direction: Direction) -> Denials<'w> {
+        let mut all: Vec<Denial<'w>> = Vec::new();
+        let (mut wide, mut networks) = (Vec::new(), HashMap::<_, Vec<usize>>::new());
+        let (mut selectors, mut of_selector) = (Vec::new(), Vec::<Vec<usize>>::new());
+        let mut known: HashMap<&Selector, usize> = HashMap::new();
+        let items = together.rules(bundle).flat_map(|(rule, found)| {
+            found.section(direction).deny.iter().enumerate().map(move |(index, item)| ((rule, index), item))
+        });
+        for (order, item) in items {
+            let number = all.len();
+            let denial = Denial { item, order, ports: denied(&item.ports) };
+            match &item.peers {
+                Peers::Networks(blocks) => {
+                    for block in blocks {
+                        if let BlockOf::Here(network) = &block.of {
+                            networks.entry(*network).or_default().push(number);
+                        }
+                    }
+                }
+                Peers::Endpoints(list) => {
+                    for selector in list {
+                        let selector = *known.entry(selector).or_insert_with(|| {
+                            selectors.push((None, selector));
+                            of_selector.push(Vec::new());
+                            selectors.len() - 1
+                        });
+                        of_selector[selector].push(number);
+                    }
+                }
+                Peers::Any | Peers::Entities(_) => {
+                    // What denies the same later is never the first.
+                    let same =
+                        |other: &usize| all[*other].item.peers == item.peers && all[*other].ports == denial.ports;
+                    if wide.iter().any(same) {
+                        continue;
+                    }
+                    wide.push(number);
+                }
+                Peers::Nodes(_) | Peers::Services(_) | Peers::Names(_) => continue, // cover nothing
+            }
+            all.push(denial);
+        }
+        Denials { all, wide, networks, selectors: Selectors::new(selectors), of_selector }
+    }
+
+    /// The first one that covers all that an item allows.
+    fn first(&self, allow: &Item) -> Option<&Denial<'w>> {
+        if self.all.is_empty() {
+            return None;
+        }
+        let mut near = self.wide.clone();
+        let mut around = |network: IpNet| {
+            let supernets = std::iter::successors(Some(network), IpNet::supernet);
+            near.extend(supernets.filter_map(|network| self.networks.get(&network.trunc())).flatten());
+        };
+        match &allow.peers {
+            // All blocks must be covered; the first one is as good as any.
+            Peers::Networks(blocks) => match blocks.first() {
+                Some(Block { of: BlockOf::Here(network), .. }) => around(*network),
+                _ => around(ipnet::Ipv4Net::default().into()),
+            },
+            // Blocks of all addresses there are cover these.
+            Peers::Names(_) | Peers::Entities(_) => around(ipnet::Ipv4Net::default().into()),
+            Peers::Endpoints(selectors) => {
+                if let Some(narrow) = selectors.first() {
+                    let wider = self.selectors.wider(None, narrow);
+                    near.extend(wider.into_iter().flat_map(|selector| &self.of_selector[selector]));
+                }
+            }
+            Peers::Any | Peers::Nodes(_) | Peers::Services(_) => {}
+        }
+        near.sort_unstable();
+        near.dedup();
+        near.into_iter().map(|number| &self.all[number]).find(|denial| denial.covers(allow))
+    }
+}
+
+impl Denial<'_> {
+    /// Whether it covers all that an item allows.
+    fn covers(&self, allow: &Item) -> bool {
+        peers_cover(&self.item.peers, &allow.peers)
+            && self.ports.as_ref().is_none_or(|denied| ports_cover(denied, &allow.ports))
+    }
+}
+
+/// What a denial denies by number; `None`: everything.
+fn denied(ports: &Ports) -> Option<BTreeSet<(Protocol, PortBlock)>> {
+    let Ports::These(entries) = ports else { return None };
+    // A denial at a Service's addresses only is narrower than its ports.
+    Some(blocks(&Ports::These(entries.iter().filter(|entry| entry.service.is_none()).cloned().collect())))
 }
 
 fn means_someone(item: &Item) -> bool {
@@ -49,16 +204,7 @@ fn means_someone(item: &Item) -> bool {
     someone && item.ports != Ports::These(Vec::new())
 }
 
-/// Whether a denial covers all that an item allows.
-fn shadows(deny: &Item, allow: &Item) -> bool {
-    peers_cover(&deny.peers, &allow.peers) && ports_cover(&deny.ports, &allow.ports)
-}
-
-fn ports_cover(deny: &Ports, allow: &Ports) -> bool {
-    let Ports::These(denied) = deny else { return true };
-    // A denial at a Service's addresses only is narrower than its ports.
-    let denied = denied.iter().filter(|entry| entry.service.is_none());
-    let wide = blocks(&Ports::These(denied.cloned().collect()));
+fn ports_cover(wide: &BTreeSet<(Protocol, PortBlock)>, allow: &Ports) -> bool {
     let Ports::These(entries) = allow else {
         return blocks(allow).iter().all(|narrow| wide.iter().any(|wide| covers(*wide, *narrow)));
     };
@@ -71,7 +217,8 @@ fn ports_cover(deny: &Ports, allow: &Ports) -> bool {
         })
 }
 
-fn peers_cover(deny: &Peers, allow: &Peers) -> bool {
+/// Whether whoever is among the peers of an item is among those of another one, `deny`, as well.
+pub(super) fn peers_cover(deny: &Peers, allow: &Peers) -> bool {
     let entities = match deny {
         Peers::Any => return true,
         Peers::Entities(entities) if entities.contains(&Entity::All) => return true,

@@ -121,12 +121,75 @@ fn patterns_are_told_once() {
     };
     let star = "{matchPattern: \"*.rds.amazonaws.com\"}";
     warns(&rules(star, star), &["pattern-one-label .egress[1].toFQDNs[0]"]);
-    warns(&rules("{matchName: a.rds.amazonaws.com}", star), &["pattern-one-label .egress[0].toPorts[0].rules.dns[0]"]);
+    let deep = rules("{matchName: a.b.rds.amazonaws.com}", star);
+    warns(&deep, &["pattern-one-label .egress[0].toPorts[0].rules.dns[0]", "name-not-asked .egress[1].toFQDNs[0]"]);
     warns(&rules("{matchPattern: \"**.rds.amazonaws.com\"}", "{matchPattern: \"*\"}"), &[]);
     warns(
         &rules("{matchPattern: \"*.s3.amazonaws.com\"}", "{matchPattern: \"*\"}"),
         &["public-suffix .egress[1].toFQDNs[0]"],
     );
+}
+
+#[test]
+fn one_label_will_do_where_all_names_that_are_wanted_have_one() {
+    let names = |name: &str| {
+        let ports = "toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]";
+        policy("names", "app: web", &format!("egress:\n  - toFQDNs: [{{{name}}}]\n    {ports}"))
+    };
+    let server =
+        |list: &str| policy("server", "", &format!("egress:\n  {}", dns(&format!(", rules: {{dns: [{list}]}}"))));
+    let star = "{matchPattern: \"*.a.example.com\"}";
+    let told = "pattern-one-label shop/server spec.egress[0].toPorts[0].rules.dns[0]";
+    warned(&[names("matchName: x.a.example.com"), server(star)], CLUSTER, &[]);
+    warned(&[names("matchName: X.A.example.com."), server(star)], "", &[]);
+    warned(&[names("matchPattern: \"api-*.a.example.com\""), server(star)], CLUSTER, &[]);
+    // Nobody wants what it means.
+    warned(&[server(star)], CLUSTER, &[told]);
+    let other = format!("{star}, {{matchName: b.example.com}}");
+    warned(&[names("matchName: b.example.com"), server(&other)], CLUSTER, &[told]);
+    // Somebody wants what it leaves out.
+    let missed = "name-not-asked shop/names spec.egress[0].toFQDNs[0]";
+    warned(&[names("matchName: a.example.com"), server(star)], CLUSTER, &[missed, told]);
+    warned(&[names("matchName: y.x.a.example.com"), server(star)], CLUSTER, &[missed, told]);
+    let both = "matchName: x.a.example.com}, {matchName: y.x.a.example.com";
+    let missed = "name-not-asked shop/names spec.egress[0].toFQDNs[1]";
+    warned(&[names(both), server(star)], CLUSTER, &[missed, told]);
+    warned(&[names(both), server(star)], "", &[missed, told]);
+}
+
+#[test]
+fn a_server_that_one_rule_allows_for_some_names_and_another_for_all_is_told() {
+    let list = dns(", rules: {dns: [{matchName: api.example.com}]}");
+    let told = "resolver-of-two-minds .egress[1].toPorts[0]";
+    let plain =
+        |peers: &str, ports: &str| format!("egress:\n  {list}\n  - {peers}\n    toPorts: [{{ports: [{ports}]}}]");
+    let dns_port = "{port: \"53\", protocol: UDP}";
+    warns(&format!("egress:\n  {list}\n  {}", dns("")), &[told]);
+    warns(&plain("toEntities: [cluster]", dns_port), &[told]);
+    let narrower = "toEndpoints: [{matchLabels: {k8s:io.kubernetes.pod.namespace: kube-system}}]";
+    warns(&plain(narrower, dns_port), &[told]);
+    // Another server, and rules that don't speak of DNS.
+    let expected = ["resolver-without-dns-rules .egress[1].toPorts[0]"];
+    warns(&plain("toCIDR: [192.0.2.53/32]", dns_port), &expected);
+    warns(&plain("toEntities: [cluster]", "{port: \"443\", protocol: TCP}"), &[]);
+    // A list that leaves nothing out is of the same mind.
+    warns(&format!("egress:\n  {}\n  {}", dns(ALL_NAMES), dns("")), &expected);
+    let elsewhere = policy("q", "app: db", &format!("egress:\n  {}", dns("")));
+    warned(&[policy("p", "app: web", &format!("egress:\n  {list}")), elsewhere], CLUSTER, &[]);
+}
+
+#[test]
+fn what_is_said_of_two_minds_depends_on_the_selector_and_the_port() {
+    let list = dns(", rules: {dns: [{matchName: api.example.com}]}");
+    let text = |plain: &str| {
+        let text = policy("p", "app: web", &format!("egress:\n  {list}\n  {plain}")) + CLUSTER.trim_start();
+        let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
+        let world = assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world;
+        advise(&world).into_iter().map(|advice| advice.text).collect::<String>()
+    };
+    assert!(text(&dns("")).contains("the list shuts nothing"));
+    let wide = "- toEntities: [cluster]\n    toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]";
+    assert!(text(wide).contains("this one opens no other name there"));
 }
 
 #[test]
@@ -227,6 +290,28 @@ fn one_pod_stands_for_all_that_the_same_rules_select() {
     let text = policy("p", "app: web", "ingress:\n  - fromEndpoints: [{}]") + CLUSTER.trim_start();
     let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
     let snapshot = assemble(&[file], &LastGood::default(), OnInvalid::Refuse);
-    let pods: Vec<String> = one_of_each(&snapshot.world).iter().map(ToString::to_string).collect();
-    assert_eq!(pods, ["kube-system/coredns", "shop/web-0"]);
+    let pods: Vec<String> =
+        one_of_each(&snapshot.world).iter().map(|(pod, rules)| format!("{pod} {}", rules.len())).collect();
+    assert_eq!(pods, ["kube-system/coredns 0", "shop/web-0 1"]);
+}
+
+#[test]
+fn thousands_of_policies_are_as_many_questions_and_not_their_square() {
+    let world = |policies: &[String]| {
+        let file =
+            File { name: "a.yaml".to_owned(), content: Ok((policies.concat() + CLUSTER.trim_start()).into_bytes()) };
+        assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world
+    };
+    let counts = |labels: &dyn Fn(usize) -> String| {
+        let each = |number| policy(&format!("p{number}"), &labels(number), &format!("egress:\n  {TO_API}"));
+        let world = world(&(0..1000).map(each).collect::<Vec<_>>());
+        let together = Together::new(&world);
+        let pairs: usize = together.sets.iter().map(|set| set.bundles.len()).sum();
+        let wider: usize = together.bundles.iter().map(|bundle| bundle.everywhere.len()).sum();
+        (together.bundles.len(), together.sets.len(), pairs, wider)
+    };
+    // All of them for one pod: one bundle, which holds for it and not for others.
+    assert_eq!(counts(&|_| "app: web".to_owned()), (1, 2, 1, 1));
+    // One for each of pods that aren't there, in two lines of which they share one.
+    assert_eq!(counts(&|number| format!("app: web, pod: w{number}")), (1000, 1001, 1000, 1000));
 }

@@ -107,12 +107,27 @@ impl<'w> Compiler<'w> {
     /// # Errors
     /// The pod is unknown or has no network of its own, or there are more groups than bits.
     pub fn compile(&self, subject: &PodRef, history: &[Group]) -> Result<RuleSet, CompileError> {
+        self.compile_among(subject, rules_of(self.world), history)
+    }
+
+    /// The same, for who knows that no others than these rules of the world can select the subject: a pass over all
+    /// policies for each of many subjects is what takes long. The [`Match`] is the most that a rule may do: `Maybe` if its
+    /// policy was refused.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
+    pub fn compile_among(
+        &self,
+        subject: &PodRef,
+        rules: impl Iterator<Item = (&'w Rule, Match)>,
+        history: &[Group],
+    ) -> Result<RuleSet, CompileError> {
         let pod = self.world.pods.get(subject).ok_or_else(|| CompileError::UnknownPod(subject.clone()))?;
         if pod.host_network {
             return Err(CompileError::HostNetwork(subject.clone()));
         }
         let labels = self.world.labels(&Holder::Pod(subject.clone()));
-        let rules = selecting(self.world, subject, &labels);
+        let rules = selecting_among(self.world, rules, subject, &labels);
         let always = self.world.enforcement == Enforcement::Always;
         if rules.is_empty() && !always {
             return Ok(RuleSet { known: self.base.known.clone(), ..RuleSet::unselected() });
@@ -153,13 +168,26 @@ impl<'w> Compiler<'w> {
 
 /// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
 fn selecting<'w>(world: &'w World, subject: &PodRef, labels: &Labels) -> Vec<(&'w Rule, Match)> {
+    selecting_among(world, rules_of(world), subject, labels)
+}
+
+/// All rules of a world, and the most that each may do.
+fn rules_of(world: &World) -> impl Iterator<Item = (&Rule, Match)> {
+    let read = world.policies.iter().map(|policy| (policy, Match::Yes));
+    let refused = world.refused.iter().map(|policy| (policy, Match::Maybe));
+    read.chain(refused).flat_map(|(policy, most)| policy.rules.iter().map(move |rule| (rule, most)))
+}
+
+fn selecting_among<'w>(
+    world: &World,
+    rules: impl Iterator<Item = (&'w Rule, Match)>,
+    subject: &PodRef,
+    labels: &Labels,
+) -> Vec<(&'w Rule, Match)> {
     if world.enforcement == Enforcement::Never {
         return Vec::new();
     }
-    let read = world.policies.iter().map(|policy| (policy, Match::Yes));
-    let refused = world.refused.iter().map(|policy| (policy, Match::Maybe));
-    read.chain(refused)
-        .flat_map(|(policy, most)| policy.rules.iter().map(move |rule| (rule, most)))
+    rules
         .filter(|(rule, _)| rule.subject.namespace.as_ref().is_none_or(|namespace| *namespace == subject.namespace))
         .map(|(rule, most)| (rule, rule.subject.selector.matches(labels).min(most)))
         .filter(|(_, found)| *found != Match::No)

@@ -146,12 +146,13 @@ impl Owner {
         Rule { at: self.rule(field), subject: self.everyone(), egress: Section::shut(), ingress: Section::shut() }
     }
 
-    /// A peer selector means pods of the policy's own namespace, unless it names namespaces or what is no pod.
-    fn scoped(&self, selector: Selector) -> Selector {
-        if selector.names_reserved() || selector.names_namespace() {
-            return selector;
-        }
+    /// A peer selector means pods of the policy's own namespace, unless it names namespaces or what is no pod. In a clusterwide
+    /// policy it means pods, whatever it names; a denial is not made narrower.
+    fn scoped(&self, selector: Selector, deny: bool) -> Selector {
+        let names_others = selector.names_reserved() || selector.names_namespace();
         match &self.namespace {
+            Some(_) if names_others => selector,
+            None if names_others && deny => selector,
             Some(namespace) => selector.in_namespace(namespace),
             None => selector.in_any_namespace(),
         }

@@ -53,7 +53,7 @@ pub(super) fn peers(side: &Side<'_>, item: &Field<'_>, some_ports: bool, demands
     let Some(list) = field.as_ref().and_then(Field::list) else { return Peers::Any };
     if kind == words.endpoints {
         let selectors = list.filter_map(|field| selector::selector(&field, Meant::Peers));
-        Peers::Endpoints(selectors.map(|selector| side.owner.scoped(selector)).collect())
+        Peers::Endpoints(selectors.map(|selector| side.owner.scoped(selector, side.deny)).collect())
     } else if kind == words.cidr {
         Peers::Networks(list.filter_map(|field| network(&field)).map(Block::from).collect())
     } else if kind == words.cidr_set {
