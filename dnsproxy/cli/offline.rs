@@ -43,14 +43,7 @@ impl Offline {
 
     /// The refusals as the running namegate tells them.
     pub fn refused(&self) -> Vec<RefusalStatus> {
-        let told = self.refusals.iter().map(|refusal| RefusalStatus {
-            object: refusal.object.clone(),
-            place: refusal.place.clone(),
-            text: refusal.text.clone(),
-            kept: refusal.kept,
-            stands: refusal.stands(),
-        });
-        told.collect()
+        self.refusals.iter().map(RefusalStatus::from).collect()
     }
 
     /// What holds around its policies.

@@ -11,13 +11,15 @@ use super::node::CommonArgs;
 use super::offline::Offline;
 use super::table::Table;
 use super::{FAILED, Output, USAGE, complain, print, usage};
+use crate::cluster::snapshot::Stands;
 use crate::config::Config;
 use crate::engine::explain::diff::{Diff, diff};
 use crate::engine::explain::overview::{Items, PolicyRow, SelectorRow, policies, selectors};
 use crate::engine::explain::{Explainer, words};
 use crate::observe::text::clean;
+use crate::operate::RefusalStatus;
 use crate::operate::client;
-use crate::operate::explain::{Policies, PolicyAsked};
+use crate::operate::explain::{Compared, Policies, PolicyAsked};
 
 /// What `namegate policy` can do.
 #[derive(Subcommand, Debug)]
@@ -61,13 +63,14 @@ pub(super) struct DiffArgs {
 }
 
 const DIFF_HELP: &str = "\
-Compared are the verdicts of every endpoint that both snapshots have, on every peer of the cluster, an address of every
-block and one outside of all, every port that a rule names and one that none does, and a name for every pattern.
+Compared are the verdicts of every endpoint that both snapshots have: on every peer of the cluster and the endpoint's own
+node, on every range of addresses and ports that the rules of either tell apart, and on a name for every pattern. \"Every
+port\" is all of TCP, UDP and SCTP, and the types of ICMP that ask. What is refused in either snapshot is named first.
 
 Exit codes:
   0  nothing changes
   1  something changes
-  2  the command line or the configuration is wrong, or a snapshot can't be read";
+  2  the command line or the configuration is wrong, or a snapshot can't be read, or an object of the new one is refused";
 
 /// How many of a list stand in a cell.
 const IN_A_CELL: usize = 4;
@@ -143,12 +146,11 @@ impl DiffArgs {
             },
             [old, new] => Offline::read(old, &self.common.source()).and_then(|old| {
                 let new = Offline::read(new, &self.common.source())?;
-                let (before, after) = (old.surroundings(), new.surroundings());
-                Ok(diff(&Explainer::new(&old.world, before), &Explainer::new(&new.world, after)))
+                Ok(compare(&old, &new))
             }),
             _ => Err("one or two snapshots are allowed".to_owned()),
         };
-        let found: Diff = match found {
+        let found: Compared = match found {
             Ok(found) => found,
             Err(why) => {
                 complain(&why);
@@ -156,10 +158,26 @@ impl DiffArgs {
             }
         };
         let printed = match self.output {
-            Output::Table => print(diff_text(&found, if self.limit == 0 { usize::MAX } else { self.limit }).as_bytes()),
+            Output::Table => {
+                let limit = if self.limit == 0 { usize::MAX } else { self.limit };
+                print(compared_text(&found, limit).as_bytes())
+            }
             Output::Json => print(format!("{:#}\n", serde_json::json!(found)).as_bytes()),
         };
-        if found.is_empty() { printed } else { ExitCode::from(FAILED) }
+        // What is in force but for an item is compared as it is; what is refused is not what its author wants to know of.
+        if found.refused.iter().any(|refusal| refusal.stands != Stands::Rest) {
+            return ExitCode::from(USAGE);
+        }
+        if found.diff.is_empty() { printed } else { ExitCode::from(FAILED) }
+    }
+}
+
+fn compare(old: &Offline, new: &Offline) -> Compared {
+    let (before, after) = (old.surroundings(), new.surroundings());
+    Compared {
+        diff: diff(&Explainer::new(&old.world, before), &Explainer::new(&new.world, after)),
+        refused: new.refused(),
+        refused_before: old.refused(),
     }
 }
 
@@ -181,12 +199,14 @@ pub(super) fn policies_text(all: &Policies) -> String {
         ]);
     }
     let mut text = if table.is_empty() { "no policies\n".to_owned() } else { table.text() };
-    for refused in &all.refused {
-        let stands = refused.stands;
-        let (place, object) = (clean(&refused.place), clean(&refused.object));
-        text.push_str(&format!("refused: {place}: {object}: {} ({stands})\n", clean(&refused.text)));
-    }
+    text.extend(all.refused.iter().map(|refused| refusal_text("refused", refused)));
     text
+}
+
+fn refusal_text(word: &str, refused: &RefusalStatus) -> String {
+    let stands = refused.stands;
+    let (place, object) = (clean(&refused.place), clean(&refused.object));
+    format!("{word}: {place}: {object}: {} ({stands})\n", clean(&refused.text))
 }
 
 fn items(items: &Items) -> String {
@@ -223,6 +243,13 @@ fn few(texts: &[String]) -> String {
     }
 }
 
+/// What was refused, and the changes, for people.
+fn compared_text(found: &Compared, limit: usize) -> String {
+    let before = found.refused_before.iter().map(|refused| refusal_text("refused in the old snapshot", refused));
+    let now = found.refused.iter().map(|refused| refusal_text("refused in the new snapshot", refused));
+    before.chain(now).chain([diff_text(&found.diff, limit)]).collect()
+}
+
 /// The changes for people.
 pub(super) fn diff_text(found: &Diff, limit: usize) -> String {
     if found.is_empty() {
@@ -232,6 +259,7 @@ pub(super) fn diff_text(found: &Diff, limit: usize) -> String {
     for (endpoints, word) in [(&found.added, "new endpoint"), (&found.removed, "endpoint that is gone")] {
         lines.extend(endpoints.iter().map(|endpoint| format!("{word}: {endpoint}")));
     }
+    lines.extend(found.modes.iter().map(|mode| format!("mode: {mode}")));
     lines.extend(found.problems.iter().map(|problem| format!("no rules: {problem}")));
     let word = |allowed: bool| if allowed { "+ allowed" } else { "- denied" };
     for change in &found.connections {

@@ -95,12 +95,20 @@ pub fn opens(wide: (Protocol, PortBlock), narrow: (Protocol, PortBlock)) -> bool
 /// Whether these are types of ICMP that ask nothing: errors, redirects, answers. They have no flows, and only a rule that
 /// names them opens them.
 pub fn is_unasked(protocol: Protocol, ports: PortBlock) -> bool {
-    let asks = |numbers: &[u8]| numbers.iter().any(|number| PortBlock::icmp_type(*number).covers(ports));
     match protocol {
-        // Echo, timestamp (RFC 792), extended echo (RFC 8335).
-        Protocol::Icmp => !asks(&[8, 13, 42]),
-        Protocol::Icmpv6 => !asks(&[128, 160]),
+        Protocol::Icmp | Protocol::Icmpv6 => {
+            !asking_types(protocol).iter().any(|number| PortBlock::icmp_type(*number).covers(ports))
+        }
         Protocol::Any | Protocol::Tcp | Protocol::Udp | Protocol::Sctp => false,
+    }
+}
+
+/// The types of ICMP that ask: echo, timestamp (RFC 792), extended echo (RFC 8335). None of other protocols.
+pub fn asking_types(protocol: Protocol) -> &'static [u8] {
+    match protocol {
+        Protocol::Icmp => &[8, 13, 42],
+        Protocol::Icmpv6 => &[128, 160],
+        Protocol::Any | Protocol::Tcp | Protocol::Udp | Protocol::Sctp => &[],
     }
 }
 

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::names::AskedError;
 use super::status::RefusalStatus;
+use crate::engine::explain::diff::Diff;
 use crate::engine::explain::overview::PolicyRow;
 use crate::engine::explain::question::Asked;
 
@@ -21,8 +22,7 @@ pub enum PolicyAsked {
     Selectors,
     /// Each endpoint, and what its policies come to.
     Endpoints,
-    /// What would change with the snapshot in this directory, which the running namegate reads. Answered by a
-    /// [`Diff`](crate::engine::explain::diff::Diff).
+    /// What would change with the snapshot in this directory, which the running namegate reads. Answered by [`Compared`].
     Diff(PathBuf),
 }
 
@@ -34,6 +34,19 @@ pub struct Policies {
     pub policies: Vec<PolicyRow>,
     /// Objects that were refused.
     pub refused: Vec<RefusalStatus>,
+}
+
+/// What changes, and what could not be compared.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Compared {
+    /// What changes.
+    #[serde(flatten)]
+    pub diff: Diff,
+    /// Objects of the new snapshot that are refused: compared is what stands in their place.
+    pub refused: Vec<RefusalStatus>,
+    /// The same of the old one.
+    pub refused_before: Vec<RefusalStatus>,
 }
 
 impl PolicyAsked {

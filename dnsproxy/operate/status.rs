@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::cluster::snapshot::Stands;
+use crate::cluster::snapshot::{Refusal, Stands};
 use crate::serve::cache::CacheFigures;
 use crate::upstream::health::ServerHealth;
 
@@ -64,6 +64,18 @@ pub struct RefusalStatus {
     pub kept: bool,
     /// What is in force.
     pub stands: Stands,
+}
+
+impl From<&Refusal> for RefusalStatus {
+    fn from(refusal: &Refusal) -> RefusalStatus {
+        RefusalStatus {
+            object: refusal.object.clone(),
+            place: refusal.place.clone(),
+            text: refusal.text.clone(),
+            kept: refusal.kept,
+            stands: refusal.stands(),
+        }
+    }
 }
 
 /// An endpoint.

@@ -18,7 +18,7 @@ use crate::engine::explain::{Explainer, Held, Surroundings, diff, overview};
 use crate::engine::grant::MonoNs;
 use crate::engine::guard::Guard;
 use crate::engine::world::World;
-use crate::operate::explain::{Policies, PolicyAsked};
+use crate::operate::explain::{Compared, Policies, PolicyAsked};
 use crate::operate::{RefusalStatus, Status};
 use crate::serve::Served;
 
@@ -79,7 +79,8 @@ pub(super) fn page(people: &People, config: &Config, status: &Status, asked: &Po
                     dir.display()
                 ));
             }
-            let mut new = read(dir, &LastGood::default(), config.policy.on_invalid.into()).world;
+            let snapshot = read(dir, &LastGood::default(), config.policy.on_invalid.into());
+            let mut new = snapshot.world;
             new.own_node.clone_from(&seen.world.own_node);
             new.cluster.clone_from(&seen.world.cluster);
             (new.enforcement, new.mode, new.own_modes) =
@@ -89,7 +90,11 @@ pub(super) fn page(people: &People, config: &Config, status: &Status, asked: &Po
             stand_ins.place(&mut old);
             stand_ins.place(&mut new);
             let [before, after] = [&old, &new].map(|world| surroundings(config, world, Vec::new()));
-            json(&diff::diff(&Explainer::new(&old, before), &Explainer::new(&new, after)))
+            json(&Compared {
+                diff: diff::diff(&Explainer::new(&old, before), &Explainer::new(&new, after)),
+                refused: snapshot.refusals.iter().map(RefusalStatus::from).collect(),
+                refused_before: status.policy.refusals.clone(),
+            })
         }
     }
 }

@@ -228,18 +228,7 @@ impl Node {
             policy: PolicyStatus {
                 generation: self.loaded.generation,
                 loaded: self.loaded.when.map(rfc3339).unwrap_or_default(),
-                refusals: self
-                    .loaded
-                    .refusals
-                    .iter()
-                    .map(|refusal| RefusalStatus {
-                        object: refusal.object.clone(),
-                        place: refusal.place.clone(),
-                        text: refusal.text.clone(),
-                        kept: refusal.kept,
-                        stands: refusal.stands(),
-                    })
-                    .collect(),
+                refusals: self.loaded.refusals.iter().map(RefusalStatus::from).collect(),
                 skipped: self.loaded.skipped,
             },
             endpoints,

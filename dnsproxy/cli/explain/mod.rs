@@ -52,11 +52,11 @@ pub(super) struct ExplainArgs {
     snapshot: Option<PathBuf>,
     /// Many questions, a line of JSON each: {"from": "ns/pod", "to": "api.example.com", "port": "443/TCP"}; a line of JSON each
     /// comes back
-    #[arg(long, value_name = "FILE|-", conflicts_with_all = ["from", "labels", "to", "port", "qtype", "resolver", "output"])]
+    #[arg(long, value_name = "FILE|-", conflicts_with_all = ["from", "labels", "to", "port", "qtype", "resolver"])]
     batch: Option<PathBuf>,
-    /// How to print it
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Form,
+    /// How to print it; a batch is always JSON [default: text]
+    #[arg(short, long, value_enum)]
+    output: Option<Form>,
 }
 
 const AFTER_HELP: &str = "\
@@ -76,6 +76,10 @@ impl ExplainArgs {
             Ok(config) => config,
             Err(errors) => return usage(&errors),
         };
+        if self.batch.is_some() && self.output == Some(Form::Text) {
+            complain("--output text of a batch; allowed is json, a line an answer");
+            return ExitCode::from(USAGE);
+        }
         let asked = match &self.batch {
             Some(file) => read_lines(file),
             None => self.asked().map(|asked| vec![Ok(asked)]),
@@ -94,7 +98,7 @@ impl ExplainArgs {
             print(lines(&answers).as_bytes())
         } else {
             match &answers[0] {
-                Ok(answer) if self.output == Form::Text => print(text::text(answer).as_bytes()),
+                Ok(answer) if self.output.unwrap_or_default() == Form::Text => print(text::text(answer).as_bytes()),
                 Ok(answer) => print(format!("{:#}\n", serde_json::json!(answer)).as_bytes()),
                 Err(why) => {
                     complain(why);

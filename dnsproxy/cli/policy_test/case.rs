@@ -69,7 +69,8 @@ pub enum What {
     },
     Query {
         subject: Who,
-        name: Name,
+        /// What is wrong with it, if it can't be asked for.
+        name: Result<Name, String>,
         qtype: u16,
         resolver: Option<IpAddr>,
     },
@@ -218,13 +219,7 @@ fn case(root: &Field<'_>, dir: &Path) -> Option<(Expect, Option<Vec<Objects>>, W
 }
 
 fn query(root: &Field<'_>, query: &Field<'_>, subject: Option<Who>) -> Option<What> {
-    let name = query.text().and_then(|text| match Name::parse(text) {
-        Ok(name) => Some(name),
-        Err(error) => {
-            query.fault(error.to_string());
-            None
-        }
-    });
+    let name = query.text().map(|text| Name::parse(text).map_err(|error| error.to_string()));
     let qtype = match root.get_some("qtype") {
         None => Some(1),
         Some(field) => field.text().and_then(|text| noted(&field, question::qtype(text))),

@@ -22,6 +22,7 @@ use crate::engine::explain::answer::{Connection, Line, Verdict};
 use crate::engine::explain::question::Like;
 use crate::engine::explain::stand_in::{StandIns, know_namespace};
 use crate::engine::explain::{Explainer, Surroundings, outside};
+use crate::engine::name::Name;
 use crate::engine::policy::Entity;
 use crate::engine::ruleset::{Direction, Protocol};
 use crate::engine::world::{ContainerPort, World};
@@ -207,7 +208,7 @@ enum Address<'c> {
     Outside,
     /// Nowhere: nobody is there.
     Nobody,
-    Learned(&'c crate::engine::name::Name, Option<IpAddr>),
+    Learned(&'c Name, Option<IpAddr>),
     Wrong(String),
 }
 
@@ -287,7 +288,7 @@ fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Ad
         What::Connection { direction, port, .. } => (*direction, *port),
         What::Manifest { .. } => return Err("a manifest has no verdict".to_owned()),
     };
-    let mut names: &[crate::engine::name::Name] = &[];
+    let mut names: &[Name] = &[];
     let (mut bits, mut note) = (Bits::NONE, None);
     let v6 = protocol == Protocol::Icmpv6;
     let address = match address {
@@ -327,11 +328,19 @@ fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Ad
 fn query(
     explainer: &Explainer<'_>,
     subject: &PodRef,
-    asked: (&crate::engine::name::Name, u16),
+    (name, qtype): (&Result<Name, String>, u16),
     resolver: Option<IpAddr>,
 ) -> Judged {
     let rules = explainer.rules(subject)?;
-    let answers = explainer.queries(subject, &rules, asked, resolver);
+    let name = match name {
+        Ok(name) => name,
+        Err(why) => {
+            let why = format!("no message of DNS can ask for it: {why}");
+            let chain = format!("{why}\n");
+            return Ok((false, why, chain));
+        }
+    };
+    let answers = explainer.queries(subject, &rules, (name, qtype), resolver);
     let answer = answers.iter().find(|answer| answer.allowed).or(answers.first()).ok_or("there is no server to ask")?;
     let at = answer.resolver.map_or_else(|| "no server".to_owned(), |server| format!("{server} on {}", answer.port));
     let verdict = if answer.allowed { "may be asked" } else { "may not be asked" };

@@ -104,6 +104,14 @@ fn queries_are_judged_by_name_server_and_type() {
 }
 
 #[test]
+fn a_name_that_no_query_can_hold_is_denied_and_told_why() {
+    let why = gets("query: a..example.com", "deny");
+    assert!(why.starts_with("no message of DNS can ask for it: label 1 "), "{why}");
+    let why = gets(&format!("query: {}.example.com", "x".repeat(64)), "deny");
+    assert!(why.contains("64 octets; the limit is 63"), "{why}");
+}
+
+#[test]
 fn a_manifest_is_valid_or_refused_with_its_message() {
     let manifest = |text: &str, rest: &str| {
         let (outcomes, _) = run(&format!("manifest: {}\n{rest}\n", serde_json::json!(text)));

@@ -32,6 +32,7 @@ fn a_question_of_the_command_line_is_whole() {
         ("explain --from a/b --to x.test --snapshot /s", None),
         ("explain --labels app=web,tier=x --namespace shop --to 192.0.2.1 --port 443/TCP -o json", None),
         ("explain --batch -", None),
+        ("explain --batch - -o json", None),
         ("explain --from a/b", Some(2)),
         ("explain --to x.test", Some(2)),
         ("explain --from a/b --labels app=web --to x.test", Some(2)),
@@ -120,6 +121,32 @@ fn the_lists_for_people_say_everything() {
     let row = text.lines().find(|line| line.starts_with("payments/reports ")).expect("a row");
     let cells: Vec<&str> = row.split("  ").map(str::trim).filter(|cell| !cell.is_empty()).collect();
     assert_eq!(cells[1..6], ["demo-node", "default deny", "open", "yes", "enforce"], "{text}");
+}
+
+/// Runs `namegate policy diff` on two snapshots of one file each: what it exits with.
+#[track_caller]
+fn exits(old: &str, new: &str) -> ExitCode {
+    let [old, new] = [old, new].map(|text| {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join("all.yaml"), text).expect("a file");
+        dir
+    });
+    let line = format!("policy diff {} {}", old.path().display(), new.path().display());
+    parse(words(&line)).expect("a command line").run()
+}
+
+#[test]
+fn a_snapshot_that_holds_a_refused_object_is_no_clean_difference() {
+    let policy = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p, namespace: shop}\n\
+                  spec: {endpointSelector: {}, egress: [{toEntities: [world]}]}\n";
+    let (refused, typo) = (policy.replace("[world]", "[wurld]"), policy.replace("egress", "egres"));
+    assert_eq!(exits(policy, policy), ExitCode::SUCCESS);
+    assert_eq!(exits(policy, &refused), ExitCode::from(2));
+    assert_eq!(exits(policy, &typo), ExitCode::from(2));
+    assert_eq!(exits(&typo, policy), ExitCode::SUCCESS, "what is repaired is told, and no fault of the new one");
+    let http =
+        policy.replace("[world]", "[world], toPorts: [{ports: [{port: \"80\", protocol: TCP}], rules: {http: [{}]}}]");
+    assert_eq!(exits(policy, &http), ExitCode::SUCCESS, "no pod is there, and the object is in force but for the item");
 }
 
 #[test]

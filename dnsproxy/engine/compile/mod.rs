@@ -22,7 +22,7 @@ mod ports;
 mod rows;
 mod services;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod transition;
 mod why;
 

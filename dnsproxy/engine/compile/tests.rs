@@ -18,13 +18,13 @@ use crate::engine::verdict::{Allowance, RuleText};
 use worlds::{Case, NAMES, Question, addresses, at, case, ip, plain_pod, world};
 
 #[path = "../../../integration/worlds.rs"]
-pub(super) mod worlds;
+pub(in crate::engine) mod worlds;
 
 /// How many questions a world is asked.
 const QUESTIONS: usize = 30;
 
 /// How many packets the property tests judge: 10 000 unless NAMEGATE_CASES says otherwise (`make test-long`: a million).
-pub(super) fn wanted() -> u32 {
+pub(in crate::engine) fn wanted() -> u32 {
     std::env::var("NAMEGATE_CASES").map_or(10_000, |text| text.parse().expect("NAMEGATE_CASES is a number"))
 }
 

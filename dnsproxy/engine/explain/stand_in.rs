@@ -2,7 +2,7 @@
 //!
 //! Their addresses are out of ranges that nobody has: 240.0.0.0/4 (RFC 1112) and 100::/64 (RFC 6666).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::question::Like;
@@ -25,6 +25,16 @@ pub struct StandIns {
 }
 
 impl StandIns {
+    /// For a world that has stand-ins already: the next address is nobody's.
+    pub fn beside(world: &World) -> StandIns {
+        let pods = world.pods.values().flat_map(|pod| pod.addresses.iter().copied());
+        let nodes = world.nodes.values().flat_map(|node| node.addresses.iter().copied());
+        let services = world.services.values().flat_map(|service| service.addresses.iter().copied());
+        let taken: BTreeSet<IpAddr> = pods.chain(nodes).chain(services).chain(world.apiserver()).collect();
+        let given = (0..0x0fff_ffff).find(|given| numbered(given + 1).iter().all(|address| !taken.contains(address)));
+        StandIns { given: given.unwrap_or_default(), ..StandIns::default() }
+    }
+
     /// A pod with these labels and named ports, the same one for the same.
     ///
     /// Its namespace counts as known, with no labels but its name, if it isn't there.
@@ -118,9 +128,13 @@ impl StandIns {
 
     fn addresses(&mut self) -> [IpAddr; 2] {
         self.given += 1;
-        let v6 = (0x0100_u128 << 112) | u128::from(self.given);
-        [Ipv4Addr::from_bits(0xf000_0000 | self.given).into(), Ipv6Addr::from_bits(v6).into()]
+        numbered(self.given)
     }
+}
+
+fn numbered(number: u32) -> [IpAddr; 2] {
+    let v6 = (0x0100_u128 << 112) | u128::from(number);
+    [Ipv4Addr::from_bits(0xf000_0000 | number).into(), Ipv6Addr::from_bits(v6).into()]
 }
 
 /// A namespace that isn't there counts as known; every one has the label of its name.

@@ -7,12 +7,12 @@ use crate::cluster::files::File;
 use crate::cluster::snapshot::{LastGood, OnInvalid, assemble};
 use crate::engine::compile::Spoken;
 
-const CLUSTER: &str = include_str!("../../../config/demo/cluster.yaml");
-const KUBE_DNS: &str = include_str!("../../../config/demo/kube-dns.yaml");
+pub(super) const CLUSTER: &str = include_str!("../../../config/demo/cluster.yaml");
+pub(super) const KUBE_DNS: &str = include_str!("../../../config/demo/kube-dns.yaml");
 const PAYMENTS: &str = include_str!("../../../config/demo/payment-processor.yaml");
 
 /// Reports asks for one name; has a near miss, a peer on one port, a block less one that is denied.
-const REPORTS: &str = r#"apiVersion: cilium.io/v2
+pub(super) const REPORTS: &str = r#"apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {name: reports, namespace: payments}
 spec:
@@ -44,7 +44,7 @@ spec:
     toPorts: [{ports: [{port: "8080", protocol: TCP}]}]
 "#;
 
-fn world(files: &[(&str, &str)]) -> World {
+pub(super) fn world(files: &[(&str, &str)]) -> World {
     let file = |(name, text): &(&str, &str)| File { name: (*name).to_owned(), content: Ok(text.as_bytes().to_vec()) };
     let files: Vec<File> = files.iter().map(file).collect();
     let snapshot = assemble(&files, &LastGood::default(), OnInvalid::Refuse);
@@ -52,7 +52,7 @@ fn world(files: &[(&str, &str)]) -> World {
     World { own_node: Some("demo-node".to_owned()), ..snapshot.world }
 }
 
-fn demo() -> World {
+pub(super) fn demo() -> World {
     world(&[
         ("cluster.yaml", CLUSTER),
         ("kube-dns.yaml", KUBE_DNS),
@@ -308,62 +308,6 @@ fn an_address_outside_is_in_no_block() {
     full.cidrs.insert(0, ("192.0.2.0/24".parse().expect("a network"), Bits::of(1)));
     assert_eq!(outside(&full, false).to_string(), "192.0.3.0");
     assert_eq!(outside(&full, true).to_string(), "2001:db8::1");
-}
-
-mod differences {
-    use super::super::diff::{Diff, diff};
-    use super::*;
-
-    #[track_caller]
-    fn between(old: &World, new: &World) -> Diff {
-        diff(&Explainer::new(old, surroundings(old)), &Explainer::new(new, surroundings(new)))
-    }
-
-    fn with(reports: &str) -> World {
-        world(&[("cluster.yaml", CLUSTER), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", reports)])
-    }
-
-    #[test]
-    fn the_same_is_no_difference() {
-        assert!(between(&demo(), &demo()).is_empty());
-        // Another place of the same rule is none either.
-        assert!(between(&with(REPORTS), &with(&format!("# moved\n{REPORTS}"))).is_empty());
-    }
-
-    #[test]
-    fn a_port_more_is_one_change() {
-        let found = between(&with(REPORTS), &with(&REPORTS.replace("8080", "8081")));
-        let changes: Vec<_> = found.connections.iter().map(|one| (one.ports.join(","), one.allowed)).collect();
-        assert_eq!(changes, [("8080/TCP".to_owned(), false), ("8081/TCP".to_owned(), true)]);
-        assert_eq!(found.connections[0].peers, ["payments/payment-processor"]);
-        assert_eq!(found.connections[0].endpoints, ["payments/reports"]);
-        assert_eq!(found.names, []);
-    }
-
-    #[test]
-    fn a_wider_block_and_a_name_less_are_told() {
-        let new = REPORTS
-            .replace("203.0.113.0/24", "203.0.112.0/23")
-            .replace("dns: [{matchPattern: \"*.example.com\"}]", "dns: [{matchName: a.example.com}]");
-        let found = between(&with(REPORTS), &with(&new));
-        assert!(found.connections.iter().any(|one| one.allowed && one.peers == ["203.0.112.0/23"]), "{found:#?}");
-        let name = &found.names[0];
-        assert_eq!(
-            (name.pattern.as_str(), name.allowed, name.what.join(",").as_str()),
-            ("*.example.com", false, "query")
-        );
-    }
-
-    #[test]
-    fn a_pod_that_moved_is_the_same_and_a_new_one_is_told() {
-        let moved = CLUSTER.replace("198.51.100.10", "198.51.100.77");
-        let new = world(&[("cluster.yaml", &moved), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", REPORTS)]);
-        assert!(between(&with(REPORTS), &new).is_empty(), "{:#?}", between(&with(REPORTS), &new));
-        let pod = "---\napiVersion: v1\nkind: Pod\nmetadata: {name: more, namespace: payments}\nstatus: {podIP: 198.51.100.78}\n";
-        let new =
-            world(&[("cluster.yaml", &format!("{CLUSTER}{pod}")), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", REPORTS)]);
-        assert_eq!(between(&with(REPORTS), &new).added, ["payments/more"]);
-    }
 }
 
 mod overviews {

@@ -45,9 +45,15 @@ pub fn port(protocol: Protocol, port: u16) -> String {
 
 /// Blocks of ports, adjacent ones as one: `every port`, `443/TCP`, `1024-65535/UDP`.
 pub fn blocks(blocks: impl IntoIterator<Item = (Protocol, PortBlock)>) -> Vec<String> {
+    let whole: Vec<_> = blocks.into_iter().map(|(protocol, block)| (protocol, block.first(), block.last())).collect();
+    ranges(&whole)
+}
+
+/// The same of ranges: protocol, first and last port.
+pub fn ranges(all: &[(Protocol, u16, u16)]) -> Vec<String> {
     let mut by_protocol: BTreeMap<Protocol, BTreeSet<(u16, u16)>> = BTreeMap::new();
-    for (protocol, block) in blocks {
-        by_protocol.entry(protocol).or_default().insert((block.first(), block.last()));
+    for (protocol, first, last) in all {
+        by_protocol.entry(*protocol).or_default().insert((*first, *last));
     }
     let mut texts = Vec::new();
     for (protocol, ranges) in by_protocol {
