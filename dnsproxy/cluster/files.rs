@@ -39,7 +39,8 @@ pub struct File {
 
 /// Whether a file is JSON by its name; otherwise it is YAML.
 pub fn is_json(name: &str) -> bool {
-    name.strip_suffix(".gz").unwrap_or(name).ends_with(".json")
+    let plain = name.strip_suffix(".gz").unwrap_or(name);
+    plain.rsplit_once('.').is_some_and(|(_, ending)| ending.eq_ignore_ascii_case("json"))
 }
 
 /// All manifests below `dir`, by name; see [`Directory`].

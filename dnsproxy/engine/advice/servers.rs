@@ -29,6 +29,8 @@ struct Servers {
     asked: Vec<Asked>,
     /// By set: whether egress is shut by default there, so that only what is allowed may be asked.
     shut: Vec<bool>,
+    /// By set: whether a rule has `rules.dns`, which beats one that opens the server's port among others.
+    ruled: Vec<bool>,
     /// Whether the pods of each bundle may ask some server, wherever egress is shut.
     anyone: Vec<bool>,
 }
@@ -41,6 +43,7 @@ impl Servers {
         let may_ask = |set: &Set| !is_shut(set) || set.bundles.iter().any(|bundle| asked[*bundle].anyone);
         Servers {
             shut: together.sets.iter().map(is_shut).collect(),
+            ruled: together.sets.iter().map(|set| set.bundles.iter().any(|bundle| asked[*bundle].ruled)).collect(),
             anyone: together.over_sets(may_ask, |one, other| *one && *other),
             asked,
         }
@@ -49,16 +52,16 @@ impl Servers {
     /// Whether all that a pattern selects may be asked for, wherever the rules of a bundle hold and egress is shut.
     fn cover(&self, together: &Together<'_>, bundle: usize, pattern: &Pattern) -> bool {
         let wanted = Wanted::of(pattern);
-        let share = |bundles: &[usize], have: u32| {
-            bundles.iter().fold(have, |all, bundle| all | self.asked[*bundle].share(&wanted))
+        let share = |bundles: &[usize], have: u32, wide: bool| {
+            bundles.iter().fold(have, |all, bundle| all | self.asked[*bundle].share(&wanted, wide))
         };
         let bundle = &together.bundles[bundle];
-        let everywhere = share(&bundle.everywhere, 0);
-        everywhere == wanted.all()
-            || bundle
-                .sets
-                .iter()
-                .all(|set| !self.shut[*set] || share(&together.sets[*set].bundles, everywhere) == wanted.all())
+        let everywhere = [false, true].map(|wide| share(&bundle.everywhere, 0, wide));
+        let covers = |set: usize| {
+            let wide = !self.ruled[set];
+            share(&together.sets[set].bundles, everywhere[usize::from(wide)], wide) == wanted.all()
+        };
+        everywhere[0] == wanted.all() || bundle.sets.iter().all(|set| !self.shut[*set] || covers(*set))
     }
 }
 
@@ -213,11 +216,9 @@ fn shares(one: &Peers, other: &Peers) -> bool {
     }
 }
 
+/// Whether a port stands in both, written alike: only then the two are merged.
 fn on_one_port(one: &PortRule, other: &PortRule) -> bool {
-    one.ports.iter().any(|(protocol, port)| {
-        let is_dns = names_dns(&(*protocol, port.clone()));
-        other.ports.iter().any(|found| found.0 == *protocol && (found.1 == *port || is_dns && names_dns(found)))
-    })
+    !one.ports.is_disjoint(&other.ports)
 }
 
 /// What the rules of a bundle let its pods ask.
@@ -226,8 +227,12 @@ struct Asked {
     shut: bool,
     /// Whether some server may be asked at all.
     anyone: bool,
-    /// Whether one may be asked for everything.
+    /// Whether one may be asked for everything, by a rule that names its port.
     everything: bool,
+    /// The same, by a rule that opens its port among others.
+    wide: bool,
+    /// Whether one has `rules.dns`.
+    ruled: bool,
     patterns: PatternTrie<()>,
     /// As they were written: the same text needs no trying.
     texts: HashSet<String>,
@@ -236,7 +241,9 @@ struct Asked {
 impl Asked {
     fn of<'r>(rules: impl Iterator<Item = &'r Rule>) -> Asked {
         let patterns = PatternTrie::new(Bare::Every);
-        let mut asked = Asked { shut: false, anyone: false, everything: false, patterns, texts: HashSet::new() };
+        let texts = HashSet::new();
+        let mut asked =
+            Asked { shut: false, anyone: false, everything: false, wide: false, ruled: false, patterns, texts };
         for rule in rules {
             asked.shut |= rule.egress.default_deny;
             rule.egress.allow.iter().for_each(|item| asked.item(item));
@@ -260,7 +267,8 @@ impl Asked {
             }
             return;
         };
-        self.anyone |= may_answer(&item.peers, true) && !names.is_empty();
+        self.ruled |= may_answer(&item.peers, true) && !names.is_empty();
+        self.anyone |= self.ruled;
         for name in names {
             self.patterns.insert(name.pattern.clone(), (), None);
             self.texts.insert(name.pattern.as_str().to_ascii_lowercase());
@@ -271,12 +279,13 @@ impl Asked {
     fn plain(&mut self, item: &Item, explicit: bool) {
         let reaches = may_answer(&item.peers, explicit);
         self.anyone |= reaches;
-        self.everything |= reaches;
+        *(if explicit { &mut self.everything } else { &mut self.wide }) |= reaches;
     }
 
-    /// Which of the names that stand for a pattern may be asked for: a bit for each.
-    fn share(&self, wanted: &Wanted) -> u32 {
-        if self.everything || self.texts.contains(&wanted.text) {
+    /// Which of the names that stand for a pattern may be asked for: a bit for each. `wide`: rules that open the port among
+    /// others count.
+    fn share(&self, wanted: &Wanted, wide: bool) -> u32 {
+        if self.everything || wide && self.wide || self.texts.contains(&wanted.text) {
             return wanted.all();
         }
         let may_ask = |name: &Name| self.patterns.matches(name).next().is_some();
@@ -370,7 +379,7 @@ mod tests {
             asked.patterns.insert(Pattern::pattern(text).unwrap(), (), None);
         }
         let wanted = Wanted::of(&Pattern::pattern(pattern).unwrap());
-        assert_eq!(asked.share(&wanted) == wanted.all(), expected, "{pattern} by {by:?}");
+        assert_eq!(asked.share(&wanted, true) == wanted.all(), expected, "{pattern} by {by:?}");
     }
 
     #[test]

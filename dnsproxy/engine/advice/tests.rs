@@ -92,6 +92,11 @@ fn names_need_a_server_that_may_be_asked_for_them() {
     warns(&format!("egress:\n  {}", dns("")), &[]);
     // A rule for everything in the cluster reaches its DNS, too.
     warns(&format!("egress:\n  - toEntities: [cluster]\n  {TO_API}"), &[]);
+    // But what it opens is not what beats rules.dns.
+    warns(
+        &format!("egress:\n  - toEntities: [cluster]\n  {other}\n  {TO_API}"),
+        &["name-not-asked .egress[2].toFQDNs[0]"],
+    );
     warns(
         &format!("egress:\n  - toEndpoints: [{{matchLabels: {{app: db}}}}]\n  {TO_API}"),
         &["no-resolver .egress[1]"],
