@@ -7,7 +7,7 @@
 //! What is fast: a file an object, or files of up to some hundred objects (as JSON lines or a `List`), replaced by a
 //! rename. One file of everything is read and parsed as a whole at each change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -58,6 +58,8 @@ pub type FileHash = [u8; 32];
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Where the generation was that was read last.
+    root: Option<PathBuf>,
     known: BTreeMap<String, Known>,
 }
 
@@ -97,7 +99,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 impl Directory {
     /// Nothing is read yet.
     pub fn new(path: &Path) -> Directory {
-        Directory { path: path.to_owned(), known: BTreeMap::new() }
+        Directory { path: path.to_owned(), root: None, known: BTreeMap::new() }
     }
 
     /// Its path.
@@ -120,9 +122,48 @@ impl Directory {
             if tries == TRIES || resolve(&self.path).is_ok_and(|now| now == root) {
                 let (known, look) = result?;
                 self.known = known;
+                self.root = Some(root);
                 return Ok(look);
             }
         }
+    }
+
+    /// The same, when nothing but these names directly in the directory can have changed: of the others not even the stamp is
+    /// looked at. Where that can't be told, everything is.
+    ///
+    /// # Errors
+    /// As [`Directory::look`].
+    pub fn look_at(&mut self, names: &BTreeSet<String>) -> io::Result<Look> {
+        let root = resolve(&self.path)?;
+        let is_folder = |name: &String| {
+            let first = format!("{name}/");
+            root.join(name).is_dir()
+                || self.known.range(first.clone()..).next().is_some_and(|(at, _)| at.starts_with(&first))
+        };
+        let plain = |name: &String| !name.starts_with("..") && !name.contains('/') && !is_folder(name);
+        if self.root.as_ref() != Some(&root) || !names.iter().all(plain) {
+            return self.look();
+        }
+        let now = clock::wall();
+        let mut look = Look { changed: Vec::new(), gone: Vec::new() };
+        let mut left = ALL_OCTETS.saturating_sub(self.known.values().map(|known| known.octets).sum());
+        for name in names.iter().filter(|name| !name.starts_with('.') && is_manifest(name)) {
+            let path = root.join(name);
+            if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                if let Some(gone) = self.known.remove(name) {
+                    left += gone.octets;
+                    look.gone.push(name.clone());
+                }
+                continue;
+            }
+            let old = self.known.get(name).copied();
+            left += old.map_or(0, |old| old.octets);
+            let (known, content) = meet(&path, Stamp::at(&path), old, left, now);
+            left -= known.octets;
+            self.known.insert(name.clone(), known);
+            look.changed.extend(content.map(|content| File { name: name.clone(), content }));
+        }
+        Ok(look)
     }
 
     fn look_below(&self, root: &Path) -> io::Result<(BTreeMap<String, Known>, Look)> {
@@ -131,25 +172,16 @@ impl Directory {
         list(root, String::new(), 0, &mut names)?;
         names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
         let mut left = ALL_OCTETS;
-        let mut known = BTreeMap::new();
         let mut changed = Vec::new();
+        let mut known = Vec::with_capacity(names.len());
         for (name, stamp) in names {
-            let old = self.known.get(&name);
-            if let Some(old) = old.filter(|old| stamp.is_some() && old.stamp == stamp && old.octets <= left) {
-                left -= old.octets;
-                known.insert(name, *old);
-                continue;
-            }
-            let content = read_file(&root.join(&name), left.min(FILE_OCTETS));
-            let octets = content.as_ref().map_or(0, |octets| octets.len() as u64);
-            left -= octets;
-            let hash = hash(&content);
-            let stamp = stamp.filter(|stamp| content.is_ok() && stamp.is_settled(now));
-            known.insert(name.clone(), Known { stamp, hash, octets });
-            if old.is_none_or(|old| old.hash != hash) {
-                changed.push(File { name, content });
-            }
+            let (found, content) = meet(&root.join(&name), stamp, self.known.get(&name).copied(), left, now);
+            left -= found.octets;
+            changed.extend(content.map(|content| File { name: name.clone(), content }));
+            known.push((name, found));
         }
+        // Sorted already: this is the fast way to make a map.
+        let known: BTreeMap<String, Known> = known.into_iter().collect();
         let gone = self.known.keys().filter(|name| !known.contains_key(*name)).cloned().collect();
         Ok((known, Look { changed, gone }))
     }
@@ -158,14 +190,32 @@ impl Directory {
     pub fn generation_hash(&self) -> FileHash {
         generation_hash(self.known.iter().map(|(name, known)| (name.as_str(), known.hash)))
     }
+}
 
-    /// As if nothing had been read.
-    pub fn forget(&mut self) {
-        self.known.clear();
+/// What is known of a file now; its content if that is new. `left`: how many octets it may have at most.
+fn meet(
+    path: &Path,
+    stamp: Option<Stamp>,
+    old: Option<Known>,
+    left: u64,
+    now: SystemTime,
+) -> (Known, Option<Result<Vec<u8>, String>>) {
+    if let Some(old) = old.filter(|old| stamp.is_some() && old.stamp == stamp && old.octets <= left) {
+        return (old, None);
     }
+    let content = read_file(path, left.min(FILE_OCTETS));
+    let octets = content.as_ref().map_or(0, |octets| octets.len() as u64);
+    let hash = hash(&content);
+    let stamp = stamp.filter(|stamp| content.is_ok() && stamp.is_settled(now));
+    (Known { stamp, hash, octets }, Some(content).filter(|_| old.is_none_or(|old| old.hash != hash)))
 }
 
 impl Stamp {
+    /// That of a file; `None` if there is none that can be read.
+    fn at(path: &Path) -> Option<Stamp> {
+        fs::metadata(path).ok().filter(Metadata::is_file).map(|metadata| Stamp::of(&metadata))
+    }
+
     fn of(metadata: &Metadata) -> Stamp {
         Stamp {
             device: metadata.dev(),
@@ -302,6 +352,59 @@ mod tests {
         fs::remove_file(at("a.json")).unwrap();
         assert_eq!(looked(&mut directory), (names(&["b.yaml"]), names(&["a.json"])));
         assert_ne!(directory.generation_hash(), first);
+    }
+
+    #[test]
+    fn a_look_at_some_names_finds_what_changed_under_these() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.json", "b.json", "c.json"] {
+            write_long_ago(&at(name), "[1]");
+        }
+        let mut directory = Directory::new(folder.path());
+        looked(&mut directory);
+        let mut looked_at = |wanted: &[&str]| {
+            let look = directory.look_at(&wanted.iter().map(|name| (*name).to_owned()).collect()).unwrap();
+            let changed: Vec<String> = look.changed.into_iter().map(|file| file.name).collect();
+            (changed, look.gone, directory.generation_hash())
+        };
+        write_long_ago(&at("a.json"), "[2]");
+        write_long_ago(&at("b.json"), "[2]");
+        fs::remove_file(at("c.json")).unwrap();
+        fs::write(at("d.json"), "[4]").unwrap();
+        fs::write(at("notes.txt"), "[4]").unwrap();
+        let seen = looked_at(&["a.json", "c.json", "d.json", "notes.txt", ".d.json.new", "never.json"]);
+        assert_eq!((seen.0, seen.1), (names(&["a.json", "d.json"]), names(&["c.json"])));
+        // What is not told of is found by a whole look, and so is what can't be told of.
+        fs::create_dir(at("more")).unwrap();
+        fs::write(at("more/e.json"), "[5]").unwrap();
+        let seen = looked_at(&["more"]);
+        assert_eq!((seen.0, seen.1), (names(&["b.json", "more/e.json"]), names(&[])));
+        fs::remove_dir_all(at("more")).unwrap();
+        let seen = looked_at(&["more"]);
+        assert_eq!((seen.0, seen.1), (names(&[]), names(&["more/e.json"])));
+        let anew = read(folder.path()).unwrap();
+        let hashes = anew.iter().map(|file| (file.name.as_str(), hash(&file.content)));
+        assert_eq!(seen.2, generation_hash(hashes));
+    }
+
+    #[test]
+    fn a_generation_that_is_swapped_in_is_read_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        for (generation, text) in [("..one", "[1]"), ("..two", "[2]")] {
+            fs::create_dir(folder.path().join(generation)).unwrap();
+            fs::write(folder.path().join(generation).join("a.json"), text).unwrap();
+        }
+        let link = |to: &str| {
+            std::os::unix::fs::symlink(to, folder.path().join("..new")).unwrap();
+            fs::rename(folder.path().join("..new"), folder.path().join("..data")).unwrap();
+        };
+        link("..one");
+        let mut directory = Directory::new(folder.path());
+        looked(&mut directory);
+        link("..two");
+        let look = directory.look_at(&BTreeSet::from(["other.json".to_owned()])).unwrap();
+        assert_eq!(look.changed[0].content, Ok(b"[2]".to_vec()));
     }
 
     #[test]

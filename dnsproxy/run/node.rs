@@ -216,7 +216,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
                 node.reload().await;
                 node.look_at_links().await;
             }
-            () = watch.changed() => node.reload_if_changed().await,
+            changed = watch.changed() => node.reload_if_changed(changed).await,
             event = link_events.next() => match event {
                 Some(event) => node.link_event(event).await,
                 None => anyhow::bail!("the netlink socket was closed"),

@@ -85,19 +85,22 @@ struct Change {
 impl Node {
     /// Reads the snapshot and puts it in force.
     pub async fn reload(&mut self) {
-        self.load(false).await;
+        self.load(false, None).await;
     }
 
     /// The same, unless it is what was read last.
-    pub async fn reload_if_changed(&mut self) {
-        self.load(true).await;
+    ///
+    /// `names`: nothing but files of these names can have changed; `None`: anything.
+    pub async fn reload_if_changed(&mut self, names: Option<BTreeSet<String>>) {
+        self.load(true, names).await;
     }
 
-    async fn load(&mut self, only_if_changed: bool) {
+    async fn load(&mut self, only_if_changed: bool, names: Option<BTreeSet<String>>) {
         if self.snapshot.path() != self.config.snapshot {
             self.snapshot = snapshot::Source::new(&self.config.snapshot);
         }
-        let snapshot = self.snapshot.read(&self.state.last_good, self.config.policy.on_invalid.into());
+        let snapshot =
+            self.snapshot.read_at(names.as_ref(), &self.state.last_good, self.config.policy.on_invalid.into());
         if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
             return;
         }
