@@ -1,5 +1,6 @@
 # make demo   installs what is missing, builds, and plays the story of README.md in network namespaces of its own
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
+# make test-long   a million random policies and packets more, of the compiler and of the kernel programs; minutes
 
 SHELL := /bin/bash
 .ONESHELL:
@@ -17,7 +18,7 @@ HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
+.PHONY: demo test test-long lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
 
 demo: deps
 	cargo build --release --bin namegate --example demo
@@ -26,6 +27,15 @@ demo: deps
 
 test: deps deps-peers lint
 	@integration/test.sh
+
+# A JSON line a test. NAMEGATE_CASES: how many packets are judged.
+test-long: export NAMEGATE_CASES ?= 1000000
+test-long: deps
+	cargo test --lib engine::compile -- --nocapture --test-threads 1 | grep -E '^\{|^test result|FAILED|panicked'
+	cargo test --test programs --no-run
+	programs="$$(cargo test --test programs --no-run --message-format=json 2>/dev/null |
+		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
+	$(SUDO) env NAMEGATE_CASES="$$NAMEGATE_CASES" "$$programs" --test-threads 1 meaning
 
 lint: deps deps-lint deps-deny
 	cargo fmt --check

@@ -4,6 +4,7 @@
 //! | figure | module |
 //! |---|---|
 //! | nanoseconds a packet | [`kernel`] |
+//! | a rule set as large as the language allows: time, memory | [`rules`] |
 //! | a full load of a large cluster, and the change of one pod | [`snapshot`] |
 //! | connections that succeed right after the reply, memory | [`connect`] |
 //! | throughput of a workload's TCP stream | [`stream`] |
@@ -24,6 +25,7 @@ mod kernel;
 mod long;
 mod proc;
 mod queries;
+mod rules;
 mod snapshot;
 mod stream;
 mod tcp;
@@ -37,8 +39,9 @@ use lab::clock::now;
 use lab::process::guard;
 
 /// A figure's name, and what measures it. Each makes the world that it needs and prints its lines.
-const FIGURES: [(&str, fn()); 9] = [
+const FIGURES: [(&str, fn()); 10] = [
     ("kernel", kernel::measure),
+    ("rules", rules::measure),
     ("snapshot", snapshot::measure),
     ("connect", connect::measure),
     ("stream", stream::measure),

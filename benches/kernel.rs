@@ -27,7 +27,7 @@ use frames::{ACK, POD_MAC, SYN, TCP, from_pod, tcp, to_pod};
 
 #[path = "../integration/programs/frames.rs"]
 #[expect(dead_code, reason = "frames of the tests; few are needed here")]
-mod frames;
+pub mod frames;
 
 /// lo, only for its number.
 const IFINDEX: u32 = 1;

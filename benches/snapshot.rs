@@ -102,7 +102,7 @@ fn rounded(times: &BTreeMap<&'static str, f64>) -> BTreeMap<&'static str, f64> {
 /// Gives a pod that a workload of this node may reach if it has this label the label, or takes it away; its file's name.
 fn change_a_pod(cluster: &mut Cluster<'_>, change: usize) -> String {
     let target = HERE + 1 + change / 2 % 4;
-    cluster.label(target, "opened", if change % 2 == 0 { "app-0" } else { "nobody" })
+    cluster.label(target, "opened", if change.is_multiple_of(2) { "app-0" } else { "nobody" })
 }
 
 /// The pods of this node.

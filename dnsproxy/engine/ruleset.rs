@@ -140,7 +140,13 @@ pub struct DnsRule {
     pub ports: Vec<(Protocol, PortBlock)>,
     /// Names it lets through.
     pub patterns: Arc<PatternTrie<()>>,
+    /// Whether it speaks of DNS: it has `rules.dns`, or 53 stands among its ports. A rule that opens every port does not
+    /// make a resolver of everyone whom it means.
+    pub speaks_of_dns: bool,
 }
+
+/// How many servers a rule that opens every port may name one by one.
+const FEW_SERVERS: usize = 16;
 
 /// Servers that a rule denies, whatever allows them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -320,17 +326,21 @@ impl RuleSet {
         })
     }
 
-    /// The servers that rules name exactly, with the ports on which they may be asked: who is steered to the proxy.
+    /// The servers that rules name exactly, with the ports on which they may be asked: who is steered to the proxy, beside the
+    /// cluster's own. A class of peers names nobody, nor does a rule without ports that means many.
     pub fn resolvers(&self) -> Vec<(IpAddr, Protocol, PortBlock)> {
         let mut resolvers = Vec::new();
         for rule in &self.dns {
             let addresses: Vec<IpAddr> = match &rule.servers {
-                Servers::Addresses(addresses) | Servers::Entity(addresses) => addresses.clone(),
+                Servers::Addresses(addresses) => addresses.clone(),
                 Servers::Networks(networks) => {
                     networks.iter().filter(|n| n.prefix_len() == n.max_prefix_len()).map(IpNet::addr).collect()
                 }
-                Servers::Any | Servers::Carved(_) => Vec::new(),
+                Servers::Any | Servers::Carved(_) | Servers::Entity(_) => Vec::new(),
             };
+            if !rule.speaks_of_dns && addresses.len() > FEW_SERVERS {
+                continue;
+            }
             for address in addresses {
                 resolvers.extend(rule.ports.iter().map(|(protocol, port)| (address, *protocol, *port)));
             }

@@ -237,7 +237,7 @@ mod tests {
         for pattern in patterns {
             trie.insert(Pattern::pattern(pattern).unwrap(), (), None);
         }
-        DnsRule { rule: rule(policy), servers, ports: ports.to_vec(), patterns: Arc::new(trie) }
+        DnsRule { rule: rule(policy), servers, ports: ports.to_vec(), patterns: Arc::new(trie), speaks_of_dns: true }
     }
 
     const UDP: &[(Protocol, PortBlock)] = &[(Protocol::Udp, PortBlock::one(53))];

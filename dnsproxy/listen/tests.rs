@@ -145,6 +145,7 @@ fn rules(names: &[&str], dns: &[&str]) -> RuleSet {
         servers: Servers::Any,
         ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
+        speaks_of_dns: true,
     };
     RuleSet {
         selected: true,

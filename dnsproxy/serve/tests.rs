@@ -127,6 +127,7 @@ fn rules(names: &[&str], dns: &[&str]) -> Arc<RuleSet> {
         servers: Servers::Any,
         ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
+        speaks_of_dns: true,
     };
     Arc::new(RuleSet {
         selected: true,

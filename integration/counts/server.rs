@@ -74,6 +74,7 @@ pub fn serve(upstream: u16, kind: Kind) -> ! {
         servers: Servers::Any,
         ports: vec![(Protocol::Udp, PortBlock::ANY), (Protocol::Tcp, PortBlock::ANY)],
         patterns: Arc::new(patterns),
+        speaks_of_dns: true,
     };
     let rules = RuleSet {
         selected: true,

@@ -6,8 +6,11 @@ mod bench;
 mod change;
 mod classes;
 mod frames;
+mod meaning;
 mod reference;
 mod reload;
+#[path = "../worlds.rs"]
+mod worlds;
 
 use libtest_mimic::{Arguments, Failed, Trial};
 
@@ -44,6 +47,7 @@ fn main() {
             the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
         change: no_row_that_is_changed_in_place_opens_more_than_before_or_after;
         reload: no_step_of_a_reload_opens_more_than_before_or_after;
+        meaning: the_programs_do_what_random_policies_say;
         reference: the_programs_agree_with_a_model_on_random_rules_and_packets;
     };
     let cases = cases.into_iter().map(|case| case.with_ignored_flag(!able)).collect();

@@ -197,3 +197,21 @@ fn the_cases_of_the_readme_get_what_they_expect() {
     let (outcomes, unreadable) = judged(read, None);
     assert!(!unreadable && outcomes.len() == 3 && outcomes.iter().all(|outcome| outcome.ok), "{outcomes:#?}");
 }
+
+#[test]
+fn named_ports_are_those_of_the_side_that_listens() {
+    let named = OBJECTS.replace("\"5432\"", "postgres");
+    let case = |ports: &str, port: u16, got: &str| {
+        let objects: String = named.lines().map(|line| format!("  {line}\n")).collect();
+        let text = format!(
+            "objects: |\n{objects}subject: {{namespace: shop, labels: {{app: web}}}}\ndirection: egress\n\
+             peer: {{namespace: shop, labels: {{app: db}}}}\nport: {port}\nnamed_ports: {ports}\nexpect: {got}\n"
+        );
+        let (outcomes, _) = run(&text);
+        assert!(outcomes[0].ok, "{outcomes:#?}");
+    };
+    case("{TCP: {postgres: 6000}}", 6000, "allow");
+    case("{TCP: {postgres: 6000}}", 5432, "deny");
+    case("{UDP: {postgres: 6000}}", 6000, "deny");
+    case("{}", 5432, "deny");
+}

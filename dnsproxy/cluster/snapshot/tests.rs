@@ -3,6 +3,7 @@
 mod again;
 mod mutation;
 mod policies;
+mod semantics;
 mod tricks;
 mod validation;
 

@@ -13,7 +13,7 @@ use super::{Compiler, items};
 use crate::engine::endpoint::PodRef;
 use crate::engine::labels::Match;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
-use crate::engine::policy::{Item, NameRule, Peers, Ports, Rule};
+use crate::engine::policy::{Item, NameRule, Peers, Port, Ports, Rule};
 use crate::engine::port::{PortBlock, covers};
 use crate::engine::ruleset::{Direction, DnsDeny, DnsRule, Protocol, Servers};
 use crate::engine::verdict::RuleRef;
@@ -41,8 +41,10 @@ pub(super) fn rules(
             continue;
         }
         let mut allow = |rule: &RuleRef, patterns: &Arc<PatternTrie<()>>, meaning: Meaning<'_>| {
+            let speaks_of_dns = meaning.of == Of::Carriers || names_port_53(item);
             for (servers, ports) in meaning.servers() {
-                allowed.push(DnsRule { rule: rule.clone(), servers, ports, patterns: patterns.clone() });
+                let (rule, patterns) = (rule.clone(), patterns.clone());
+                allowed.push(DnsRule { rule, servers, ports, patterns, speaks_of_dns });
             }
         };
         if let Ports::These(entries) = &item.ports {
@@ -63,6 +65,15 @@ pub(super) fn rules(
 /// Whether these rules are about names at all.
 pub(super) fn are_steered(rules: &[(&Rule, Match)]) -> bool {
     items(rules, Direction::Egress).any(|(item, deny)| !deny && asks_for_steering(item))
+}
+
+/// Whether 53 stands among an item's ports, by number or by a name.
+fn names_port_53(item: &Item) -> bool {
+    let Ports::These(entries) = &item.ports else { return false };
+    entries.iter().flat_map(|entry| &entry.ports).any(|(_, port)| match port {
+        Port::Block(block) => *block == PortBlock::one(DNS),
+        Port::Named(_) => true,
+    })
 }
 
 fn asks_for_steering(item: &Item) -> bool {

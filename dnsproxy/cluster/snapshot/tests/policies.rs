@@ -264,6 +264,22 @@ fn a_resolver_allowed_without_names_may_be_asked_anything_by_who_is_steered() {
 }
 
 #[test]
+fn a_rule_for_the_whole_cluster_makes_a_resolver_of_nobody() {
+    let steered = "- toFQDNs: [{matchName: a.example}]\n  toPorts: [{ports: [{port: \"443\"}]}]";
+    let resolvers =
+        |rule: &str| asking(&format!("endpointSelector: {{}}\negress:\n{rule}\n{steered}"), DB).rules.resolvers();
+    assert_eq!(resolvers("- toEntities: [cluster]"), []);
+    assert_eq!(resolvers("- toEntities: [cluster]\n  toPorts: [{ports: [{port: \"53\"}]}]"), []);
+    assert!(!resolvers("- toEndpoints: [{}]\n  toPorts: [{ports: [{port: \"53\"}]}]").is_empty());
+    // Every port of a few is said of each of them; of many it is not.
+    let blocks = |count: u8| {
+        let blocks: Vec<String> = (1..=count).map(|host| format!("192.0.2.{host}/32")).collect();
+        resolvers(&format!("- toCIDR: [{}]", blocks.join(", "))).len()
+    };
+    assert_eq!((blocks(16), blocks(17)), (32, 0), "two protocols each");
+}
+
+#[test]
 fn ports_with_names_open_nothing_past_the_proxy() {
     let view = asking(&dns_of_db("5353", ""), DB);
     let address = "10.0.0.2".parse().unwrap();
