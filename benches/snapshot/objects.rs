@@ -79,23 +79,30 @@ impl<'d> Cluster<'d> {
         cluster
     }
 
-    /// Gives a pod another label and writes the file that it is in.
-    pub fn label(&mut self, number: usize, key: &str, value: &str) {
+    /// Gives a pod another label and writes the file that it is in; the file's name.
+    pub fn label(&mut self, number: usize, key: &str, value: &str) -> String {
         self.pods[number]["metadata"]["labels"][key] = value.into();
         self.write_pod(number);
+        self.file_of(number)
+    }
+
+    fn file_of(&self, number: usize) -> String {
+        match self.layout {
+            Layout::Single => format!("pod-{number}.json"),
+            Layout::Shards => format!("pods-{}.json", number / SHARD),
+            Layout::Whole => "pods.json".to_owned(),
+        }
     }
 
     fn write_pod(&self, number: usize) {
+        let path = self.directory.join(self.file_of(number));
         match self.layout {
-            Layout::Single => {
-                replace(&self.directory.join(format!("pod-{number}.json")), &format!("{}\n", self.pods[number]))
-            }
+            Layout::Single => replace(&path, &format!("{}\n", self.pods[number])),
             Layout::Shards => {
                 let shard = number / SHARD;
-                let pods = &self.pods[shard * SHARD..(shard + 1) * SHARD];
-                replace(&self.directory.join(format!("pods-{shard}.json")), &lines(pods));
+                replace(&path, &lines(&self.pods[shard * SHARD..(shard + 1) * SHARD]));
             }
-            Layout::Whole => replace(&self.directory.join("pods.json"), &list(&self.pods)),
+            Layout::Whole => replace(&path, &list(&self.pods)),
         }
     }
 }

@@ -7,9 +7,10 @@
 //! What is fast: a file an object, or files of up to some hundred objects (as JSON lines or a `List`), replaced by a
 //! rename. One file of everything is read and parsed as a whole at each change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, Metadata};
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
@@ -59,6 +60,8 @@ pub type FileHash = [u8; 32];
 #[derive(Debug)]
 pub struct Directory {
     path: PathBuf,
+    /// Where the generation was that was read last.
+    root: Option<Root>,
     known: BTreeMap<String, Known>,
 }
 
@@ -69,6 +72,24 @@ pub struct Look {
     pub changed: Vec<File>,
     /// Files that are not there any more; by name.
     pub gone: Vec<String>,
+}
+
+/// The directory that holds one generation.
+#[derive(Clone, PartialEq, Eq, Debug)]
+struct Root {
+    path: PathBuf,
+    /// Another directory may be put in its place.
+    device: u64,
+    inode: u64,
+}
+
+/// A file that was come across.
+struct Found {
+    name: String,
+    /// If it is a file that can be looked at.
+    stamp: Option<Stamp>,
+    /// Why it isn't read.
+    fault: Option<&'static str>,
 }
 
 /// A file as it was read.
@@ -98,7 +119,7 @@ const SETTLED: Duration = Duration::from_secs(2);
 impl Directory {
     /// Nothing is read yet.
     pub fn new(path: &Path) -> Directory {
-        Directory { path: path.to_owned(), known: BTreeMap::new() }
+        Directory { path: path.to_owned(), root: None, known: BTreeMap::new() }
     }
 
     /// Its path.
@@ -110,47 +131,85 @@ impl Directory {
     /// that one generation is read and never half of two.
     ///
     /// # Errors
-    /// The directory can't be read; the last look stands. A file that can't be read is no error here.
+    /// The directory can't be read, or is another one each time that it was; the last look stands. A file that can't be read
+    /// is no error here.
     pub fn look(&mut self) -> io::Result<Look> {
-        let mut tries = 0;
-        loop {
-            tries += 1;
-            let root = resolve(&self.path)?;
-            let result = self.look_below(&root);
+        for _ in 0..TRIES {
+            let root = Root::of(&self.path)?;
+            let result = self.look_below(&root.path);
             // A mounted ConfigMap changes by a rename of `..data`: what was read is whole only if it is still the same.
-            if tries == TRIES || resolve(&self.path).is_ok_and(|now| now == root) {
+            if Root::of(&self.path).is_ok_and(|now| now == root) {
                 let (known, look) = result?;
                 self.known = known;
+                self.root = Some(root);
                 return Ok(look);
             }
         }
+        Err(io::Error::other(format!(
+            "replaced while it was read, {TRIES} times; it must rest for as long as that takes"
+        )))
+    }
+
+    /// The same, when nothing but these names directly in the directory can have changed: of the others not even the stamp is
+    /// looked at. Where that can't be told, everything is.
+    ///
+    /// # Errors
+    /// As [`Directory::look`].
+    pub fn look_at(&mut self, names: &BTreeSet<String>) -> io::Result<Look> {
+        let root = Root::of(&self.path)?;
+        let is_folder = |name: &String| {
+            let first = format!("{name}/");
+            root.path.join(name).is_dir()
+                || self.known.range(first.clone()..).next().is_some_and(|(at, _)| at.starts_with(&first))
+        };
+        let plain = |name: &String| !name.starts_with("..") && !name.contains('/') && !is_folder(name);
+        if self.root.as_ref() != Some(&root) || !names.iter().all(plain) {
+            return self.look();
+        }
+        let now = clock::wall();
+        let mut look = Look { changed: Vec::new(), gone: Vec::new() };
+        let mut known = Vec::new();
+        let mut left = ALL_OCTETS.saturating_sub(self.known.values().map(|known| known.octets).sum());
+        for name in names.iter().filter(|name| !name.starts_with('.') && is_manifest(name)) {
+            let path = root.path.join(name);
+            let old = self.known.get(name).copied();
+            left += old.map_or(0, |old| old.octets);
+            if fs::symlink_metadata(&path).is_err_and(|error| error.kind() == io::ErrorKind::NotFound) {
+                look.gone.extend(old.map(|_| name.clone()));
+                continue;
+            }
+            let (met, content) = meet(Stamp::at(&path), old, left, now, |limit| read_file(&path, limit));
+            left -= met.octets;
+            known.push((name.clone(), met));
+            look.changed.extend(content.map(|content| File { name: name.clone(), content }));
+        }
+        if !Root::of(&self.path).is_ok_and(|now| now == root) {
+            return self.look();
+        }
+        for name in &look.gone {
+            self.known.remove(name);
+        }
+        self.known.extend(known);
+        Ok(look)
     }
 
     fn look_below(&self, root: &Path) -> io::Result<(BTreeMap<String, Known>, Look)> {
         let now = clock::wall();
-        let mut names = Vec::new();
-        list(root, String::new(), 0, &mut names)?;
-        names.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let mut found = Vec::new();
+        list(root, String::new(), 0, &mut found)?;
+        found.sort_unstable_by(|a, b| a.name.cmp(&b.name));
         let mut left = ALL_OCTETS;
-        let mut known = BTreeMap::new();
         let mut changed = Vec::new();
-        for (name, stamp) in names {
-            let old = self.known.get(&name);
-            if let Some(old) = old.filter(|old| stamp.is_some() && old.stamp == stamp && old.octets <= left) {
-                left -= old.octets;
-                known.insert(name, *old);
-                continue;
-            }
-            let content = read_file(&root.join(&name), left.min(FILE_OCTETS));
-            let octets = content.as_ref().map_or(0, |octets| octets.len() as u64);
-            left -= octets;
-            let hash = hash(&content);
-            let stamp = stamp.filter(|stamp| content.is_ok() && stamp.is_settled(now));
-            known.insert(name.clone(), Known { stamp, hash, octets });
-            if old.is_none_or(|old| old.hash != hash) {
-                changed.push(File { name, content });
-            }
+        let mut known = Vec::with_capacity(found.len());
+        for Found { name, stamp, fault } in found {
+            let read = |limit| fault.map_or_else(|| read_file(&root.join(&name), limit), |fault| Err(fault.to_owned()));
+            let (met, content) = meet(stamp, self.known.get(&name).copied(), left, now, read);
+            left -= met.octets;
+            changed.extend(content.map(|content| File { name: name.clone(), content }));
+            known.push((name, met));
         }
+        // Sorted already: this is the fast way to make a map.
+        let known: BTreeMap<String, Known> = known.into_iter().collect();
         let gone = self.known.keys().filter(|name| !known.contains_key(*name)).cloned().collect();
         Ok((known, Look { changed, gone }))
     }
@@ -159,14 +218,32 @@ impl Directory {
     pub fn generation_hash(&self) -> FileHash {
         generation_hash(self.known.iter().map(|(name, known)| (name.as_str(), known.hash)))
     }
+}
 
-    /// As if nothing had been read.
-    pub fn forget(&mut self) {
-        self.known.clear();
+/// What is known of a file now; its content if that is new. `left`: how many octets it may have at most.
+fn meet(
+    stamp: Option<Stamp>,
+    old: Option<Known>,
+    left: u64,
+    now: SystemTime,
+    read: impl FnOnce(u64) -> Result<Vec<u8>, String>,
+) -> (Known, Option<Result<Vec<u8>, String>>) {
+    if let Some(old) = old.filter(|old| stamp.is_some() && old.stamp == stamp && old.octets <= left) {
+        return (old, None);
     }
+    let content = read(left.min(FILE_OCTETS));
+    let octets = content.as_ref().map_or(0, |octets| octets.len() as u64);
+    let hash = hash(&content);
+    let stamp = stamp.filter(|stamp| content.is_ok() && stamp.is_settled(now));
+    (Known { stamp, hash, octets }, Some(content).filter(|_| old.is_none_or(|old| old.hash != hash)))
 }
 
 impl Stamp {
+    /// That of a file; `None` if there is none that can be read.
+    fn at(path: &Path) -> Option<Stamp> {
+        fs::metadata(path).ok().filter(Metadata::is_file).map(|metadata| Stamp::of(&metadata))
+    }
+
     fn of(metadata: &Metadata) -> Stamp {
         Stamp {
             device: metadata.dev(),
@@ -205,33 +282,45 @@ pub fn generation_hash<'n>(files: impl Iterator<Item = (&'n str, FileHash)>) -> 
     hash.finalize().into()
 }
 
-/// The directory that holds the generation: where `..data` points to, else the directory itself.
-fn resolve(dir: &Path) -> io::Result<PathBuf> {
-    let data = dir.join("..data");
-    match fs::symlink_metadata(&data) {
-        Ok(_) => fs::canonicalize(data),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => fs::canonicalize(dir),
-        Err(error) => Err(error),
+impl Root {
+    /// Where `..data` points to, else the directory itself.
+    fn of(dir: &Path) -> io::Result<Root> {
+        let data = dir.join("..data");
+        let path = match fs::symlink_metadata(&data) {
+            Ok(_) => fs::canonicalize(data)?,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => fs::canonicalize(dir)?,
+            Err(error) => return Err(error),
+        };
+        let metadata = fs::metadata(&path)?;
+        Ok(Root { path, device: metadata.dev(), inode: metadata.ino() })
     }
 }
 
-/// Names below `root`, each with its stamp if it is a file that can be looked at.
-fn list(root: &Path, below: String, depth: usize, names: &mut Vec<(String, Option<Stamp>)>) -> io::Result<()> {
+/// What lies below `root`.
+fn list(root: &Path, below: String, depth: usize, found: &mut Vec<Found>) -> io::Result<()> {
     for entry in fs::read_dir(root.join(&below))? {
         let entry = entry?;
-        let name = entry.file_name().to_string_lossy().into_owned();
+        let name = entry.file_name();
+        let (name, fault) = match name.to_str() {
+            Some(name) => (name.to_owned(), None),
+            None => (name.as_bytes().escape_ascii().to_string(), Some("its name is not UTF-8; the names of files are")),
+        };
         if name.starts_with('.') {
             continue;
         }
         let path = if below.is_empty() { name } else { format!("{below}/{name}") };
         let kind = entry.file_type()?;
-        if kind.is_dir() {
+        if kind.is_dir() && fault.is_none() {
             if depth < DEPTH {
-                list(root, path, depth + 1, names)?;
+                list(root, path, depth + 1, found)?;
             }
+        } else if kind.is_dir() {
+            let fault = Some("its name is not UTF-8; the names of folders are");
+            found.push(Found { name: path, stamp: None, fault });
         } else if is_manifest(&path) {
             let metadata = if kind.is_symlink() { fs::metadata(entry.path()) } else { entry.metadata() };
-            names.push((path, metadata.ok().filter(Metadata::is_file).map(|metadata| Stamp::of(&metadata))));
+            let stamp = metadata.ok().filter(|metadata| metadata.is_file() && fault.is_none());
+            found.push(Found { name: path, stamp: stamp.map(|metadata| Stamp::of(&metadata)), fault });
         }
     }
     Ok(())
@@ -304,6 +393,141 @@ mod tests {
         fs::remove_file(at("a.json")).unwrap();
         assert_eq!(looked(&mut directory), (names(&["b.yaml"]), names(&["a.json"])));
         assert_ne!(directory.generation_hash(), first);
+    }
+
+    #[test]
+    fn a_look_at_some_names_finds_what_changed_under_these() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["a.json", "b.json", "c.json"] {
+            write_long_ago(&at(name), "[1]");
+        }
+        let mut directory = Directory::new(folder.path());
+        looked(&mut directory);
+        let mut looked_at = |wanted: &[&str]| {
+            let look = directory.look_at(&wanted.iter().map(|name| (*name).to_owned()).collect()).unwrap();
+            let changed: Vec<String> = look.changed.into_iter().map(|file| file.name).collect();
+            (changed, look.gone, directory.generation_hash())
+        };
+        write_long_ago(&at("a.json"), "[2]");
+        write_long_ago(&at("b.json"), "[2]");
+        fs::remove_file(at("c.json")).unwrap();
+        fs::write(at("d.json"), "[4]").unwrap();
+        fs::write(at("notes.txt"), "[4]").unwrap();
+        let seen = looked_at(&["a.json", "c.json", "d.json", "notes.txt", ".d.json.new", "never.json"]);
+        assert_eq!((seen.0, seen.1), (names(&["a.json", "d.json"]), names(&["c.json"])));
+        // What is not told of is found by a whole look, and so is what can't be told of.
+        fs::create_dir(at("more")).unwrap();
+        fs::write(at("more/e.json"), "[5]").unwrap();
+        let seen = looked_at(&["more"]);
+        assert_eq!((seen.0, seen.1), (names(&["b.json", "more/e.json"]), names(&[])));
+        fs::remove_dir_all(at("more")).unwrap();
+        let seen = looked_at(&["more"]);
+        assert_eq!((seen.0, seen.1), (names(&[]), names(&["more/e.json"])));
+        let anew = read(folder.path()).unwrap();
+        let hashes = anew.iter().map(|file| (file.name.as_str(), hash(&file.content)));
+        assert_eq!(seen.2, generation_hash(hashes));
+    }
+
+    #[test]
+    fn a_generation_that_is_swapped_in_is_read_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        for (generation, text) in [("..one", "[1]"), ("..two", "[2]")] {
+            fs::create_dir(folder.path().join(generation)).unwrap();
+            fs::write(folder.path().join(generation).join("a.json"), text).unwrap();
+        }
+        let link = |to: &str| {
+            std::os::unix::fs::symlink(to, folder.path().join("..new")).unwrap();
+            fs::rename(folder.path().join("..new"), folder.path().join("..data")).unwrap();
+        };
+        link("..one");
+        let mut directory = Directory::new(folder.path());
+        looked(&mut directory);
+        link("..two");
+        let look = directory.look_at(&BTreeSet::from(["other.json".to_owned()])).unwrap();
+        assert_eq!(look.changed[0].content, Ok(b"[2]".to_vec()));
+    }
+
+    #[test]
+    fn of_generations_that_are_swapped_meanwhile_one_is_read_and_never_half_of_two() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        let put = |generation: u32| {
+            let inner = format!("..{generation}");
+            fs::create_dir(at(&inner)).unwrap();
+            for name in ["a.json", "b.json"] {
+                fs::write(at(&inner).join(name), format!("[{generation}]")).unwrap();
+            }
+            std::os::unix::fs::symlink(inner, at("..new")).unwrap();
+            fs::rename(at("..new"), at("..data")).unwrap();
+        };
+        put(0);
+        let wanted = BTreeSet::from(["a.json".to_owned(), "b.json".to_owned()]);
+        let done = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for generation in 1..1000 {
+                    put(generation);
+                    fs::remove_dir_all(at(&format!("..{}", generation - 1))).unwrap();
+                }
+                done.store(true, std::sync::atomic::Ordering::Relaxed);
+            });
+            let mut directory = Directory::new(folder.path());
+            let mut texts: BTreeMap<String, Vec<u8>> = BTreeMap::new();
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                for partial in [false, true, true, true] {
+                    let look = if partial { directory.look_at(&wanted) } else { directory.look() };
+                    let Ok(look) = look else { continue }; // swapped again and again: what was known stands
+                    assert_eq!(look.gone, names(&[]));
+                    texts.extend(look.changed.into_iter().map(|file| (file.name, file.content.expect("it is there"))));
+                    assert_eq!((texts.len(), &texts["a.json"]), (2, &texts["b.json"]));
+                }
+            }
+        });
+    }
+
+    #[test]
+    fn a_directory_that_takes_the_place_of_another_is_read_as_a_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        for name in ["at", "next"] {
+            fs::create_dir(at(name)).unwrap();
+            write_long_ago(&at(name).join("a.json"), name);
+        }
+        let mut directory = Directory::new(&at("at"));
+        looked(&mut directory);
+        fs::rename(at("at"), at("old")).unwrap();
+        fs::rename(at("next"), at("at")).unwrap();
+        let look = directory.look_at(&BTreeSet::from(["other.json".to_owned()])).unwrap();
+        assert_eq!(look.changed[0].content, Ok(b"next".to_vec()));
+    }
+
+    #[test]
+    fn a_name_that_is_not_utf_8_is_refused_and_others_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &[u8]| folder.path().join(std::ffi::OsStr::from_bytes(name));
+        fs::write(at(b"a\xff.json"), "{}").unwrap();
+        fs::write(at(b"b\xff.txt"), "{}").unwrap();
+        fs::create_dir(at(b"c\xff")).unwrap();
+        fs::write(at(b"d.json"), "{}").unwrap();
+        let look = Directory::new(folder.path()).look().unwrap();
+        let seen: Vec<(&str, bool)> =
+            look.changed.iter().map(|file| (file.name.as_str(), file.content.is_ok())).collect();
+        assert_eq!(seen, [("a\\xff.json", false), ("c\\xff", false), ("d.json", true)]);
+        let text = look.changed[0].content.as_ref().unwrap_err();
+        assert_eq!(text, "its name is not UTF-8; the names of files are");
+    }
+
+    #[test]
+    fn a_link_whose_target_changed_elsewhere_is_found_by_a_whole_look() {
+        let [folder, elsewhere] = [tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap()];
+        let target = elsewhere.path().join("target");
+        write_long_ago(&target, "[1]");
+        std::os::unix::fs::symlink(&target, folder.path().join("a.json")).unwrap();
+        let mut directory = Directory::new(folder.path());
+        looked(&mut directory);
+        write_long_ago(&target, "[2]");
+        assert_eq!(looked(&mut directory).0, names(&["a.json"]));
     }
 
     #[test]

@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde::Serialize;
 
 use super::packets::People;
-use super::reload::{cluster_dns, guard};
+use super::publish::guard;
+use super::reload::cluster_dns;
 use crate::clock;
 use crate::cluster::snapshot::{LastGood, read};
 use crate::config::Config;

@@ -8,6 +8,7 @@ mod journal;
 mod names;
 mod node;
 mod packets;
+mod publish;
 mod reload;
 pub mod state;
 mod steering;
@@ -26,7 +27,8 @@ use crate::kernel::load::redirect_messages;
 pub use explain::surroundings;
 pub use node::node;
 // Also for the scenarios that play without a kernel.
-pub use reload::{caps, cluster_dns, guard, routes, search_of, settings, settle};
+pub use publish::{caps, guard, routes, search_of, settings};
+pub use reload::{cluster_dns, settle};
 
 /// Takes everything away that a node left: programs, pins, filters, local addresses. The state stays: numbers in it must
 /// not be given out again.

@@ -14,7 +14,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::journal::{self, Journal};
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{names, packets, reload, steering, upkeep};
+use super::{names, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
@@ -58,7 +58,7 @@ pub(super) struct Node {
     /// What the kernel's `peers` hold; none: to be read.
     pub held: Option<PeerRows>,
     /// What those who watch and the guard know of it.
-    pub seen: Option<reload::Sight>,
+    pub seen: Option<publish::Sight>,
     /// Where the last good version of each object is written.
     pub journal: Journal,
     /// The state as it is on disk; none: not known.
@@ -150,7 +150,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let mut state = read_state(&config, &kernel)?;
     let journal = read_journal(&config, &mut state)?;
     let budgets = Budgets::map(&kernel)?;
-    let directory = Arc::new(ArcSwap::from_pointee(reload::empty_directory(&config)));
+    let directory = Arc::new(ArcSwap::from_pointee(publish::empty_directory(&config)));
     let teller = packets::teller(watchers.clone(), people.clone());
 
     let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
@@ -216,7 +216,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
                 node.reload().await;
                 node.look_at_links().await;
             }
-            () = watch.changed() => node.reload_if_changed().await,
+            changed = watch.changed() => node.reload_if_changed(changed).await,
             event = link_events.next() => match event {
                 Some(event) => node.link_event(event).await,
                 None => anyhow::bail!("the netlink socket was closed"),
@@ -397,7 +397,7 @@ impl Node {
             slept = slept.max(names.as_ref().map(|names| names.slept));
             let names = names.unwrap_or_default().rows;
             let meaning = Meaning::of(&self.state.endpoints[key].groups);
-            endpoint.adopted = FqdnTable::new(reload::caps(&self.config));
+            endpoint.adopted = FqdnTable::new(publish::caps(&self.config));
             for row in &rows {
                 endpoint.adopted.adopt(row, names.get(&row.address), &meaning, now);
             }

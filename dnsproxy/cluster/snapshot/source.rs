@@ -54,7 +54,21 @@ impl Source {
 
     /// What the directory says now. `last_good`: what the read before returned, or what an earlier run left.
     pub fn read(&mut self, last_good: &LastGood, on_invalid: OnInvalid) -> Snapshot {
-        let look = match self.directory.look() {
+        self.read_at(None, last_good, on_invalid)
+    }
+
+    /// The same, when nothing but files of these names can have changed; `None`: anything.
+    pub fn read_at(
+        &mut self,
+        names: Option<&BTreeSet<String>>,
+        last_good: &LastGood,
+        on_invalid: OnInvalid,
+    ) -> Snapshot {
+        let look = match names {
+            Some(names) if self.readable => self.directory.look_at(names),
+            _ => self.directory.look(),
+        };
+        let look = match look {
             Ok(look) => look,
             Err(error) => return self.unreadable(&error.to_string(), last_good, on_invalid),
         };

@@ -47,7 +47,7 @@ struct Reader<'a> {
     items: bool,
 }
 
-impl Reader<'_> {
+impl<'a> Reader<'a> {
     fn value(&mut self, depth: usize) -> Result<Node, TreeError> {
         let at = self.at;
         self.values += 1;
@@ -148,12 +148,24 @@ impl Reader<'_> {
                     text.extend_from_slice(self.escape()?.encode_utf8(&mut octets).as_bytes());
                 }
                 Some(octet) if octet >= 0x20 => {
-                    text.push(octet);
-                    self.step();
+                    let run = self.run(TEXT_OCTETS + 1 - text.len());
+                    text.extend_from_slice(run);
                 }
                 _ => return Err(self.unexpected("a closing quote")),
             }
         }
+    }
+
+    /// Steps over text up to a quote, an escape or what text can't hold: most of a file, so in one go.
+    fn run(&mut self, most: usize) -> &'a [u8] {
+        let rest = &self.octets[self.next..];
+        let ends = |octet: &u8| matches!(octet, b'"' | b'\\' | 0..0x20);
+        let length = rest.iter().take(most).position(ends).unwrap_or(rest.len().min(most));
+        let run = &rest[..length];
+        // Continuation octets of UTF-8 are no characters of their own.
+        self.at.column += run.iter().filter(|octet| **octet & 0xc0 != 0x80).count() as u32;
+        self.next += length;
+        run
     }
 
     fn escape(&mut self) -> Result<char, TreeError> {

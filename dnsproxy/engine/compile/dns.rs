@@ -284,7 +284,9 @@ impl Meaning<'_> {
         let only_special = is_any(peers);
         let entries: Vec<&Entry<'_>> =
             self.entries.iter().filter(|entry| !only_special || !entry.is_uniform()).collect();
-        if entries.is_empty() {
+        // Most items are about other ports, of however many peers.
+        let counts = |entry: &&Entry<'_>| !entry.named.is_empty() || !self.counted(entry.numbered.clone()).is_empty();
+        if !entries.iter().any(counts) {
             return found;
         }
         for peer in self.compiler.selected_of_all(peers, self.deny) {

@@ -56,13 +56,13 @@ impl<'w> Groups<'w> {
                 self.any.extend(ports.into_iter().map(|port| (direction, deny, port)));
             } else {
                 let networks = compiler.outside(&item.peers, deny);
-                let peers: Vec<PeerId> = compiler.selected(&item.peers, deny).map(|peer| peer.id).collect();
+                let peers = compiler.selected_ids(&item.peers, deny);
                 let members = self.members(direction, deny, ports, &item.at);
                 if let Peers::Names(names) = &item.peers {
                     members.names.extend(names);
                 }
                 members.networks.extend(networks);
-                members.peers.extend(peers);
+                members.peers.extend(peers.iter());
             }
         }
         for entry in entries.iter().filter(|entry| !entry.is_uniform()) {

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::base::{Base, Peer};
-use super::peers::is_any;
+use super::peers::{Selections, is_any};
 use super::services::{self, Front};
 use super::{CompileError, Compiler, dns, items, selecting};
 use crate::engine::bits::Bits;
@@ -30,6 +30,8 @@ const DNS: u16 = 53;
 pub struct Kept {
     world: World,
     pub(super) base: Base,
+    /// Whom selectors mean in the last world, as far as rule sets asked.
+    selections: Selections,
     /// What the last world changed.
     step: Step,
     /// Counts worlds.
@@ -64,6 +66,7 @@ impl Kept {
     pub fn next(&mut self, world: &World, ids: &mut PeerIds) {
         let old = std::mem::replace(&mut self.world, world.clone());
         self.turn += 1;
+        self.selections = Selections::default();
         self.step = self.step_from(&old, ids).unwrap_or_else(|| {
             self.base = Base::new(&self.world, ids);
             Step { everything: true, ..Step::default() }
@@ -94,7 +97,8 @@ impl Kept {
     /// # Errors
     /// As [`Compiler::compile`].
     pub fn rules(&mut self, subject: &PodRef, history: &[Group]) -> Result<Arc<RuleSet>, CompileError> {
-        let compiler = Compiler { world: &self.world, base: Cow::Borrowed(&self.base) };
+        let selections = self.selections.clone();
+        let compiler = Compiler { world: &self.world, base: Cow::Borrowed(&self.base), selections };
         let old = self.sets.get(subject).map(|(_, set)| set);
         let next = old.filter(|old| old.groups == history).and_then(|old| self.step.next(&compiler, subject, old));
         let set = match next {
@@ -160,6 +164,9 @@ impl Kept {
         let namespaces = world.namespaces.changes(&old.namespaces);
         let namespaces: BTreeSet<&String> = namespaces.into_iter().map(|(name, ..)| name).collect();
         for (reference, was, is) in world.pods.changes(&old.pods) {
+            if matches!((was, is), (Some(was), Some(is)) if same_pod(was, is)) {
+                continue;
+            }
             step.pods.insert(reference.clone());
             let holder = Holder::Pod(reference.clone());
             for address in was.filter(|pod| claims(pod)).into_iter().flat_map(|pod| &pod.addresses) {
@@ -384,6 +391,26 @@ impl Step {
 /// Whether a pod has its addresses for itself.
 fn claims(pod: &Pod) -> bool {
     !pod.host_network && !pod.finished
+}
+
+/// Whether a pod is the same to policies, wherever its object stands: in one long list all that follow a change move.
+fn same_pod(was: &Pod, is: &Pod) -> bool {
+    let Pod {
+        labels,
+        service_account,
+        addresses,
+        node,
+        host_network,
+        finished,
+        search,
+        ports,
+        mode,
+        readable,
+        place: _,
+    } = was;
+    (labels, service_account, addresses, node) == (&is.labels, &is.service_account, &is.addresses, &is.node)
+        && (host_network, finished, search) == (&is.host_network, &is.finished, &is.search)
+        && (ports, mode, readable) == (&is.ports, &is.mode, &is.readable)
 }
 
 /// Whether the nodes are the same to policies, wherever their objects stand.

@@ -116,6 +116,16 @@ fn what_is_kept_from_world_to_world_equals_what_is_made_anew() {
                     }
                 }
             }
+            // As when a line is put in above all of them.
+            for key in world.pods.keys().cloned().collect::<Vec<_>>() {
+                world.pods.get_mut(&key).unwrap().place.push('1');
+            }
+            kept.next(&world, &mut ids);
+            for (subject, set) in before.iter().filter(|(subject, _)| world.pods.contains_key(*subject)) {
+                if let Ok(found) = kept.rules(subject, &history[subject]) {
+                    prop_assert!(Arc::ptr_eq(&found, set), "{} only stands elsewhere", subject);
+                }
+            }
             Ok(())
         })
         .unwrap();

@@ -45,6 +45,7 @@ pub use why::Spoken;
 
 use base::Base;
 use groups::Groups;
+use peers::Selections;
 
 /// Why no rule set could be made.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
@@ -77,6 +78,7 @@ pub enum CompileError {
 pub struct Compiler<'w> {
     world: &'w World,
     base: Cow<'w, Base>,
+    selections: Selections,
 }
 
 /// Compiles one rule set; see [`Compiler::compile`].
@@ -90,7 +92,7 @@ pub fn compile(world: &World, subject: &PodRef, ids: &mut PeerIds, history: &[Gr
 impl<'w> Compiler<'w> {
     /// Numbers the peers and reads the Services.
     pub fn new(world: &'w World, ids: &mut PeerIds) -> Compiler<'w> {
-        Compiler { world, base: Cow::Owned(Base::new(world, ids)) }
+        Compiler { world, base: Cow::Owned(Base::new(world, ids)), selections: Selections::default() }
     }
 
     /// The rows of the kernel's `peers` map, shared by all rule sets of this world.

@@ -1,6 +1,8 @@
 //! Whom an item means: among the peers of the cluster, and outside of it.
 
+use std::collections::HashMap;
 use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 
@@ -9,6 +11,7 @@ use super::base::Peer;
 use super::services::Backing;
 use crate::engine::labels::{Labels, Match, Selector};
 use crate::engine::policy::{BlockOf, Entity, Peers, ServicePeer};
+use crate::engine::ruleset::PeerId;
 use crate::engine::world::{Holder, Service, World};
 
 /// Addresses outside the cluster: a network less some.
@@ -17,6 +20,14 @@ pub(super) struct Outside<'w> {
     pub network: IpNet,
     pub except: &'w [IpNet],
 }
+
+/// Whom sets of selectors mean in one world: rules of many workloads share them, and each may mean thousands. A clone is
+/// the same.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Selections(Arc<Mutex<HashMap<Selected, Arc<[PeerId]>>>>);
+
+/// Selectors, and whether they deny.
+type Selected = (Vec<Selector>, bool);
 
 /// A Service that an item means: its namespace, the object, what is behind it.
 type Found<'a> = (&'a str, &'a Service, Option<&'a Backing>);
@@ -35,6 +46,14 @@ impl Compiler<'_> {
     pub(super) fn selected<'a>(&'a self, peers: &'a Peers, deny: bool) -> impl Iterator<Item = &'a Peer> {
         let wanted = self.wanted(peers, deny);
         self.base.candidates(peers, deny).filter(move |peer| peer.is_meant(self.world, &wanted))
+    }
+
+    /// The same, as numbers.
+    pub(super) fn selected_ids(&self, peers: &Peers, deny: bool) -> Arc<[PeerId]> {
+        let select = || self.selected(peers, deny).map(|peer| peer.id).collect();
+        let Peers::Endpoints(selectors) = peers else { return select() };
+        let mut known = self.selections.0.lock().unwrap_or_else(PoisonError::into_inner);
+        known.entry((selectors.clone(), deny)).or_insert_with(select).clone()
     }
 
     /// The same, and everyone for an item that means everyone.
