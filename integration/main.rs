@@ -6,6 +6,7 @@ mod attempts;
 #[path = "lab/mod.rs"]
 mod lab;
 mod peers;
+mod repairs;
 mod scenario;
 mod scenes;
 mod story;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         .chain(scenario::trials())
         .chain(peers::trials())
         .chain(scenes::trials())
+        .chain(repairs::trials())
         .chain(wire::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();

@@ -5,11 +5,13 @@ pub mod checkpoint;
 mod explain;
 mod files;
 mod journal;
+mod lock;
 mod names;
 mod node;
 mod packets;
 mod publish;
 mod reload;
+mod repair;
 pub mod state;
 mod steering;
 mod upkeep;
@@ -34,9 +36,13 @@ pub use reload::{cluster_dns, settle};
 /// not be given out again.
 ///
 /// # Errors
-/// Something could not be removed.
+/// A node still runs, or something could not be removed.
 pub fn detach(config: &Config) -> anyhow::Result<()> {
     redirect_messages();
+    // A node that runs would put everything back.
+    let mut locks = lock::Locks::take(config)?;
+    locks.take_pins(config)?;
+    drop(locks);
     let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
