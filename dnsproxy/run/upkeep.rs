@@ -20,8 +20,9 @@ use crate::serve::cache::Cache;
 pub(super) const UNANSWERED_DATAGRAM: Duration = Duration::from_secs(60);
 /// How often flows and grants are swept.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How often programs are looked at when nothing happens to them.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often programs are looked at when nothing is heard of them: with every upkeep. What is missing is to be back within
+/// 5 s, and to put a program first takes up to 2 s of that, for a copy of it is loaded.
+const LOOK: Duration = Duration::from_millis(900);
 /// How often the kernel's peers are read and held against what was written, and the journal is tidied.
 const COMPARE: Duration = Duration::from_secs(60);
 /// How long rows of an old policy stay: a packet that is on its way through the program has read the old number.
