@@ -76,11 +76,11 @@ pub struct Change {
 pub struct NameChange {
     /// Whose.
     pub endpoints: Vec<String>,
-    /// What stands in the rules.
+    /// What stands in the rules; `*` also for what no pattern selects.
     pub pattern: String,
     /// A name that it matches, for which this holds.
     pub example: String,
-    /// `query`, or the ports of connections to its addresses.
+    /// `query`, `query over TCP`, `query to SERVER`, or the ports of connections to its addresses.
     pub what: Vec<String>,
     /// Whether they are allowed now; they were not before. Or the other way round.
     pub allowed: bool,
@@ -318,9 +318,13 @@ fn compare<'w>(was: &Half<'_, 'w>, is: &Half<'_, 'w>, twins: &Twins, peers: &[Pe
         let mut free = regions.iter().filter(|region| region.is_outermost()).filter_map(|region| region.sample);
         free.find(|sample| sample.is_ipv6() == v6).map(|sample| [sample, sample])
     };
-    let outside =
-        [false, true].map(|v6| outermost(v6).unwrap_or_else(|| [was, is].map(|half| super::outside(half.rules, v6))));
-    names::names([was, is], outside, &endpoints, found);
+    let outside = [false, true]
+        .map(|v6| outermost(v6).unwrap_or_else(|| [was, is].map(|half| super::outside(half.rules, v6))));
+    let of_peers = peers.iter().filter_map(|peer| Some((label_for(peer, twins)?, &peer.at)));
+    let of_peers =
+        of_peers.flat_map(|(label, at)| at.iter().map(move |(was, is)| (format!("{label} at {is}"), [*was, *is])));
+    let of_regions = regions.iter().filter_map(|region| Some((region.label(), [region.sample?; 2])));
+    names::names([was, is], of_peers.chain(of_regions), outside, &endpoints, found);
 }
 
 /// What a peer is called; `None` if it is the own node of each of these pods.
