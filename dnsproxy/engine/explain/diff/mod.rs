@@ -292,7 +292,7 @@ fn compare<'w>(was: &Half<'_, 'w>, is: &Half<'_, 'w>, twins: &Twins, peers: &[Pe
             let alike = deltas.iter().all(|all| all.windows(2).all(|two| two[0].1 == two[1].1));
             for (at, delta) in deltas.iter().flatten() {
                 // Where the addresses of one family differ, each is told by itself.
-                let label = if alike { label.clone() } else { format!("{label} at {at}") };
+                let label = if alike { peer.whole(label.clone()) } else { format!("{label} at {at}") };
                 list.note(&label, at.is_ipv6(), delta);
             }
         }

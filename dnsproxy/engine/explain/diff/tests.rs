@@ -255,6 +255,27 @@ fn a_node_that_something_listens_at_is_told_by_its_own_pods() {
 }
 
 #[test]
+fn an_api_server_out_of_the_cluster_is_told_with_its_addresses() {
+    let with = |addresses: &str, entity: &str| {
+        let slice = format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: kubernetes, namespace: default, \
+             labels: {{kubernetes.io/service-name: kubernetes}}}}\naddressType: IPv4\nports: [{{name: https, port: 6443, \
+             protocol: TCP}}]\nendpoints: [{{addresses: [{addresses}], conditions: {{ready: true}}}}]\n"
+        );
+        let policy = policy(&format!("egress: [{{toEntities: [{entity}]}}]"));
+        world(&[("cluster.yaml", &format!("{CLUSTER}{slice}")), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", &policy)])
+    };
+    let told = |addresses: &str| {
+        let found = between(&with(addresses, "kube-apiserver"), &with(addresses, "none"));
+        found.connections.iter().map(|one| one.peers.join("; ")).collect::<Vec<_>>()
+    };
+    assert_eq!(told("203.0.113.200"), ["the API server at 203.0.113.200"]);
+    assert_eq!(told("203.0.113.200, 203.0.113.201"), ["the API server at 203.0.113.200 and 203.0.113.201"]);
+    let moved = between(&with("203.0.113.200", "kube-apiserver"), &with("203.0.113.201", "none"));
+    assert_eq!(moved.connections[0].peers, ["the API server at 203.0.113.201"], "{moved:#?}");
+}
+
+#[test]
 fn a_mode_is_told() {
     let old = with(REPORTS);
     let new = World { mode: crate::engine::world::Mode::Audit, ..with(REPORTS) };
