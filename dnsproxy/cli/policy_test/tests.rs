@@ -225,3 +225,17 @@ fn named_ports_are_those_of_the_side_that_listens() {
     case("{UDP: {postgres: 6000}}", 6000, "deny");
     case("{}", 5432, "deny");
 }
+
+#[test]
+fn json_lines_of_any_number_of_values_are_judged_and_a_wrong_line_is_one_case() {
+    let case = r#"{"id":7,"objects":[],"subject":{},"query":"a.example","expect":"allow"}"#;
+    let many = "null\n".repeat(crate::cluster::tree::VALUES);
+    let (outcomes, wrong) =
+        judged(case::read("cases.jsonl", &format!("{many}{case}\n"), Path::new(".")).expect("JSON"), None);
+    assert!(!wrong && outcomes.len() == 1 && outcomes[0].ok, "{outcomes:#?}");
+    let lines = format!("{case}\n{{\"id\": 8,\n{case}\n{case} x\n{case}\n");
+    let (outcomes, wrong) = judged(case::read("cases.jsonl", &lines, Path::new(".")).expect("JSON"), None);
+    let got: Vec<&str> = outcomes.iter().map(|outcome| outcome.got).collect();
+    assert!(wrong && got == ["allow", "error", "allow", "allow", "error", "allow"], "{outcomes:#?}");
+    assert!(outcomes[1].why.starts_with("cases.jsonl:3:1: "), "{outcomes:#?}");
+}
