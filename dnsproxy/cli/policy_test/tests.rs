@@ -226,6 +226,38 @@ fn named_ports_are_those_of_the_side_that_listens() {
     case("{}", 5432, "deny");
 }
 
+/// Policies of `app: web` in shop with these items of egress; nodes; and what the case asks.
+#[track_caller]
+fn with_nodes(items: &str, nodes: &[&str], case: &str) -> String {
+    let nodes: String = nodes
+        .iter()
+        .map(|address| {
+            format!(
+                "  ---\n  apiVersion: v1\n  kind: Node\n  metadata: {{name: node-{address}}}\n  \
+                 status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n"
+            )
+        })
+        .collect();
+    let (outcomes, _) = run(&format!(
+        "objects: |\n  apiVersion: cilium.io/v2\n  kind: CiliumNetworkPolicy\n  metadata: {{name: web, namespace: shop}}\n  \
+         spec: {{endpointSelector: {{}}, egress: [{items}]}}\n{nodes}subject: {{namespace: shop}}\n{case}\n"
+    ));
+    assert!(outcomes.len() == 1 && outcomes[0].ok, "{case}: {outcomes:#?}");
+    outcomes[0].why.clone()
+}
+
+#[test]
+fn the_entity_world_is_nobody_of_the_cluster() {
+    let cluster = "{toEntities: [cluster]}";
+    let port = |family: &str| format!("direction: egress\npeer: {{entity: world}}\n{family}\nexpect: deny");
+    for nodes in [&["192.0.2.1"][..], &["192.0.2.1", "198.51.100.1", "203.0.113.1", "192.0.2.2"], &["2001:db8::1"]] {
+        with_nodes(cluster, nodes, &port("port: 443"));
+        with_nodes(cluster, nodes, &port("protocol: ICMPv6\nicmp_type: 128"));
+    }
+    // Nor does a block mean it, or else the node next to one.
+    with_nodes("{toCIDR: [192.0.2.0/24]}, {toEntities: [cluster]}", &["192.0.3.0"], &port("port: 443"));
+}
+
 #[test]
 fn json_lines_of_any_number_of_values_are_judged_and_a_wrong_line_is_one_case() {
     let case = r#"{"id":7,"objects":[],"subject":{},"query":"a.example","expect":"allow"}"#;

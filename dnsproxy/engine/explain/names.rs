@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::answer::{Answer, Connection, Line, QueryAnswer};
 use super::question::Question;
-use super::{Explainer, outside, type_of, words};
+use super::{Explainer, type_of, words};
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::PodRef;
 use crate::engine::name::Name;
@@ -110,7 +110,7 @@ impl Explainer<'_> {
                     });
                     servers.extend(free);
                 }
-                Servers::Any => drop(servers.insert(outside(rules, false))),
+                Servers::Any => drop(servers.insert(self.outside(rules, false))),
             }
         }
         if !rules.steered() {
@@ -121,7 +121,7 @@ impl Explainer<'_> {
                     .any(|protocol| rules.evaluate(Direction::Egress, *address, protocol, DNS, Bits::NONE).passes())
             };
             let networks = rules.cidrs.iter().map(|(network, _)| network.addr());
-            let candidates = rules.known.keys().copied().chain(networks).chain([outside(rules, false)]);
+            let candidates = rules.known.keys().copied().chain(networks).chain([self.outside(rules, false)]);
             servers.extend(candidates.filter(open).take(1));
         }
         servers.into_iter().collect()
@@ -184,7 +184,7 @@ impl Explainer<'_> {
         let selected = rules.groups_of(name);
         let (bits, names) = if learns { (selected, std::slice::from_ref(name)) } else { (Bits::NONE, &[][..]) };
         let v6 = port.is_some_and(|(protocol, _)| protocol == Protocol::Icmpv6);
-        let address = outside(rules, v6);
+        let address = self.outside(rules, v6);
         let mut side = self.side((from, rules), Direction::Egress, address, port, (names, bits));
         side.peer = None;
         side.peer_is = "whatever it resolves to".to_owned();

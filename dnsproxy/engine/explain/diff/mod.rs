@@ -319,7 +319,7 @@ fn compare<'w>(was: &Half<'_, 'w>, is: &Half<'_, 'w>, twins: &Twins, peers: &[Pe
         free.find(|sample| sample.is_ipv6() == v6).map(|sample| [sample, sample])
     };
     let outside = [false, true]
-        .map(|v6| outermost(v6).unwrap_or_else(|| [was, is].map(|half| super::outside(half.rules, v6))));
+        .map(|v6| outermost(v6).unwrap_or_else(|| [was, is].map(|half| half.explainer.outside(half.rules, v6))));
     let of_peers = peers.iter().filter_map(|peer| Some((label_for(peer, twins)?, &peer.at)));
     let of_peers =
         of_peers.flat_map(|(label, at)| at.iter().map(move |(was, is)| (format!("{label} at {is}"), [*was, *is])));
