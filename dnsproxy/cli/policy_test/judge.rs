@@ -187,7 +187,7 @@ fn judge_chunk<'c>(base: &Base, key: &Key<'_>, cases: impl Iterator<Item = &'c C
         pod.ports.extend(ports.iter().cloned());
     }
     let settled: Vec<Settled<'c>> = cases.map(|case| settle(case, &mut world, &mut stand_ins)).collect();
-    let surroundings = Surroundings { every_server: true, ..run::surroundings(&base.config, &world, Vec::new()) };
+    let surroundings = Surroundings { assume_dns: true, ..run::surroundings(&base.config, &world, Vec::new()) };
     let explainer = Explainer::new(&world, surroundings);
     settled.into_iter().map(|settled| outcome(&explainer, settled, &base.refusals)).collect()
 }

@@ -247,6 +247,25 @@ fn with_nodes(items: &str, nodes: &[&str], case: &str) -> String {
 }
 
 #[test]
+fn a_rule_for_a_class_makes_a_resolver_of_nobody_as_explain_says() {
+    let items = "{toFQDNs: [{matchName: a.example}], toPorts: [{ports: [{port: \"443\"}]}]}, \
+                 {toEntities: [remote-node], toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]}";
+    let nodes = ["198.51.100.1", "198.51.100.2"];
+    let gets = |case: &str| with_nodes(items, &nodes, case);
+    let why = gets("direction: egress\npeer: {ip: 198.51.100.2}\nport: 53\nprotocol: UDP\nexpect: deny");
+    assert!(why.contains("queries to this server are dropped"), "{why}");
+    gets("direction: egress\npeer: {entity: remote-node}\nport: 53\nprotocol: UDP\nexpect: deny");
+    let why = gets("query: a.example\nresolver: 198.51.100.2\nexpect: deny");
+    assert!(why.contains("unknown resolver"), "{why}");
+    // The DNS of the cluster is not among the objects: it may be one of those.
+    gets("query: a.example\nexpect: allow");
+    // Nobody looks at queries without names in policies.
+    let plain = "{toEntities: [remote-node], toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]}";
+    with_nodes(plain, &nodes, "query: a.example\nresolver: 198.51.100.2\nexpect: allow");
+    with_nodes(plain, &nodes, "direction: egress\npeer: {ip: 198.51.100.2}\nport: 53\nprotocol: UDP\nexpect: allow");
+}
+
+#[test]
 fn the_entity_world_is_nobody_of_the_cluster() {
     let cluster = "{toEntities: [cluster]}";
     let port = |family: &str| format!("direction: egress\npeer: {{entity: world}}\n{family}\nexpect: deny");

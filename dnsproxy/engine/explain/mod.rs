@@ -49,8 +49,9 @@ pub struct Surroundings {
     pub trusted: BTreeSet<IpAddr>,
     /// Servers that the proxy stands in for, beside those that a rule of the workload names.
     pub proxied: BTreeSet<IpAddr>,
-    /// Take it that the proxy stands in for every server: what policies say, whatever the node can do.
-    pub every_server: bool,
+    /// Where the cluster has no DNS servers of its own, take it that those are its that a rule lets be asked: what policies
+    /// say of names, whatever is in the snapshot.
+    pub assume_dns: bool,
 }
 
 /// An address that a workload has learned.

@@ -73,9 +73,11 @@ impl Explainer<'_> {
                 ..QueryAnswer::default()
             }];
         }
+        let assumed = resolver.is_none() && self.surroundings.cluster_dns.is_empty() && self.surroundings.assume_dns;
         let ask = |server| {
+            let proxied = assumed || self.is_proxied(rules, server);
             let [udp, tcp] = [Protocol::Udp, Protocol::Tcp].map(|protocol| {
-                let mut answer = self.query(from, rules, server, protocol, (name, qtype));
+                let mut answer = self.query(from, rules, (server, protocol, proxied), (name, qtype));
                 answer.name.clone_from(&shown);
                 answer
             });
@@ -131,8 +133,7 @@ impl Explainer<'_> {
         &self,
         from: &PodRef,
         rules: &RuleSet,
-        server: IpAddr,
-        protocol: Protocol,
+        (server, protocol, proxied): (IpAddr, Protocol, bool),
         (name, qtype): (&Name, u16),
     ) -> QueryAnswer {
         let mut answer = QueryAnswer {
@@ -147,7 +148,7 @@ impl Explainer<'_> {
             answer.reason = if side.allowed { "unsteered" } else { "server" }.to_owned();
             return answer;
         }
-        if !self.is_proxied(rules, server) {
+        if !proxied {
             answer.reason = "unknown resolver".to_owned();
             answer.by = self.shut_by(from, Direction::Egress);
             let hint = "the proxy stands in for servers that a rule names by endpoint, Service, /32 or /128, for the \

@@ -70,7 +70,7 @@ pub(super) fn surroundings(world: &World) -> Surroundings {
         trusted: cluster_dns.iter().copied().collect(),
         proxied: cluster_dns.iter().copied().collect(),
         cluster_dns,
-        every_server: false,
+        assume_dns: false,
     }
 }
 

@@ -189,22 +189,21 @@ fn twins(
 struct Half<'e, 'w> {
     explainer: &'e Explainer<'w>,
     rules: &'e RuleSet,
-    /// The servers that the proxy stands in for; `None`: all of them.
-    proxied: Option<BTreeSet<IpAddr>>,
+    /// The servers that the proxy stands in for.
+    proxied: BTreeSet<IpAddr>,
 }
 
 impl<'e, 'w> Half<'e, 'w> {
     fn new(explainer: &'e Explainer<'w>, rules: &'e RuleSet) -> Half<'e, 'w> {
         let named = rules.resolvers().into_iter().filter(|(_, _, ports)| ports.holds(DNS)).map(|(address, ..)| address);
-        let around = &explainer.surroundings;
-        let proxied = (!around.every_server).then(|| around.proxied.iter().copied().chain(named).collect());
+        let proxied = explainer.surroundings.proxied.iter().copied().chain(named).collect();
         Half { explainer, rules, proxied }
     }
 
     /// Whether something passes: [`Explainer::judge`], without looking for the proxy's servers each time.
     fn passes(&self, direction: Direction, address: IpAddr, (protocol, port): (Protocol, u16), bits: Bits) -> bool {
         let query = direction == Direction::Egress && port == DNS && matches!(protocol, Protocol::Udp | Protocol::Tcp);
-        if query && self.rules.steered() && self.proxied.as_ref().is_some_and(|servers| !servers.contains(&address)) {
+        if query && self.rules.steered() && !self.proxied.contains(&address) {
             return false;
         }
         self.explainer.judge(self.rules, direction, address, (protocol, port), bits).passes()
@@ -241,7 +240,7 @@ impl<'e, 'w> Half<'e, 'w> {
                     }
                 }
             }
-            networks.extend(self.proxied.iter().flatten().copied().map(IpNet::from));
+            networks.extend(self.proxied.iter().copied().map(IpNet::from));
         }
         networks
     }
