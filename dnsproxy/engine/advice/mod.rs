@@ -7,12 +7,13 @@
 //! - `peers`: selectors, groups, Services, entities and blocks that mean nobody
 //! - `ports`: ports that are missing
 //! - `bypass`: DNS over HTTPS, which no policy for names sees
-//! - `shadow`: rules that another rule makes pointless
+//! - `shadow`: rules that another rule makes pointless; `cover`: or several together
 //!
 //! Each rule is held against all others of the same pods, and there may be thousands of both: `together` asks once for
 //! all rules and pods that are alike, `index` finds selectors and what they select without trying all.
 
 mod bypass;
+mod cover;
 mod index;
 mod patterns;
 mod peers;

@@ -69,7 +69,15 @@ fn warned(policies: &[String], cluster: &str, expected: &[&str]) {
     assert_eq!(found, expected, "{all:#?}");
 }
 
-/// The same for one policy of the web pods.
+/// What is said of a policy in a cluster.
+fn said(policy: &str, cluster: &str) -> String {
+    let text = policy.to_owned() + cluster.trim_start();
+    let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
+    let world = assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world;
+    advise(&world).into_iter().map(|advice| advice.text).collect()
+}
+
+/// The warnings for one policy of the web pods.
 #[track_caller]
 fn warns(spec: &str, expected: &[&str]) {
     let expected: Vec<String> = expected.iter().map(|text| text.replacen(' ', " shop/p spec", 1)).collect();
@@ -186,12 +194,7 @@ fn a_server_that_one_rule_allows_for_some_names_and_another_for_all_is_told() {
 #[test]
 fn what_is_said_of_two_minds_depends_on_the_selector_and_the_port() {
     let list = dns(", rules: {dns: [{matchName: api.example.com}]}");
-    let text = |plain: &str| {
-        let text = policy("p", "app: web", &format!("egress:\n  {list}\n  {plain}")) + CLUSTER.trim_start();
-        let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
-        let world = assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world;
-        advise(&world).into_iter().map(|advice| advice.text).collect::<String>()
-    };
+    let text = |plain: &str| said(&policy("p", "app: web", &format!("egress:\n  {list}\n  {plain}")), CLUSTER);
     assert!(text(&dns("")).contains("the list shuts nothing"));
     let wide = "- toEntities: [cluster]\n    toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]";
     assert!(text(wide).contains("this one opens no other name there"));
@@ -280,6 +283,46 @@ fn what_a_denial_shadows_is_told() {
     let egress = "egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.0.0/16]";
     warns(egress, &["shadowed-by-deny .egress[0]"]);
     warns("egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.2.0/25]", &[]);
+    // "cluster" is the nodes and the API server as well.
+    let special = "egress:\n  - toEntities: [kube-apiserver, remote-node]\n  egressDeny:\n  - toEntities: [cluster]";
+    warns(special, &["shadowed-by-deny .egress[0]"]);
+}
+
+#[test]
+fn what_several_denials_shadow_together_is_told() {
+    let tcp = |first: u16, last: u16| {
+        format!("toPorts: [{{ports: [{{port: \"{first}\", endPort: {last}, protocol: TCP}}]}}]")
+    };
+    let spec = |allow: &str, deny: &[&str]| {
+        let deny: String = deny.iter().map(|deny| format!("\n  - {deny}")).collect();
+        format!("egress:\n  - {allow}\n  egressDeny:{deny}")
+    };
+    let told = &["shadowed-by-deny .egress[0]"];
+    let net = "toCIDR: [192.0.2.0/24]";
+    warns(&spec(net, &["toCIDR: [192.0.2.0/25, 192.0.2.128/25]"]), told);
+    warns(&spec(net, &["toCIDR: [192.0.2.128/25]", "toCIDR: [192.0.2.0/26]", "toCIDR: [192.0.2.64/26]"]), told);
+    warns(&spec(net, &["toCIDR: [192.0.2.128/25]", "toCIDR: [192.0.2.0/26]"]), &[]);
+    let on = |peers: &str, first: u16, last: u16| format!("{peers}\n    {}", tcp(first, last));
+    let world = "toEntities: [world]";
+    let ports = [on(world, 80, 80), on(world, 81, 81)];
+    warns(&spec(&on(world, 80, 81), &[&ports[0], &ports[1]]), told);
+    warns(&spec(&on(net, 80, 81), &[&ports[0], &ports[1]]), told);
+    warns(&spec(&on(world, 80, 82), &[&ports[0], &ports[1]]), &[]);
+    warns(&spec(world, &[&ports[0], &ports[1]]), &[]);
+    // A port for each half is the whole of neither.
+    let halves = [on("toCIDR: [192.0.2.0/25]", 80, 80), on("toCIDR: [192.0.2.128/25]", 81, 81)];
+    warns(&spec(&on(net, 80, 81), &[&halves[0], &halves[1]]), &[]);
+    let both = [on("toCIDR: [192.0.2.0/25]", 80, 81), on("toCIDR: [192.0.2.128/25]", 0, 0).replace(", endPort: 0", "")];
+    warns(&spec(&on(net, 80, 81), &[&both[0], &both[1]]), told);
+    warns(&spec(&on(world, 80, 81), &["toCIDR: [0.0.0.0/1, 128.0.0.0/1]", "toCIDR: [\"::/0\"]"]), told);
+    warns(&spec(&on(world, 80, 81), &["toCIDR: [0.0.0.0/1, 128.0.0.0/1]"]), &[]);
+    // Of different policies, and in the order in which they stand.
+    let allow = policy("p", "app: web", &format!("egress:\n  - {net}"));
+    let deny = |name: &str, block: &str| policy(name, "", &format!("egressDeny:\n  - toCIDR: [{block}]"));
+    let (one, other) = (deny("q", "192.0.2.0/25"), deny("r", "192.0.2.128/25"));
+    warned(&[allow.clone(), one.clone(), other.clone()], CLUSTER, &["shadowed-by-deny shop/p spec.egress[0]"]);
+    let text = said(&[allow, one, other].concat(), CLUSTER);
+    assert!(text.contains("spec.egressDeny[0] at a.yaml:15:5 and 1 more deny all of it together"), "{text}");
 }
 
 #[test]
