@@ -66,6 +66,12 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
     }
 }
 
+/// Whether all that an item allows is denied wherever its rule holds.
+pub(super) fn is_denied(scene: &Scene<'_>, place: &Place<'_>, direction: Direction, item: &Item) -> bool {
+    let way = usize::from(direction == Direction::Ingress);
+    always_denied(scene, place, way, item).is_some()
+}
+
 /// The denial that covers an item, if one does wherever its rule holds, or several do together: then the first of these, and
 /// how many others.
 fn always_denied<'s>(scene: &'s Scene<'_>, place: &Place<'_>, way: usize, item: &Item) -> Option<(&'s Item, usize)> {

@@ -201,6 +201,87 @@ fn what_is_said_of_two_minds_depends_on_the_selector_and_the_port() {
 }
 
 #[test]
+fn a_protocol_of_dns_that_a_list_of_names_leaves_open_is_told() {
+    let list = dns(", rules: {dns: [{matchName: api.example.com}]}").replace("ANY", "UDP");
+    let beside = |plain: &str| format!("egress:\n  {list}\n  {plain}");
+    let kube_dns = dns("").lines().next().unwrap_or_default().to_owned();
+    for wide in [kube_dns.as_str(), "- toEntities: [cluster]"] {
+        warns(&beside(wide), &["resolver-of-two-minds .egress[1]"]);
+        let text = said(&policy("p", "app: web", &beside(wide)), CLUSTER);
+        assert!(text.contains("53/TCP") && text.contains("protocol: ANY") && !text.contains("53/UDP"), "{text}");
+    }
+    warns(&beside("- toEntities: [all]"), &["doh-resolver .egress[1]", "resolver-of-two-minds .egress[1]"]);
+    let on = |port: &str| format!("{kube_dns}\n    toPorts: [{{ports: [{{port: {port}}}]}}]");
+    for open in ["\"53\", protocol: TCP", "\"0\", protocol: TCP", "\"1\", endPort: 1000, protocol: ANY"] {
+        warns(&beside(&on(open)), &["resolver-of-two-minds .egress[1].toPorts[0]"]);
+        assert!(said(&policy("p", "app: web", &beside(&on(open))), CLUSTER).contains("53/TCP"));
+    }
+    // Nothing is open besides, or no DNS server.
+    let tcp = dns(", rules: {dns: [{matchName: b.example.com}]}").replace("ANY", "TCP");
+    let denied = format!("egressDeny:\n  {}", dns("").replace("ANY", "TCP"));
+    for shut in [
+        "- toEndpoints: [{matchLabels: {app: db}}]".to_owned(),
+        "- toCIDR: [192.0.2.0/24]".to_owned(),
+        on("\"443\", protocol: TCP"),
+        on("\"0\", protocol: UDP"),
+        format!("{kube_dns}\n  {tcp}"),
+        format!("{kube_dns}\n  {denied}"),
+    ] {
+        warns(&beside(&shut), &[]);
+    }
+    let any = list.replace("UDP", "ANY");
+    warns(&format!("egress:\n  {any}\n  {kube_dns}"), &[]);
+    let all = dns(ALL_NAMES).replace("ANY", "UDP");
+    warns(&format!("egress:\n  {all}\n  {kube_dns}"), &[]);
+}
+
+#[test]
+fn names_are_asked_for_on_port_53_or_on_what_a_service_maps_it_to() {
+    let kube_dns = |target: u16, slice: bool| {
+        let service = "---
+apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec: {clusterIP: 198.18.0.53, selector: {k8s-app: kube-dns}, ports: [{name: dns, port: 53, protocol: UDP}]}
+";
+        let slice_text = format!(
+            "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: kube-dns, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}
+addressType: IPv4
+ports: [{{name: dns, port: {target}, protocol: UDP}}]
+endpoints: [{{addresses: [198.51.100.53], conditions: {{ready: true}}}}]
+"
+        );
+        format!("{CLUSTER}{service}{}", if slice { &slice_text } else { "" })
+    };
+    let on = |port: &str, rules: &str| {
+        let server = dns(rules).replace("\"53\", protocol: ANY", port);
+        policy("p", "app: web", &format!("egress:\n  {server}\n  {TO_API}"))
+    };
+    let none: &[&str] = &["no-resolver shop/p spec.egress[1]"];
+    for elsewhere in ["\"5353\", protocol: TCP", "\"853\", protocol: TCP"] {
+        warned(&[on(elsewhere, ALL_NAMES)], &kube_dns(53, true), none);
+        warned(&[on(elsewhere, ALL_NAMES)], &kube_dns(5353, true), none);
+    }
+    let target = "\"5353\", protocol: UDP";
+    for rules in [ALL_NAMES, ""] {
+        warned(&[on(target, rules)], &kube_dns(53, true), none);
+    }
+    warned(&[on(target, ALL_NAMES)], &kube_dns(5353, true), &[]);
+    let unlisted = ["resolver-without-dns-rules shop/p spec.egress[0].toPorts[0]"];
+    warned(&[on(target, "")], &kube_dns(5353, true), &unlisted);
+    for port in [target, "\"53\", protocol: UDP", "dns, protocol: UDP"] {
+        // What a named port is, and what is behind the Service, is not known.
+        let known: Vec<&str> =
+            if port.starts_with("dns") { vec!["no-such-port shop/p spec.egress[0].toPorts[0]"] } else { vec![] };
+        warned(&[on(port, ALL_NAMES)], &kube_dns(53, false), &known);
+        warned(&[on(port, ALL_NAMES)], "", &[]);
+    }
+}
+
+#[test]
 fn names_without_ports_open_every_port() {
     let spec = format!("egress:\n  {}\n  - toFQDNs: [{{matchName: api.example.com}}]", dns(ALL_NAMES));
     warns(&spec, &["names-without-ports .egress[1]"]);
