@@ -322,6 +322,114 @@ fn blocks_of_the_clusters_own_addresses_are_told() {
     warns("egress:\n  - toCIDR: [192.0.2.0/24]", &[]);
 }
 
+/// An API server out of the cluster.
+const API_SERVER: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIP: 198.18.0.2, ports: [{name: https, port: 443, protocol: TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+addressType: IPv4
+ports: [{name: https, port: 6443, protocol: TCP}]
+endpoints: [{addresses: [192.0.2.200], conditions: {ready: true}}]
+";
+
+#[test]
+fn rules_that_never_open_the_api_server_are_told() {
+    let cluster = format!("{CLUSTER}{API_SERVER}");
+    let warns = |spec: &str, expected: &[&str]| warned(&[policy("p", "app: web", spec)], &cluster, expected);
+    for never in [
+        "toCIDR: [192.0.2.200/32]",
+        "toCIDR: [192.0.2.0/24]",
+        "toCIDRSet: [{cidr: 192.0.2.0/24, except: [192.0.2.0/25]}]",
+        "toCIDR: [198.18.0.2/32]",
+        "toServices: [{k8sService: {serviceName: kubernetes, namespace: default}}]",
+    ] {
+        warns(&format!("egress:\n  - {never}"), &["block-of-cluster shop/p spec.egress[0]"]);
+        let text = said(&policy("p", "app: web", &format!("egress:\n  - {never}")), &cluster);
+        assert!(text.contains("toEntities: [kube-apiserver]"), "{text}");
+    }
+    warns("ingress:\n  - fromCIDR: [192.0.2.200/32]", &["block-of-cluster shop/p spec.ingress[0]"]);
+    for other in [
+        "toEntities: [kube-apiserver]",
+        "toCIDR: [192.0.2.0/25]",
+        "toCIDRSet: [{cidr: 192.0.2.0/24, except: [192.0.2.200/32]}]",
+        "toServices: [{k8sService: {serviceName: web}}]",
+    ] {
+        warns(&format!("egress:\n  - {other}"), &[]);
+    }
+    // A denial meets an API server out of the cluster.
+    warns("egress:\n  - toEntities: [kube-apiserver]\n  egressDeny:\n  - toCIDR: [192.0.2.200/32]", &[]);
+    // A NetworkPolicy has no entities.
+    let to = "egress: [{to: [{ipBlock: {cidr: 192.0.2.200/32}}]}]";
+    let text = format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+         spec: {{podSelector: {{}}, policyTypes: [Egress], {to}}}\n---\n"
+    );
+    let text = said(&text, &cluster);
+    assert!(text.contains("a CiliumNetworkPolicy with toEntities: [kube-apiserver]"), "{text}");
+}
+
+#[test]
+fn a_denial_of_blocks_that_hold_pods_is_told_however_wide_it_is() {
+    let deny = |block: &str| format!("egress:\n  - toEntities: [world]\n  egressDeny:\n  - toCIDR: [{block}]");
+    warns(&deny("198.0.0.0/8"), &["block-of-cluster .egressDeny[0]"]);
+    warns(&deny("11.0.0.0/8"), &[]);
+    warns("egress:\n  - toCIDR: [198.0.0.0/8]", &[]);
+}
+
+#[test]
+fn a_block_that_is_excepted_as_a_whole_means_nobody() {
+    let set = |except: &str| format!("egress:\n  - toCIDRSet: [{{cidr: 192.0.2.0/24, except: [{except}]}}]");
+    warns(&set("192.0.2.0/25, 192.0.2.128/25"), &["means-nobody .egress[0]"]);
+    warns(&set("192.0.2.128/25, 192.0.2.0/26, 192.0.2.64/26"), &["means-nobody .egress[0]"]);
+    warns(&set("192.0.2.0/25, 192.0.2.128/26"), &[]);
+}
+
+#[test]
+fn names_of_the_clusters_own_domain_are_told() {
+    let names = |name: &str| {
+        let ports = "toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]";
+        format!("egress:\n  {}\n  - toFQDNs: [{{{name}}}]\n    {ports}", dns(ALL_NAMES))
+    };
+    let told = &["name-of-cluster .egress[1].toFQDNs[0]"];
+    warns(&names("matchPattern: \"**.svc.cluster.local\""), told);
+    warns(&names("matchName: web.shop.svc.CLUSTER.local."), told);
+    warns(&names("matchPattern: \"web-*.shop.svc.cluster.local\""), told);
+    warns(&names("matchName: web.notcluster.local"), &[]);
+    // It may be asked for.
+    warns(&format!("egress:\n  {}", dns(", rules: {dns: [{matchPattern: \"**.svc.cluster.local\"}]}")), &[]);
+}
+
+#[test]
+fn a_port_that_the_named_service_has_not_is_told() {
+    let slice = "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: \"\", port: 8080, protocol: TCP}]
+endpoints: [{addresses: [198.51.100.1], conditions: {ready: true}}]
+";
+    let cluster = format!("{CLUSTER}{slice}");
+    let port = |port: &str| {
+        policy("p", "app: web", &format!("ingress:\n  - toPorts: [{{service: web, ports: [{{port: {port}}}]}}]"))
+    };
+    let told = ["no-such-port shop/p spec.ingress[0].toPorts[0]"];
+    warned(&[port("\"9999\", protocol: TCP")], &cluster, &told);
+    warned(&[port("\"8080\", protocol: UDP")], &cluster, &told);
+    for has in
+        ["\"8080\", protocol: TCP", "\"8080\", protocol: ANY", "\"80\", protocol: TCP", "\"8000\", endPort: 8100"]
+    {
+        warned(&[port(has)], &cluster, &[]);
+    }
+    // Where its pods listen is not known.
+    warned(&[port("\"9999\", protocol: TCP")], CLUSTER, &[]);
+}
+
 #[test]
 fn resolvers_over_https_are_told() {
     let rules = |peers: &str, port: u16, deny: &str| {
