@@ -48,6 +48,7 @@ pub fn trials() -> Vec<Trial> {
         scene("an_interface_that_is_deleted_and_made_again_is_guarded_again", interface_made_again),
         scene("an_interface_that_appears_later_is_guarded", interface_appears_later),
         scene("sigterm_leaves_enforcement_and_the_next_start_adopts_it", sigterm),
+        scene("programs_of_another_version_go_when_ours_are_there", other_version),
         scene("detach_at_the_end_leaves_nothing", detach_at_end),
         scene("the_detach_command_leaves_nothing", detach_command),
         scene("starting_twice_after_kill_9_changes_nothing", start_after_start),
@@ -363,6 +364,20 @@ fn sigterm() {
     assert_eq!(scene.world.pay.exchange(connection), Reach::Reached);
     assert_eq!(scene.pins(), pins, "adopted, not made again");
     scene.stands();
+}
+
+/// An upgrade over a change of the ABI: the old pins are in a directory of another number, their programs on the interfaces.
+fn other_version() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    scene.kill();
+    let bpf = scene.world.directory.join("bpf/namegate");
+    let (own, other) = (bpf.join(format!("v{}", namegate::kernel::abi::VERSION)), bpf.join("v1"));
+    fs::rename(&own, &other).expect("pins can be renamed");
+    scene.sees(Family::V4, ONE, 5432, Reach::Refused);
+    scene.restart();
+    scene.stands();
+    assert!(own.exists() && !other.exists());
 }
 
 fn detach_at_end() {

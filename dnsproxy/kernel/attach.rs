@@ -14,7 +14,7 @@ use libbpf_rs::{
 };
 
 use super::KernelError;
-use super::load::{Kernel, pins_of, unmount_bpffs};
+use super::load::{Kernel, unmount_bpffs};
 
 /// How to attach: `enforcement.attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Deserialize, serde::Serialize)]
@@ -83,6 +83,7 @@ impl Kernel {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
                     detach_clsact(ifindex, self.on_send().as_fd());
+                    self.retire_older(ifindex);
                     return Ok(Method::Tcx);
                 }
                 Err(error) if attach == Attach::Tcx || !is_unsupported(&error) => return Err(error),
@@ -102,7 +103,25 @@ impl Kernel {
             filter.attach().map_err(failed)?;
         }
         self.detach_tcx(ifindex);
+        self.retire_older(ifindex);
         Ok(Method::Clsact)
+    }
+
+    /// Takes the links of another version of the ABI off the interface, now that ours are on it: their maps are as that
+    /// version left them, and what it does not know it would drop behind us. With its last link its maps go too.
+    fn retire_older(&self, ifindex: u32) {
+        let pin_dir = self.pins.parent().into_iter();
+        for pins in pin_dir.flat_map(versions).filter(|pins| *pins != self.pins) {
+            for hook in Hook::BOTH {
+                let pin = pins.join("links").join(link_name(ifindex, hook));
+                sever(&pin);
+                drop(std::fs::remove_file(pin));
+            }
+            if std::fs::remove_dir(pins.join("links")).is_ok() {
+                drop(remove_pins(&pins.join("maps")));
+                drop(std::fs::remove_dir(&pins));
+            }
+        }
     }
 
     fn attach_tcx(&self, ifindex: u32) -> Result<(), KernelError> {
@@ -135,7 +154,7 @@ impl Kernel {
     }
 
     fn link_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        self.pins.join("links").join(format!("{ifindex}_{}", hook.name()))
+        self.pins.join("links").join(link_name(ifindex, hook))
     }
 
     fn detach_tcx(&self, ifindex: u32) {
@@ -191,10 +210,17 @@ impl Kernel {
 /// # Errors
 /// A pin can't be removed.
 pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
-    let pins = pins_of(pin_dir);
-    if !pins.exists() {
-        return Ok(false);
+    let found = versions(pin_dir);
+    for pins in &found {
+        detach_version(pins)?;
     }
+    if !found.is_empty() {
+        unmount_bpffs(pin_dir);
+    }
+    Ok(!found.is_empty())
+}
+
+fn detach_version(pins: &Path) -> Result<(), KernelError> {
     if let Ok(endpoints) = MapHandle::from_pinned_path(pins.join("maps").join("endpoints")) {
         for key in endpoints.keys() {
             if let Ok(octets) = <[u8; 4]>::try_from(key.as_slice()) {
@@ -202,14 +228,6 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
             }
         }
     }
-    let remove = |path: &Path| -> std::io::Result<()> {
-        for entry in std::fs::read_dir(path)? {
-            let pin = entry?.path();
-            sever(&pin);
-            std::fs::remove_file(pin)?;
-        }
-        std::fs::remove_dir(path)
-    };
     let failed = |path: &Path| {
         let what = format!("remove {}", path.display());
         move |source| KernelError::Call { what, source }
@@ -218,12 +236,31 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
     for part in ["links", "maps"] {
         let path = pins.join(part);
         if path.exists() {
-            remove(&path).map_err(failed(&path))?;
+            remove_pins(&path).map_err(failed(&path))?;
         }
     }
-    std::fs::remove_dir(&pins).map_err(failed(&pins))?;
-    unmount_bpffs(pin_dir);
-    Ok(true)
+    std::fs::remove_dir(pins).map_err(failed(pins))
+}
+
+/// Where pins of this and of other versions of the ABI stand: `v` and a number.
+fn versions(pin_dir: &Path) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(pin_dir).into_iter().flatten().flatten();
+    let number = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok();
+    entries.filter(|entry| number(&entry.file_name()).is_some()).map(|entry| entry.path()).collect()
+}
+
+fn link_name(ifindex: u32, hook: Hook) -> String {
+    format!("{ifindex}_{}", hook.name())
+}
+
+/// Removes a directory of pins; links among them are taken off first.
+fn remove_pins(path: &Path) -> std::io::Result<()> {
+    for entry in std::fs::read_dir(path)? {
+        let pin = entry?.path();
+        sever(&pin);
+        std::fs::remove_file(pin)?;
+    }
+    std::fs::remove_dir(path)
 }
 
 /// Takes a pinned link's program off at once; removing the pin alone takes effect some time later.
