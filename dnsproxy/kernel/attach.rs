@@ -15,6 +15,7 @@ use libbpf_rs::{
 
 use super::KernelError;
 use super::load::{Kernel, unmount_bpffs};
+use super::versions::{linked, remove_pins, versions};
 
 /// How to attach: `enforcement.attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Deserialize, serde::Serialize)]
@@ -83,7 +84,7 @@ impl Kernel {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
                     detach_clsact(ifindex, self.on_send().as_fd());
-                    self.retire_older(ifindex);
+                    self.retire_others(ifindex);
                     return Ok(Method::Tcx);
                 }
                 Err(error) if attach == Attach::Tcx || !is_unsupported(&error) => return Err(error),
@@ -103,25 +104,8 @@ impl Kernel {
             filter.attach().map_err(failed)?;
         }
         self.detach_tcx(ifindex);
-        self.retire_older(ifindex);
+        self.retire_others(ifindex);
         Ok(Method::Clsact)
-    }
-
-    /// Takes the links of another version of the ABI off the interface, now that ours are on it: their maps are as that
-    /// version left them, and what it does not know it would drop behind us. With its last link its maps go too.
-    fn retire_older(&self, ifindex: u32) {
-        let pin_dir = self.pins.parent().into_iter();
-        for pins in pin_dir.flat_map(versions).filter(|pins| *pins != self.pins) {
-            for hook in Hook::BOTH {
-                let pin = pins.join("links").join(link_name(ifindex, hook));
-                sever(&pin);
-                drop(std::fs::remove_file(pin));
-            }
-            if std::fs::remove_dir(pins.join("links")).is_ok() {
-                drop(remove_pins(&pins.join("maps")));
-                drop(std::fs::remove_dir(&pins));
-            }
-        }
     }
 
     fn attach_tcx(&self, ifindex: u32) -> Result<(), KernelError> {
@@ -154,7 +138,7 @@ impl Kernel {
     }
 
     fn link_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
-        self.pins.join("links").join(link_name(ifindex, hook))
+        self.pins.join("links").join(format!("{ifindex}_{}", hook.name()))
     }
 
     fn detach_tcx(&self, ifindex: u32) {
@@ -169,13 +153,12 @@ impl Kernel {
     pub fn detach(&self, ifindex: u32) {
         self.detach_tcx(ifindex);
         detach_clsact(ifindex, self.on_send().as_fd());
+        self.retire_others(ifindex);
     }
 
-    /// The interfaces that have pinned links of ours, live or severed.
+    /// The interfaces that have pinned links of ours, live or severed, and those that other versions of the ABI guarded.
     pub fn pinned_interfaces(&self) -> Vec<u32> {
-        let entries = std::fs::read_dir(self.pins.join("links")).into_iter().flatten().flatten();
-        let mut found: Vec<u32> =
-            entries.filter_map(|entry| entry.file_name().to_str()?.split_once('_')?.0.parse().ok()).collect();
+        let mut found: Vec<u32> = linked(&self.pins).chain(self.retirable()).collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -242,29 +225,8 @@ fn detach_version(pins: &Path) -> Result<(), KernelError> {
     std::fs::remove_dir(pins).map_err(failed(pins))
 }
 
-/// Where pins of this and of other versions of the ABI stand: `v` and a number.
-fn versions(pin_dir: &Path) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(pin_dir).into_iter().flatten().flatten();
-    let number = |name: &std::ffi::OsStr| name.to_str()?.strip_prefix('v')?.parse::<u32>().ok();
-    entries.filter(|entry| number(&entry.file_name()).is_some()).map(|entry| entry.path()).collect()
-}
-
-fn link_name(ifindex: u32, hook: Hook) -> String {
-    format!("{ifindex}_{}", hook.name())
-}
-
-/// Removes a directory of pins; links among them are taken off first.
-fn remove_pins(path: &Path) -> std::io::Result<()> {
-    for entry in std::fs::read_dir(path)? {
-        let pin = entry?.path();
-        sever(&pin);
-        std::fs::remove_file(pin)?;
-    }
-    std::fs::remove_dir(path)
-}
-
 /// Takes a pinned link's program off at once; removing the pin alone takes effect some time later.
-fn sever(pin: &Path) {
+pub(super) fn sever(pin: &Path) {
     if let Ok(link) = Link::open(pin) {
         drop(link.detach());
     }
