@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* The proxy's heartbeat, and what is done while there is none: flows that are over go, so that the endpoints of a dead
- * proxy don't run into their budgets.
+/* The proxy's heartbeat, and what is done while there is none: flows and first fragments that are over go, so that the
+ * endpoints of a dead proxy don't run into their budgets.
  *
  * Every beat pushes the timer away, so that it never goes off while the proxy lives. The timer holds this program, the
  * pin of `heartbeat` holds the timer: both outlive the process (I12), until the next one's program takes over with its
@@ -38,6 +38,19 @@ static long sweep_flow(void *map, struct flow_key *key, struct flow *flow, struc
 	return 0;
 }
 
+static long sweep_fragment(void *map, struct fragment_key *key, struct first_fragment *first, struct pass *pass)
+{
+	__u32 id = key->endpoint_id, *slot;
+	int pooled = first->pooled;
+
+	if (pass->now < first->until_mono_ns)
+		return 0;
+	slot = bpf_map_lookup_elem(&slots, &id);
+	if (slot && !bpf_map_delete_elem(map, key))
+		discharge_fragment(*slot, pooled);
+	return 0;
+}
+
 #define UNUSED __attribute__((unused))
 
 static int sweep(void *map UNUSED, __u32 *key UNUSED, struct heartbeat *row)
@@ -47,6 +60,7 @@ static int sweep(void *map UNUSED, __u32 *key UNUSED, struct heartbeat *row)
 	if (pass.now > row->last_ns &&
 	    pass.now - row->last_ns > STALE / 2) { /* no beat came while this was under way */
 		bpf_for_each_map_elem(&flows, sweep_flow, &pass, 0);
+		bpf_for_each_map_elem(&fragments, sweep_fragment, &pass, 0);
 		row->swept += pass.removed;
 	}
 	bpf_timer_start(&row->timer, AGAIN, 0);

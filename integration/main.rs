@@ -3,6 +3,7 @@
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
 mod attempts;
+mod fragments;
 #[path = "lab/mod.rs"]
 mod lab;
 mod peers;
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         .chain(scenes::trials())
         .chain(repairs::trials())
         .chain(wire::trials())
+        .chain(fragments::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
-/* When a flow is over, and whose budget it then no longer counts in: for packets, and for the sweep of a dead proxy. */
+/* When a flow is over, and whose budget it and a datagram in fragments then no longer count in: for packets, and for
+ * the sweep of a dead proxy.
+ */
 #ifndef NAMEGATE_LIFETIME_H
 #define NAMEGATE_LIFETIME_H
 
@@ -19,6 +21,17 @@ static __always_inline void discharge(__u32 slot, int pooled)
 		__sync_fetch_and_add(&own->flows, -1);
 	if (pool && pooled)
 		__sync_fetch_and_add(&pool->flows, -1);
+}
+
+/* The same for a datagram in fragments. */
+static __always_inline void discharge_fragment(__u32 slot, int pooled)
+{
+	struct budget *own = budget_of(slot), *pool = budget_of(0);
+
+	if (own)
+		__sync_fetch_and_add(&own->fragments, -1);
+	if (pool && pooled)
+		__sync_fetch_and_add(&pool->fragments, -1);
 }
 
 static __always_inline __u64 timeout_of(__u8 state)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use namegate::engine::bits::Bits;
 use namegate::engine::ruleset::{Direction, Protocol};
+use namegate::kernel::abi::first_fragment;
 use namegate::kernel::rules::FlowLimits;
 use namegate::observe::Reason;
 
@@ -25,7 +26,8 @@ fn ready() -> Bench {
     rules.ports.push(port(Direction::Egress, Protocol::Tcp, 443, Bits::of(1), Bits::NONE));
     bench.rules(&rules);
     bench.grant(to(), Bits::of(1), later());
-    let limits = FlowLimits { limit: FLOWS.into(), share: 8, pool: 100, idle_grace: Duration::ZERO };
+    let limits =
+        FlowLimits { limit: FLOWS.into(), share: 8, pool: 100, fragment_share: 2, fragment_pool: 2, ..limits() };
     bench.kernel.set_limits(limits, 15353).unwrap();
     bench
 }
@@ -87,6 +89,38 @@ pub fn a_dead_proxys_endpoint_does_not_run_into_its_budget() {
     assert_eq!(held(&bench), (1, 1, 0));
     assert_eq!(bench.kernel.beat().unwrap(), 22, "the next process hears of it");
     assert_eq!(bench.kernel.beat().unwrap(), 0);
+}
+
+pub fn datagrams_of_which_not_every_fragment_came_go_too() {
+    let (bench, control) = (ready(), ready());
+    bench.kernel.beat().unwrap();
+    let allowed = Bits::of(1);
+    let first = |bench: &Bench, id| {
+        let packet = fragment(pod4(), to(), UDP, Place { id, begin: 0, more: true }, &udp(40000, 443, 8));
+        bench.run(Direction::Egress, &ethernet(POD_MAC, NODE_MAC, ethertype_of(pod4()), &packet)).text()
+    };
+    for each in [&bench, &control] {
+        let mut rules = no_rules();
+        rules.ports.push(port(Direction::Egress, Protocol::Udp, 443, allowed, Bits::NONE));
+        each.rules(&rules);
+        assert_eq!([1, 2, 3, 4, 5].map(|id| first(each, id)), ["granted", "flow", "flow", "flow", "fragment_budget"]);
+        for (key, row) in each.kernel.tables.fragments.rows().unwrap() {
+            let living = key.id == 4_u32.to_be() || key.id == u32::from(4_u16.to_be());
+            let until_mono_ns = if living { row.until_mono_ns } else { 1 };
+            each.kernel.tables.fragments.put(&key, &first_fragment { until_mono_ns, ..row }).unwrap();
+        }
+    }
+    std::thread::sleep(FIRST_SWEEP);
+    let held = |bench: &Bench| {
+        let used = |slot: u32| bench.kernel.tables.budgets.get(&slot).unwrap().fragments;
+        (bench.kernel.tables.fragments.rows().unwrap().len(), used(SLOT), used(0))
+    };
+    assert_eq!(held(&control), (4, 4, 2), "the control: nobody armed the timer");
+    assert_eq!(first(&control, 6), "fragment_budget");
+    let (rows, own, pool) = held(&bench);
+    assert_eq!((rows, own), (1, 1), "the one that is under way stays");
+    assert!(pool <= 1);
+    assert_eq!(first(&bench, 6), "flow");
 }
 
 pub fn nothing_is_swept_while_the_heart_beats() {
