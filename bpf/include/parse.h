@@ -111,6 +111,14 @@ static __always_inline int is_unspecified(const struct address *a)
 	return !(words[0] | words[1]);
 }
 
+/* ::ffff:0:0/96 (RFC 4291, 2.5.5.2). */
+static __always_inline int is_mapped(const struct address *a)
+{
+	const __u32 *words = (const __u32 *)a->octets;
+
+	return !(words[0] | words[1]) && words[2] == bpf_htonl(0xffff);
+}
+
 static __always_inline int is_multicast(const struct frame *f)
 {
 	if (f->family == 6)
@@ -183,11 +191,25 @@ static __always_inline int is_icmp(__u8 protocol)
 	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
 }
 
-static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 offset, struct frame *f)
+static __always_inline int is_transport(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP || protocol == IPPROTO_UDP || protocol == IPPROTO_SCTP || is_icmp(protocol);
+}
+
+/* The least octets of a transport's header. */
+static __always_inline __u32 least_header(__u8 protocol)
+{
+	return protocol == IPPROTO_TCP ? 20 : protocol == IPPROTO_SCTP ? 12 : 8;
+}
+
+/* `end`: where the IP packet says that it ends. What stands behind is padding, and no receiver would read it. */
+static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 offset, __u32 end, struct frame *f)
 {
 	void *at = data + offset;
 
 	f->l4_offset = offset;
+	if (offset + least_header(f->protocol) > end)
+		return is_transport(f->protocol) ? REASON_MALFORMED : REASON_PROTOCOL;
 	if (f->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = at;
 
@@ -251,13 +273,13 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data,
 	}
 	if (ip->frag_off & bpf_htons(0x3fff)) /* more fragments, or an offset */
 		return REASON_FRAGMENT;
-	return parse_l4(data, data_end, ETHERNET + header, f);
+	return parse_l4(data, data_end, ETHERNET + header, total ? ETHERNET + total : f->octets, f);
 }
 
-static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct frame *f)
+static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
 {
 	struct ipv6hdr *ip = data + ETHERNET;
-	__u32 offset = ETHERNET + sizeof(*ip);
+	__u32 offset = ETHERNET + sizeof(*ip), end;
 	__u8 next;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
@@ -268,7 +290,13 @@ static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct
 	f->hop_limit = ip->hop_limit;
 	next = ip->nexthdr;
 	f->protocol = next;
-	if (offset + bpf_ntohs(ip->payload_len) > f->octets)
+	end = offset + bpf_ntohs(ip->payload_len);
+	if (end > f->octets)
+		return REASON_MALFORMED;
+	if (end == offset && skb->gso_size)
+		end = f->octets; /* more than 64 KiB in one piece (BIG TCP) */
+	/* Never on a wire (RFC 4038, 4.2); here it would pass for the IPv4 address, which is kept in this form. */
+	if (is_mapped(&f->source) || is_mapped(&f->destination))
 		return REASON_MALFORMED;
 	for (int i = 0; i <= EXTENSIONS_MAX; i++) {
 		__u8 *extension = data + offset;
@@ -277,7 +305,7 @@ static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct
 			return REASON_FRAGMENT; /* atomic fragments too */
 		if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_ROUTING) {
 			f->protocol = next;
-			return parse_l4(data, data_end, offset, f);
+			return parse_l4(data, data_end, offset, end, f);
 		}
 		if (i == EXTENSIONS_MAX || offset > PULL - 16)
 			return REASON_EXTENSION_HEADER;
@@ -311,7 +339,7 @@ SEPARATE enum reason parse(struct __sk_buff *skb, struct frame *f)
 	case bpf_htons(ETH_P_IP):
 		return parse_ipv4(skb, data, data_end, f);
 	case bpf_htons(ETH_P_IPV6):
-		return parse_ipv6(data, data_end, f);
+		return parse_ipv6(skb, data, data_end, f);
 	case bpf_htons(ETH_P_ARP):
 		return REASON_ARP;
 	case bpf_htons(ETH_P_8021Q):
