@@ -83,6 +83,7 @@ struct frame {
 	__be16 destination_port;
 	__be32 sequence;
 	__u32 octets;
+	__u32 end; /* of the IP packet, in the frame: what stands behind it is padding, and no receiver reads it */
 	/* Of a fragment. A later one has no ports and no L4 header. */
 	__be32 fragment_id;
 	__u32 fragment_begin; /* octets of the datagram before it */
@@ -96,7 +97,6 @@ struct frame {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 hop_limit;
-	__u8 l4_octets; /* length of the L4 header */
 };
 
 static __always_inline void set_v4(struct address *to, __be32 from)
@@ -126,6 +126,14 @@ static __always_inline int is_unspecified(const struct address *a)
 	const __u64 *words = (const __u64 *)a->octets;
 
 	return !(words[0] | words[1]);
+}
+
+/* ::ffff:0:0/96 (RFC 4291, 2.5.5.2). */
+static __always_inline int is_mapped(const struct address *a)
+{
+	const __u32 *words = (const __u32 *)a->octets;
+
+	return !(words[0] | words[1]) && words[2] == bpf_htonl(0xffff);
 }
 
 static __always_inline int is_multicast(const struct frame *f)
@@ -216,9 +224,8 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 	if (f->protocol == IPPROTO_TCP) {
 		struct tcphdr *tcp = at;
 
-		if ((void *)(tcp + 1) > data_end || tcp->doff < 5)
+		if ((void *)(tcp + 1) > data_end || tcp->doff < 5 || offset + tcp->doff * 4 > f->end)
 			return REASON_MALFORMED;
-		f->l4_octets = tcp->doff * 4;
 		f->source_port = tcp->source;
 		f->destination_port = tcp->dest;
 		f->sequence = tcp->seq;
@@ -229,9 +236,9 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 		struct udphdr *udp = at; /* SCTP's ports stand at the same place */
 
 		/* RFC 9260, 3: a common header of 12 octets. */
-		if ((void *)(udp + 1) + (f->protocol == IPPROTO_SCTP ? 4 : 0) > data_end)
+		if ((void *)(udp + 1) + (f->protocol == IPPROTO_SCTP ? 4 : 0) > data_end ||
+		    offset + (f->protocol == IPPROTO_SCTP ? 12 : 8) > f->end)
 			return REASON_MALFORMED;
-		f->l4_octets = f->protocol == IPPROTO_SCTP ? 12 : 8;
 		f->source_port = udp->source;
 		f->destination_port = udp->dest;
 		return REASON_FLOW;
@@ -239,9 +246,8 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 	if ((f->protocol == IPPROTO_ICMP && f->family == 4) || (f->protocol == IPPROTO_ICMPV6 && f->family == 6)) {
 		struct icmp_header *icmp = at;
 
-		if ((void *)(icmp + 1) > data_end)
+		if ((void *)(icmp + 1) > data_end || offset + sizeof(*icmp) > f->end)
 			return REASON_MALFORMED;
-		f->l4_octets = sizeof(*icmp);
 		f->icmp_type = icmp->type;
 		f->icmp_code = icmp->code;
 		f->source_port = icmp->identifier;
@@ -269,18 +275,16 @@ static __always_inline enum reason place_fragment(struct frame *f, __u32 begin, 
 	return REASON_FLOW;
 }
 
-/* What was read of a first fragment must have stood in it: padding behind the IP packet never reaches its receiver.
- * Errors are short (RFC 1812, 4.3.2.3; RFC 4443, 2.4), and neighbour discovery is never fragmented (RFC 6980).
+/* A first fragment must hold its whole L4 header (RFC 1858, RFC 7112). Errors are short (RFC 1812, 4.3.2.3; RFC
+ * 4443, 2.4), and neighbour discovery is never fragmented (RFC 6980).
  */
-static __always_inline enum reason whole_header(const struct frame *f, enum reason reason, __u32 end)
+static __always_inline enum reason whole_header(const struct frame *f, enum reason reason)
 {
 	if (reason == REASON_MALFORMED)
 		return REASON_FRAGMENT_TINY;
-	if (reason != REASON_FLOW && reason != REASON_ND)
-		return reason;
-	if ((__u32)f->l4_offset + f->l4_octets > end)
-		return REASON_FRAGMENT_TINY;
-	return reason == REASON_ND || is_icmp_error(f) ? REASON_FRAGMENT_MALFORMED : reason;
+	if (reason == REASON_ND || (reason == REASON_FLOW && is_icmp_error(f)))
+		return REASON_FRAGMENT_MALFORMED;
+	return reason;
 }
 
 static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
@@ -300,6 +304,7 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data,
 	total = bpf_ntohs(ip->tot_len);
 	if ((total < header && !(skb->gso_size && total == 0)) || ETHERNET + total > f->octets)
 		return REASON_MALFORMED; /* total 0 with GSO: more than 64 KiB in one piece (BIG TCP) */
+	f->end = total ? ETHERNET + total : f->octets;
 	if (header > sizeof(*ip)) {
 		enum reason bad = walk_options(skb, header - sizeof(*ip));
 
@@ -316,13 +321,13 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data,
 			return bad;
 	}
 	reason = parse_l4(data, data_end, ETHERNET + header, f);
-	return f->fragment ? whole_header(f, reason, ETHERNET + total) : reason;
+	return f->fragment ? whole_header(f, reason) : reason;
 }
 
-static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct frame *f)
+static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
 {
 	struct ipv6hdr *ip = data + ETHERNET;
-	__u32 offset = ETHERNET + sizeof(*ip), end;
+	__u32 offset = ETHERNET + sizeof(*ip);
 	enum reason reason;
 	__u8 next;
 
@@ -334,8 +339,11 @@ static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct
 	f->hop_limit = ip->hop_limit;
 	next = ip->nexthdr;
 	f->protocol = next;
-	end = offset + bpf_ntohs(ip->payload_len);
-	if (end > f->octets)
+	f->end = ip->payload_len || !skb->gso_size ? offset + bpf_ntohs(ip->payload_len) : f->octets; /* BIG TCP */
+	if (f->end > f->octets)
+		return REASON_MALFORMED;
+	/* Never on a wire (RFC 4038, 4.2); here it would pass for the IPv4 address, which is kept in this form. */
+	if (is_mapped(&f->source) || is_mapped(&f->destination))
 		return REASON_MALFORMED;
 	for (int i = 0; i <= EXTENSIONS_MAX; i++) {
 		__u8 *extension = data + offset;
@@ -344,7 +352,7 @@ static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct
 		    next != IPPROTO_FRAGMENT) {
 			f->protocol = next;
 			reason = parse_l4(data, data_end, offset, f);
-			return f->fragment ? whole_header(f, reason, end) : reason;
+			return f->fragment ? whole_header(f, reason) : reason;
 		}
 		if (i == EXTENSIONS_MAX || offset > PULL - 16)
 			return REASON_EXTENSION_HEADER;
@@ -361,8 +369,9 @@ static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct
 			f->protocol = header->next;
 			if (!(field & 0xfff9))
 				return REASON_FRAGMENT_ATOMIC;
-			reason = place_fragment(f, field & 0xfff8, field & 1, (__s32)(end - offset - sizeof(*header)),
-						offset - ETHERNET - sizeof(*ip));
+			reason =
+				place_fragment(f, field & 0xfff8, field & 1, (__s32)(f->end - offset - sizeof(*header)),
+					       offset - ETHERNET - sizeof(*ip));
 			f->fragment_id = header->id;
 			if (reason != REASON_FLOW || f->fragment == FRAGMENT_LATER)
 				return reason;
@@ -396,7 +405,7 @@ SEPARATE enum reason parse(struct __sk_buff *skb, struct frame *f)
 	case bpf_htons(ETH_P_IP):
 		return parse_ipv4(skb, data, data_end, f);
 	case bpf_htons(ETH_P_IPV6):
-		return parse_ipv6(data, data_end, f);
+		return parse_ipv6(skb, data, data_end, f);
 	case bpf_htons(ETH_P_ARP):
 		return REASON_ARP;
 	case bpf_htons(ETH_P_8021Q):

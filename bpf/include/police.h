@@ -37,6 +37,11 @@ static __always_inline int mac_is_own(const struct context *c, const __u8 *mac)
 	return known && same_mac(mac, known->mac);
 }
 
+/* The shortest Ethernet frame without its checksum: what is shorter may be filled up to it. */
+#define ETHERNET_LEAST 60
+/* A neighbour solicitation with its target, the sender's link-layer address and a nonce (RFC 7527). */
+#define ND_MOST (ETHERNET + 40 + 24 + 8 + 8)
+
 struct ethernet_arp {
 	struct ethhdr ethernet;
 	__be16 hardware, protocol;
@@ -58,6 +63,9 @@ SEPARATE enum reason police_arp(struct __sk_buff *skb, const struct context *c)
 
 	if (!c)
 		return REASON_INTERNAL;
+	/* What stands behind it would be a message to the whole segment. */
+	if (c->frame.octets > ETHERNET_LEAST)
+		return REASON_MALFORMED;
 	if ((void *)(arp + 1) > data_end || arp->hardware != bpf_htons(ARPHRD_ETHER) ||
 	    arp->protocol != bpf_htons(ETH_P_IP) || arp->hardware_length != 6 || arp->protocol_length != 4)
 		return REASON_MALFORMED;
@@ -125,6 +133,8 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 		return REASON_SPOOFED_MAC;
 	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT)
 		return f->hop_limit == 1 && is_multicast(f) ? REASON_ND : REASON_ND_SPOOFED; /* never forwarded */
+	if (f->octets > ND_MOST) /* options that these messages don't have: a message to the whole segment */
+		return REASON_ND_SPOOFED;
 	if (f->hop_limit != 255 || f->l4_offset != ETHERNET + sizeof(struct ipv6hdr) || f->icmp_code)
 		return REASON_ND_SPOOFED;
 	if (f->icmp_type == ND_ROUTER_SOLICIT)

@@ -425,6 +425,8 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 			return REASON_MALFORMED;
 		__builtin_memcpy(&source, &ip.saddr, 16);
 		__builtin_memcpy(&destination, &ip.daddr, 16);
+		if (is_mapped(&source) || is_mapped(&destination))
+			return REASON_ICMP_UNRELATED;
 		key.endpoint_and_protocol = ip.nexthdr;
 		if (ip.nexthdr == IPPROTO_FRAGMENT) { /* a first fragment that was too big (RFC 8201) */
 			struct fragment_header fragment;

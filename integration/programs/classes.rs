@@ -261,6 +261,33 @@ pub fn malformed_headers_are_dropped() {
         packet[at] = octet;
         counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x86dd, &packet), Reason::Malformed);
     }
+    // The header of the transport is in the packet, not in the padding behind it.
+    let bench = ready();
+    for family in [4, 6] {
+        let to = granted(family);
+        bench.grant(to, Bits::of(2), later());
+        for (protocol, header) in [(TCP, 20), (UDP, 8), (132, 12), (if family == 4 { ICMP } else { ICMPV6 }, 8)] {
+            let whole = [tcp(40000, 443, 1, SYN), vec![0; 20]].concat();
+            let padded = |octets| {
+                let packet = [ip(pod_for(to), to, protocol, &whole[..octets]), whole.clone()].concat();
+                bench.run(Egress, &ethernet(POD_MAC, NODE_MAC, ethertype_of(to), &packet))
+            };
+            assert_eq!(padded(header - 1).text(), Reason::Malformed.text(), "{protocol} in IPv{family}");
+            assert_ne!(padded(header).text(), Reason::Malformed.text(), "{protocol} in IPv{family}");
+        }
+    }
+}
+
+pub fn an_ipv4_address_in_ipv6_is_no_address() {
+    let bench = ready();
+    let IpAddr::V4(own) = pod4() else { unreachable!("the pod's IPv4 address") };
+    let IpAddr::V4(open) = granted(4) else { unreachable!("an IPv4 address") };
+    let segment = tcp(40000, 443, 1, SYN);
+    let mapped = |address: Ipv4Addr| IpAddr::V6(address.to_ipv6_mapped());
+    counts(&bench, Egress, &from_pod(mapped(own), granted(6), TCP, &segment), Reason::Malformed);
+    counts(&bench, Egress, &from_pod(pod6(), mapped(open), TCP, &segment), Reason::Malformed);
+    counts(&bench, Egress, &from_pod(mapped(own), mapped(open), TCP, &segment), Reason::Malformed);
+    counts(&bench, Ingress, &to_pod(mapped(open), mapped(own), TCP, &segment), Reason::Malformed);
 }
 
 pub fn foreign_sources_are_spoofed() {
@@ -304,6 +331,10 @@ pub fn arp_is_policed() {
     let alien = [2, 9, 9, 9, 9, 9];
     counts(&bench, Egress, &send(alien, &arp(1, alien, own, own)), Reason::SpoofedMac);
     counts(&bench, Ingress, &send(NODE_MAC, &arp(1, NODE_MAC, stranger, own)), Reason::Arp);
+    // Filled up to the shortest frame there is, and no further.
+    let filled = |octets: usize| [&arp(1, POD_MAC, own, stranger)[..], &vec![7; octets]].concat();
+    counts(&bench, Egress, &send(POD_MAC, &filled(18)), Reason::Arp);
+    counts(&bench, Egress, &send(POD_MAC, &filled(19)), Reason::Malformed);
 }
 
 pub fn neighbour_discovery_is_policed() {
@@ -328,6 +359,11 @@ pub fn neighbour_discovery_is_policed() {
     counts(&bench, Egress, &send(own, 255, &icmp(134, 0, &[0; 12])), spoofed);
     counts(&bench, Egress, &send(own, 255, &icmp(137, 0, &[0; 36])), spoofed);
     counts(&bench, Egress, &send(stranger, 255, &neighbour(135, own, POD_MAC)), Reason::SpoofedAddress);
+    // With a nonce, and with more.
+    let solicit =
+        |more: usize| [&neighbour(135, stranger, POD_MAC)[..], &[14, (more / 8) as u8], &vec![7; more - 2]].concat();
+    counts(&bench, Egress, &send(own, 255, &solicit(8)), nd);
+    counts(&bench, Egress, &send(own, 255, &solicit(16)), spoofed);
     // On a shared segment a link-local address must be made of the pod's MAC.
     counts(&bench, Egress, &send(alien, 255, &neighbour(136, alien, POD_MAC)), nd);
     bench.flags(flag::BRIDGED, 0);

@@ -36,7 +36,7 @@ fn main() {
             a_cidr_rule_opens_no_peer_and_no_proxy_address, a_service_is_what_its_row_says, a_deny_beats_every_allow,
             options_pass_but_source_routes_do_not, extension_headers_are_walked_up_to_a_bound,
             tags_and_other_ethertypes_are_dropped, other_protocols_and_tunnels_are_dropped,
-            malformed_headers_are_dropped, foreign_sources_are_spoofed, the_first_good_frame_teaches_the_mac,
+            malformed_headers_are_dropped, an_ipv4_address_in_ipv6_is_no_address, foreign_sources_are_spoofed, the_first_good_frame_teaches_the_mac,
             arp_is_policed, neighbour_discovery_is_policed, echo_follows_the_rules_and_errors_follow_flows,
             a_block_of_ports_opens_what_is_in_it_and_no_more, sctp_is_judged_by_its_ports,
             a_question_over_icmp_is_judged_by_its_own_type_and_answered_by_its_own_answer,
