@@ -236,6 +236,8 @@ static __always_inline int may_reject(const struct context *c, enum reason reaso
 		return 0;
 	if (is_icmp(c->frame.protocol) && !query_of(c->frame.protocol, c->frame.icmp_type))
 		return 0; /* no error about an error (RFC 1122, 3.2.2) */
+	if (c->frame.fragment == FRAGMENT_LATER)
+		return 0; /* nor about one (the same); and it has no header to make a reset of */
 	bucket = bucket_of(c);
 	if (!bucket || bucket->rejects >= rejects_per_second)
 		return 0;
