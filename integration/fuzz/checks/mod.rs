@@ -9,9 +9,11 @@
 //! | [`pattern`] | a name and patterns, a line each | the grammar, said plainly, with backtracking |
 //! | [`manifest`] | a file of Kubernetes objects | what refusing must never do; its own last good version |
 //! | [`datagrams`] | datagrams, each behind its length | what was sent over loopback |
+//! | [`frames`] | choices of a world and of frames for it | a judge that reads octets, and keeps lists |
 
 pub mod answer;
 pub mod datagrams;
+pub mod frames;
 pub mod manifest;
 mod naive;
 pub mod pattern;
