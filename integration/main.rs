@@ -3,6 +3,7 @@
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
 mod attempts;
+mod floor;
 #[path = "lab/mod.rs"]
 mod lab;
 mod peers;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         .chain(peers::trials())
         .chain(scenes::trials())
         .chain(wire::trials())
+        .chain(floor::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -162,6 +162,14 @@ impl Kernel {
         found
     }
 
+    /// Whether programs of this run or an earlier one are on the interface, in both directions.
+    pub fn has_programs(&self, ifindex: u32) -> bool {
+        Hook::BOTH.into_iter().all(|hook| {
+            live_link(&self.link_pin(ifindex, hook), ifindex).is_some()
+                || filter(ifindex, hook, self.on_send().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()))
+        })
+    }
+
     /// Whether both programs are on the interface, first in the chain.
     ///
     /// # Errors

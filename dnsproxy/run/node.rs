@@ -14,7 +14,7 @@ use super::checkpoint::{self, Checkpoint};
 use super::journal::{self, Journal};
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{names, packets, publish, reload, steering, upkeep};
+use super::{floor, names, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
@@ -25,6 +25,7 @@ use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::GrantWrite;
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
+use crate::host::floor::remove_all as remove_floor;
 use crate::host::links::{self, Link, Netlink};
 use crate::kernel::attach::detach_all;
 use crate::kernel::change::PeerRows;
@@ -71,6 +72,7 @@ pub(super) struct Node {
     /// By `namespace/pod`.
     pub endpoints: BTreeMap<String, Endpoint>,
     pub links: BTreeMap<u32, Link>,
+    pub ground: floor::Ground,
     /// What is in force; none before the first snapshot was read.
     pub world: Option<Arc<World>>,
     pub steering: steering::Steering,
@@ -163,6 +165,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         state,
         endpoints: BTreeMap::new(),
         links: BTreeMap::new(),
+        ground: floor::Ground::default(),
         world: None,
         steering: steering::Steering::default(),
         directory: directory.clone(),
@@ -186,6 +189,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         cluster: CiliumConfig::default(),
     };
     node.name_endpoints();
+    node.lay_floor().await;
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
@@ -197,6 +201,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     };
     let listeners = listen::start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
+    node.floor_is_of_this_run();
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
     let events = Events::start(node.kernel.clone(), teller)?;
     node.upkeep(true);
@@ -237,6 +242,7 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -
     if node.config.detach {
         checkpoint::remove(&node.config.state_dir);
         detach_all(&node.config.pin_dir).context("removing programs and pins")?;
+        remove_floor().context("removing the floor")?;
         for local in node.state.resolvers.values() {
             node.netlink.remove_local(*local).await.context("removing a local address")?;
         }
@@ -347,7 +353,7 @@ impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
         let mut named = BTreeMap::new();
-        for setting in &self.config.endpoints {
+        for setting in self.config.endpoints.clone() {
             let key = setting.pod.to_string();
             let mut endpoint = match self.endpoints.remove(&key) {
                 Some(endpoint) => endpoint,
@@ -449,6 +455,7 @@ impl Node {
             operate::log::set_filter(&self.config.observe.log);
         }
         self.name_endpoints();
+        self.keep_floor();
     }
 }
 

@@ -97,6 +97,7 @@ impl Node {
         if all || now >= self.upkeep.look_at {
             self.upkeep.look_at = now + LOOK;
             self.look_at_programs();
+            self.look_at_floor();
         }
         self.tell();
     }
@@ -177,16 +178,17 @@ impl Node {
     /// Are the programs there, first in the chain, and do they do what they are for?
     fn look_at_programs(&mut self) {
         let mut reasons = Vec::new();
-        for endpoint in self.endpoints.values() {
+        for endpoint in self.endpoints.values_mut() {
             if !endpoint.link_problem.is_empty() {
                 reasons.push(format!("{}: {}", endpoint.interface, endpoint.link_problem));
             }
-            let Some(at) = endpoint.attachment else { continue };
+            let Some(at) = &mut endpoint.attachment else { continue };
             let enforced = endpoint.rules.as_ref().is_none_or(|rules| rules.selected);
             let checked = self
                 .kernel
                 .check_attached(at.ifindex, at.method)
                 .and_then(|()| self.kernel.probe(at.ifindex, at.closed, enforced));
+            at.in_place = checked.is_ok() || self.kernel.has_programs(at.ifindex);
             if let Err(why) = checked {
                 reasons.push(format!("{}: {why}", endpoint.interface));
             }
@@ -206,6 +208,8 @@ impl Node {
         let grants: Vec<u64> = self.endpoints.values().map(grants_of).collect();
         metrics.grants(grants.iter().sum());
         metrics.ready(self.readiness.is_ready());
+        let floor = self.ground.floor.status();
+        metrics.floor(floor.dropped);
         let cache = self.proxy.cache().map(Cache::figures);
         metrics.cache(&cache.unwrap_or_default());
         metrics.background(self.proxy.background());
@@ -232,6 +236,7 @@ impl Node {
                 skipped: self.loaded.skipped,
             },
             endpoints,
+            floor,
             maps: tables
                 .into_iter()
                 .map(|(table, rows, max)| MapStatus { name: table.text().to_owned(), rows, max })
