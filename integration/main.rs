@@ -7,6 +7,7 @@ mod floor;
 #[path = "lab/mod.rs"]
 mod lab;
 mod peers;
+mod repairs;
 mod scenario;
 mod scenes;
 mod story;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         .chain(scenario::trials())
         .chain(peers::trials())
         .chain(scenes::trials())
+        .chain(repairs::trials())
         .chain(wire::trials())
         .chain(floor::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })

@@ -70,6 +70,32 @@ struct {
 	PINNED;
 } flows SEC(".maps");
 
+/* endpoint id -> its row in `budgets`: a flow names only the endpoint. Also of endpoints that have no interface now. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 4096);
+	__type(key, __u32);
+	__type(value, __u32);
+	PINNED;
+} slots SEC(".maps");
+
+/* The proxy's last sign of life, and what acts in its stead. Written by bpf/beat.bpf.c alone: the kernel cancels the
+ * timer when user space writes the row.
+ */
+struct heartbeat {
+	__u64 last_ns;
+	__u64 swept; /* flows, since the last beat */
+	struct bpf_timer timer;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct heartbeat);
+	PINNED;
+} heartbeat SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
 	__uint(max_entries, 262144);

@@ -5,6 +5,7 @@
 #ifndef NAMEGATE_VERDICT_H
 #define NAMEGATE_VERDICT_H
 
+#include "lifetime.h"
 #include "police.h"
 
 static __always_inline int meets(const struct group_bits *a, const struct group_bits *b)
@@ -172,11 +173,6 @@ SEPARATE enum reason policy(const struct context *c, const struct address *remot
 	return expired ? REASON_EXPIRED : REASON_NO_GRANT;
 }
 
-static __always_inline struct budget *budget_of(__u32 slot)
-{
-	return bpf_map_lookup_elem(&budgets, &slot);
-}
-
 /* One more flow for the endpoint: of its own share, else of the pool. -1: neither has room. */
 static __always_inline int charge(const struct context *c)
 {
@@ -197,60 +193,6 @@ static __always_inline int charge(const struct context *c)
 	}
 	__sync_fetch_and_add(&own->flows, -1);
 	return -1;
-}
-
-static __always_inline void discharge(const struct context *c, int pooled)
-{
-	struct budget *own = budget_of(c->endpoint.slot), *pool = budget_of(0);
-
-	if (own)
-		__sync_fetch_and_add(&own->flows, -1);
-	if (pool && pooled)
-		__sync_fetch_and_add(&pool->flows, -1);
-}
-
-static __always_inline __u64 timeout_of(__u8 state)
-{
-	switch (state) {
-	case FLOW_ESTABLISHED:
-	case FLOW_FIN_EGRESS:
-	case FLOW_FIN_INGRESS:
-		return established_timeout_ns;
-	case FLOW_CLOSED:
-		return closed_timeout_ns;
-	case FLOW_DATAGRAM:
-		return datagram_timeout_ns;
-	case FLOW_DATAGRAM_BOTH:
-	case FLOW_REVOKED:
-		return datagram_both_timeout_ns;
-	default:
-		return syn_timeout_ns;
-	}
-}
-
-/* Only a conversation that both sides took part in may be resumed within the operator's grace: it was idle, not over.
- */
-static __always_inline __u64 grace_of(__u8 state)
-{
-	__u32 zero = 0;
-	struct limits *limit = bpf_map_lookup_elem(&limits, &zero);
-
-	switch (state) {
-	case FLOW_ESTABLISHED:
-	case FLOW_FIN_EGRESS:
-	case FLOW_FIN_INGRESS:
-	case FLOW_DATAGRAM_BOTH:
-		return limit ? limit->idle_grace_seconds * SECOND : 0;
-	default:
-		return 0;
-	}
-}
-
-static __always_inline int is_over(const struct context *c, const struct flow *flow)
-{
-	__u64 idle = c->now > flow->last_ns ? c->now - flow->last_ns : 0, timeout = timeout_of(flow->state);
-
-	return idle > timeout && idle > timeout + grace_of(flow->state);
 }
 
 static __always_inline int opens(const struct frame *f)
@@ -290,7 +232,7 @@ static __always_inline void advance(const struct context *c, struct flow *flow)
 static __always_inline void forget(const struct context *c, const struct flow_key *key, int pooled)
 {
 	if (!c->probe && !bpf_map_delete_elem(&flows, key))
-		discharge(c, pooled);
+		discharge(c->endpoint.slot, pooled);
 }
 
 /* Policy took the flow away. It is remembered, for the other side does not know and goes on sending; without this, what
@@ -332,7 +274,7 @@ static __always_inline enum reason remember(const struct context *c, const struc
 	failed = bpf_map_update_elem(&flows, key, &fresh, BPF_NOEXIST);
 	if (!failed)
 		return reason;
-	discharge(c, pooled);
+	discharge(c->endpoint.slot, pooled);
 	return failed == -17 /* EEXIST: another CPU was first */ ? reason : REASON_FLOW_TABLE;
 }
 
@@ -393,7 +335,7 @@ SEPARATE enum reason converse(struct context *c)
 	icmp = is_icmp(c->frame.protocol);
 	key_of(c, &key);
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (flow && is_over(c, flow)) {
+	if (flow && is_over(c->now, flow)) {
 		forget(c, &key, flow->pooled);
 		flow = 0;
 	}
@@ -508,7 +450,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 		return REASON_ICMP_UNRELATED;
 	key.endpoint_and_protocol |= c->endpoint.id << 8;
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED || is_over(c, flow))
+	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED || is_over(c->now, flow))
 		return REASON_ICMP_UNRELATED;
 	return REASON_ICMP_RELATED;
 }

@@ -33,6 +33,8 @@ pub const VERSION: u32 = 3;
 pub const FROM_POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/from_pod.bpf.o"));
 /// See [`FROM_POD`].
 pub const TO_POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/to_pod.bpf.o"));
+/// See [`FROM_POD`].
+pub const BEAT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/beat.bpf.o"));
 
 /// `enum endpoint_flag`.
 pub mod flag {

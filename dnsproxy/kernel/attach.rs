@@ -4,7 +4,7 @@
 //! replaced at its fixed priority and handle; nothing is ever detached in order to be attached again.
 
 use std::ffi::CString;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -42,23 +42,26 @@ const PRIORITY: u32 = 1;
 const HANDLE: u32 = 1;
 
 /// The two hooks of an interface.
-#[derive(Clone, Copy)]
-enum Hook {
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Hook {
+    /// What the pod sends.
     FromPod,
+    /// What the pod receives.
     ToPod,
 }
 
 impl Hook {
-    const BOTH: [Hook; 2] = [Hook::FromPod, Hook::ToPod];
+    pub(super) const BOTH: [Hook; 2] = [Hook::FromPod, Hook::ToPod];
 
-    fn name(self) -> &'static str {
+    /// The name of its program.
+    pub fn name(self) -> &'static str {
         match self {
             Hook::FromPod => "from_pod",
             Hook::ToPod => "to_pod",
         }
     }
 
-    fn tcx(self) -> u32 {
+    pub(super) fn tcx(self) -> u32 {
         match self {
             Hook::FromPod => libbpf_sys::BPF_TCX_INGRESS,
             Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
@@ -90,59 +93,70 @@ impl Kernel {
             }
         }
         for hook in Hook::BOTH {
-            let program = self.program(hook);
-            let mut builder = TcHookBuilder::new(program.as_fd());
-            builder.ifindex(ifindex as i32).replace(true).handle(HANDLE).priority(PRIORITY);
-            let mut filter = builder.hook(hook.tc());
-            let failed = |error| {
-                let what = format!("attach {} to interface {ifindex} with clsact", hook.name());
-                KernelError::call(what, std::io::Error::other(error))
-            };
-            filter.create().map_err(failed)?;
-            filter.attach().map_err(failed)?;
+            self.attach_clsact(ifindex, hook)?;
         }
         self.detach_tcx(ifindex);
         Ok(Method::Clsact)
     }
 
     fn attach_tcx(&self, ifindex: u32) -> Result<(), KernelError> {
-        for hook in Hook::BOTH {
-            let program = self.program(hook);
-            let pin = self.link_pin(ifindex, hook);
-            let what = || format!("attach {} to interface {ifindex} with TCX", hook.name());
-            if let Some(mut link) = live_link(&pin, ifindex) {
-                link.update_prog(&program).map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
-                continue;
-            }
+        Hook::BOTH.into_iter().try_for_each(|hook| self.attach_link(ifindex, hook))
+    }
+
+    /// Puts our filter in its place, or replaces what stands there.
+    pub(super) fn attach_clsact(&self, ifindex: u32, hook: Hook) -> Result<(), KernelError> {
+        let program = self.program(hook);
+        let mut builder = TcHookBuilder::new(program.as_fd());
+        builder.ifindex(ifindex as i32).replace(true).handle(HANDLE).priority(PRIORITY);
+        let mut filter = builder.hook(hook.tc());
+        let failed = |error| {
+            let what = format!("attach {} to interface {ifindex} with clsact", hook.name());
+            KernelError::call(what, std::io::Error::other(error))
+        };
+        filter.create().map_err(failed)?;
+        filter.attach().map_err(failed)?;
+        Ok(())
+    }
+
+    /// Lets the pinned link run our program, or puts one at the head of the chain and pins it.
+    pub(super) fn attach_link(&self, ifindex: u32, hook: Hook) -> Result<(), KernelError> {
+        let program = self.program(hook);
+        let pin = self.link_pin(ifindex, hook);
+        let what = || format!("attach {} to interface {ifindex} with TCX", hook.name());
+        if let Some(mut link) = live_link(&pin, ifindex) {
+            link.update_prog(&program).map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
+        } else {
             drop(std::fs::remove_file(&pin)); // severed for ever when its device was deleted
             let link = create_link(program.as_fd().as_raw_fd(), ifindex, hook.tcx())
                 .map_err(|source| KernelError::call(what(), source))?;
-            let path = CString::new(pin.as_os_str().as_bytes())
-                .map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
-            // SAFETY: a descriptor of our own and a string that ends in NUL.
-            if unsafe { libbpf_sys::bpf_obj_pin(link.as_raw_fd(), path.as_ptr()) } < 0 {
-                return Err(KernelError::last(format!("pin {}", pin.display())));
-            }
+            pin_at(link.as_fd(), &pin)?;
+        }
+        let beside = beside(&pin);
+        if beside.exists() {
+            sever(&beside); // whoever was putting a link to the front has died
+            drop(std::fs::remove_file(beside));
         }
         Ok(())
     }
 
-    fn program(&self, hook: Hook) -> ProgramMut<'_> {
+    pub(super) fn program(&self, hook: Hook) -> ProgramMut<'_> {
         match hook {
             Hook::FromPod => self.on_send(),
             Hook::ToPod => self.on_receive(),
         }
     }
 
-    fn link_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
+    pub(super) fn link_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
         self.pins.join("links").join(format!("{ifindex}_{}", hook.name()))
     }
 
     fn detach_tcx(&self, ifindex: u32) {
         for hook in Hook::BOTH {
             let pin = self.link_pin(ifindex, hook);
-            sever(&pin);
-            drop(std::fs::remove_file(pin));
+            for pin in [beside(&pin), pin] {
+                sever(&pin);
+                drop(std::fs::remove_file(pin));
+            }
         }
     }
 
@@ -168,29 +182,6 @@ impl Kernel {
             live_link(&self.link_pin(ifindex, hook), ifindex).is_some()
                 || filter(ifindex, hook, self.on_send().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()))
         })
-    }
-
-    /// Whether both programs are on the interface, first in the chain.
-    ///
-    /// # Errors
-    /// What is wrong, in words for status and log.
-    pub fn check_attached(&self, ifindex: u32, method: Method) -> Result<(), String> {
-        for hook in Hook::BOTH {
-            let program = self.program(hook);
-            let ours = Program::id_from_fd(program.as_fd()).map_err(|error| error.to_string())?;
-            let found = match method {
-                Method::Tcx => first_tcx(ifindex, hook.tcx()).map_err(|error| error.to_string())?,
-                Method::Clsact => filter(ifindex, hook, program.as_fd()).query().ok(),
-            };
-            match found {
-                Some(id) if id == ours => (),
-                Some(id) => {
-                    return Err(format!("{}: program {id} is first in the chain, not ours ({ours})", hook.name()));
-                }
-                None => return Err(format!("{}: no program is attached", hook.name())),
-            }
-        }
-        Ok(())
     }
 }
 
@@ -234,21 +225,41 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
     Ok(true)
 }
 
+/// Gives a link or a map of ours a name on the BPF file system.
+pub(super) fn pin_at(ours: BorrowedFd<'_>, pin: &Path) -> Result<(), KernelError> {
+    let failed = || format!("pin {}", pin.display());
+    let path = CString::new(pin.as_os_str().as_bytes())
+        .map_err(|error| KernelError::call(failed(), std::io::Error::other(error)))?;
+    // SAFETY: a descriptor of our own and a string that ends in NUL.
+    if unsafe { libbpf_sys::bpf_obj_pin(ours.as_raw_fd(), path.as_ptr()) } < 0 {
+        return Err(KernelError::last(failed()));
+    }
+    Ok(())
+}
+
+/// Where the pin of a link stands for as long as another link has its place. No dot: names on a BPF file system have none.
+pub(super) fn beside(pin: &Path) -> PathBuf {
+    let mut name = pin.as_os_str().to_owned();
+    name.push("_new");
+    name.into()
+}
+
 /// Takes a pinned link's program off at once; removing the pin alone takes effect some time later.
-fn sever(pin: &Path) {
+pub(super) fn sever(pin: &Path) {
     if let Ok(link) = Link::open(pin) {
         drop(link.detach());
     }
 }
 
-fn filter(ifindex: u32, hook: Hook, any: std::os::fd::BorrowedFd<'_>) -> TcHook {
+/// Our filter's place; `any` is a descriptor, which the builder wants even for a look.
+pub(super) fn filter(ifindex: u32, hook: Hook, any: BorrowedFd<'_>) -> TcHook {
     let mut builder = TcHookBuilder::new(any);
     builder.ifindex(ifindex as i32).handle(HANDLE).priority(PRIORITY);
     builder.hook(hook.tc())
 }
 
 /// Removes our filters; others' filters and the qdisc stay.
-fn detach_clsact(ifindex: u32, any: std::os::fd::BorrowedFd<'_>) {
+fn detach_clsact(ifindex: u32, any: BorrowedFd<'_>) {
     for hook in Hook::BOTH {
         let mut filter = filter(ifindex, hook, any);
         let ours = filter.query().ok().is_some_and(|id| is_named(id, hook.name()));
@@ -266,7 +277,7 @@ fn is_named(program_id: u32, name: &str) -> bool {
 }
 
 /// The pinned link, if it is still on that interface: a link whose device was deleted is severed for ever.
-fn live_link(pin: &Path, ifindex: u32) -> Option<Link> {
+pub(super) fn live_link(pin: &Path, ifindex: u32) -> Option<Link> {
     let link = Link::open(pin).ok()?;
     match link.info().ok()?.info {
         LinkTypeInfo::Tcx(tcx) if tcx.ifindex == ifindex => Some(link),
@@ -275,7 +286,7 @@ fn live_link(pin: &Path, ifindex: u32) -> Option<Link> {
 }
 
 /// libbpf-rs 0.27 has no TCX attach: the low-level call, at the head of the chain.
-fn create_link(program: i32, ifindex: u32, attach_type: u32) -> std::io::Result<OwnedFd> {
+pub(super) fn create_link(program: i32, ifindex: u32, attach_type: u32) -> std::io::Result<OwnedFd> {
     // SAFETY: plain data, of which zero is a value.
     let mut options: libbpf_sys::bpf_link_create_opts = unsafe { std::mem::zeroed() };
     options.sz = size_of_val(&options) as libbpf_sys::size_t;
@@ -289,8 +300,8 @@ fn create_link(program: i32, ifindex: u32, attach_type: u32) -> std::io::Result<
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// The program that runs first on a TCX hook.
-fn first_tcx(ifindex: u32, attach_type: u32) -> std::io::Result<Option<u32>> {
+/// The programs of a TCX hook in the order in which they run; of very many the first.
+pub(super) fn tcx_chain(ifindex: u32, attach_type: u32) -> std::io::Result<Vec<u32>> {
     let mut ids = [0u32; 64];
     // SAFETY: plain data, of which zero is a value.
     let mut options: libbpf_sys::bpf_prog_query_opts = unsafe { std::mem::zeroed() };
@@ -303,8 +314,8 @@ fn first_tcx(ifindex: u32, attach_type: u32) -> std::io::Result<Option<u32>> {
         return Err(std::io::Error::from_raw_os_error(-failed));
     }
     // SAFETY: both members of the union are the same u32.
-    let count = unsafe { options.__bindgen_anon_1.count };
-    Ok((count > 0).then_some(ids[0]))
+    let count = unsafe { options.__bindgen_anon_1.count } as usize;
+    Ok(ids.into_iter().take(count).collect())
 }
 
 fn is_unsupported(error: &KernelError) -> bool {

@@ -1,7 +1,8 @@
-//! Both programs and all maps, loaded once and pinned, or adopted from an earlier run.
+//! The programs and all maps, loaded once and pinned, or adopted from an earlier run.
 
 use std::ffi::CString;
 use std::mem::offset_of;
+use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,6 +11,7 @@ use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramMu
 
 use super::KernelError;
 use super::abi::{self, rodata};
+use super::attach::{Hook, pin_at};
 use super::table::Table;
 
 /// How large the maps are and how the programs behave; fixed at load.
@@ -41,6 +43,8 @@ pub struct LoadSettings {
 pub struct Kernel {
     from_pod: Object,
     to_pod: Object,
+    beat: Object,
+    settings: LoadSettings,
     /// Where pins of this ABI version are: `maps/` and `links/`.
     pub(super) pins: PathBuf,
     /// Packets with this mark in a test run leave no trace.
@@ -56,6 +60,7 @@ pub struct Kernel {
 pub struct Tables {
     pub endpoints: Table<u32, abi::endpoint>,
     pub budgets: Table<u32, abi::budget>,
+    pub slots: Table<u32, u32>,
     pub limits: Table<u32, abi::limits>,
     pub macs: Table<u32, abi::learned_mac>,
     pub bridges: Table<u32, abi::bridge>,
@@ -75,30 +80,61 @@ pub struct Tables {
 }
 
 impl Kernel {
-    /// Loads both programs with the maps pinned under `pin_dir`; maps that are there already are adopted.
+    /// Loads the programs with the maps pinned under `pin_dir`; maps that are there already are adopted.
     ///
     /// `probe_mark` must be hard to guess and not zero.
     ///
     /// # Errors
     /// No bpffs can be mounted, the kernel refuses a program, or pinned maps have another shape or size.
     pub fn load(pin_dir: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
-        mount_bpffs(pin_dir)?;
+        make_directories(pin_dir)?;
         let pins = pins_of(pin_dir);
         let maps = pins.join("maps");
-        for directory in [&maps, &pins.join("links")] {
-            std::fs::create_dir_all(directory)
-                .map_err(|source| KernelError::Call { what: format!("make {}", directory.display()), source })?;
-        }
         let adopted = maps.join("endpoints").exists();
         let from_pod = load_object(abi::FROM_POD, "from_pod", &maps, settings, probe_mark)?;
         let to_pod = load_object(abi::TO_POD, "to_pod", &maps, settings, probe_mark)?;
+        let beat = load_object(abi::BEAT, "beat", &maps, settings, probe_mark)?;
         let tables = Tables::of(&from_pod)?;
-        Ok(Kernel { from_pod, to_pod, pins, probe_mark, adopted, tables })
+        Ok(Kernel { from_pod, to_pod, beat, settings: settings.clone(), pins, probe_mark, adopted, tables })
+    }
+
+    /// Another copy of a program, with the same maps: where one stands already, the same one can't be put a second time.
+    pub(super) fn copy_of(&self, hook: Hook) -> Result<Object, KernelError> {
+        let octets = match hook {
+            Hook::FromPod => abi::FROM_POD,
+            Hook::ToPod => abi::TO_POD,
+        };
+        load_object(octets, hook.name(), &self.pins.join("maps"), &self.settings, self.probe_mark)
+    }
+
+    /// Pins maps again whose pins are gone; the names of those. The next start would find no maps to adopt.
+    ///
+    /// # Errors
+    /// Something could not be pinned.
+    pub fn pin_again(&self) -> Result<Vec<String>, KernelError> {
+        let maps = self.pins.join("maps");
+        let named = |map: &libbpf_rs::Map<'_>| map.name().to_str().map(str::to_owned);
+        let gone: Vec<_> = self
+            .from_pod
+            .maps()
+            .filter_map(|map| Some((named(&map)?, map)))
+            .filter(|(name, _)| !name.contains('.') && !maps.join(name).exists()) // constants have a dot, and no pin
+            .collect();
+        if !gone.is_empty() || !self.pins.join("links").exists() {
+            make_directories(self.pins.parent().unwrap_or(Path::new("/")))?;
+        }
+        gone.iter().try_for_each(|(name, map)| pin_at(map.as_fd(), &maps.join(name)))?;
+        Ok(gone.into_iter().map(|(name, _)| name).collect())
     }
 
     /// The program for what pods send.
     pub(super) fn on_send(&self) -> ProgramMut<'_> {
         program(&self.from_pod, "from_pod")
+    }
+
+    /// The program of the heartbeat.
+    pub(super) fn on_beat(&self) -> ProgramMut<'_> {
+        program(&self.beat, "beat")
     }
 
     /// The program for what pods receive.
@@ -127,6 +163,7 @@ impl Tables {
         Ok(Tables {
             endpoints: table!("endpoints"),
             budgets: table!("budgets"),
+            slots: table!("slots"),
             limits: table!("limits"),
             macs: table!("macs"),
             bridges: table!("bridges"),
@@ -155,12 +192,22 @@ pub fn redirect_messages() {
     libbpf_rs::set_print(Some((libbpf_rs::PrintLevel::Warn, say)));
 }
 
+fn make_directories(pin_dir: &Path) -> Result<(), KernelError> {
+    mount_bpffs(pin_dir)?;
+    for part in ["maps", "links"] {
+        let directory = pins_of(pin_dir).join(part);
+        std::fs::create_dir_all(&directory)
+            .map_err(|source| KernelError::Call { what: format!("make {}", directory.display()), source })?;
+    }
+    Ok(())
+}
+
 /// Where the pins of this ABI version stand under `pin_dir`.
 pub fn pins_of(pin_dir: &Path) -> PathBuf {
     pin_dir.join(format!("v{}", abi::VERSION))
 }
 
-fn program<'obj>(object: &'obj Object, name: &str) -> ProgramMut<'obj> {
+pub(super) fn program<'obj>(object: &'obj Object, name: &str) -> ProgramMut<'obj> {
     object.progs_mut().find(|program| program.name() == name).expect("the object was built with this program")
 }
 
@@ -188,7 +235,7 @@ fn load_object(
 fn size_maps(object: &mut OpenObject, settings: &LoadSettings) -> libbpf_rs::Result<()> {
     for mut map in object.maps_mut() {
         let rows = match map.name().to_str() {
-            Some("endpoints" | "macs" | "bridges") => settings.max_endpoints,
+            Some("endpoints" | "slots" | "macs" | "bridges") => settings.max_endpoints,
             Some("budgets" | "buckets") => settings.max_endpoints + 1,
             Some("flows") => settings.max_flows,
             Some("grants") => settings.max_grants,

@@ -2,16 +2,18 @@
 //!
 //! In reading order: [`abi`] (the types both sides share), [`table`] (a map as typed rows), [`load`] (bpffs, pins, both
 //! programs), [`attach`] (TCX links and clsact filters), [`rules`] (endpoints and what a rule set compiles to),
-//! [`grants`], [`sweep`] (what time takes away), [`probe`] (is it really in force?), [`events`] and [`counters`].
+//! [`grants`], [`sweep`] (what time takes away), [`beat`] (who does so while the proxy is dead), [`probe`] (is it really in force?), [`repair`] (it is again), [`events`] and [`counters`].
 
 pub mod abi;
 pub mod attach;
+pub mod beat;
 pub mod change;
 pub mod counters;
 pub mod events;
 pub mod grants;
 pub mod load;
 pub mod probe;
+pub mod repair;
 pub mod rules;
 pub mod sweep;
 pub mod table;

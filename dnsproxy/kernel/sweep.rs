@@ -111,7 +111,7 @@ fn timeout(settings: &LoadSettings, state: u8) -> u64 {
     duration.as_nanos() as u64
 }
 
-/// As `is_over` of bpf/include/verdict.h.
+/// As `is_over` of bpf/include/lifetime.h.
 fn is_over(settings: &LoadSettings, idle_grace: Duration, flow: &flow, now: MonoNs) -> bool {
     let grace =
         if matches!(flow.state, 1..=3 | 6) { Duration::from_secs(idle_grace.as_secs()) } else { Duration::ZERO };

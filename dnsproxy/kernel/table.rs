@@ -49,6 +49,18 @@ impl<K: Plain, V: Plain> Table<K, V> {
         self.map.update(key.octets(), value.octets(), MapFlags::ANY).map_err(|error| self.refused(error))
     }
 
+    /// Writes a row that must be there; whether it was.
+    ///
+    /// # Errors
+    /// The call failed.
+    pub fn replace(&self, key: &K, value: &V) -> Result<bool, KernelError> {
+        match self.map.update(key.octets(), value.octets(), MapFlags::EXIST) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
     /// Writes many rows; fewer system calls than rows. Rows before the one that failed are written.
     ///
     /// # Errors

@@ -114,30 +114,56 @@ struct Worker {
     idle: Notify,
 }
 
-/// Starts to serve.
+/// Sockets that nobody reads yet.
+pub struct Bound {
+    port: u16,
+    tls_port: Option<u16>,
+    sockets: Vec<Sockets>,
+}
+
+/// Takes the ports. What arrives waits until [`Bound::start`].
 ///
 /// # Errors
-/// The port is in use, also by a process that would share it, or sockets or threads can't be had.
-pub fn start(options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenError> {
+/// A port is in use by another process, or a socket can't be had.
+pub fn bind(options: &Options) -> Result<Bound, ListenError> {
     let count = match options.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,
     };
     let (port, mut sockets) = bind_all(options.port, count)?;
     let tls_port = options.tls.as_ref().map(|tls| bind_tls(tls.port, &mut sockets)).transpose()?;
-    let (stop, stopped) = watch::channel(Stop::No);
-    let mut listeners = Listeners { port, tls_port, stop, workers: Vec::new() };
-    for (at, sockets) in sockets.into_iter().enumerate() {
-        let runtime =
-            tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
-        let (proxy, options, stopped) = (proxy.clone(), options.clone(), stopped.clone());
-        let worker = thread::Builder::new()
-            .name(format!("dns-{at}"))
-            .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, options, stopped)))
-            .map_err(ListenError::Worker)?;
-        listeners.workers.push(worker);
+    Ok(Bound { port, tls_port, sockets })
+}
+
+/// Starts to serve.
+///
+/// # Errors
+/// The port is in use, also by a process that would share it, or sockets or threads can't be had.
+pub fn start(options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenError> {
+    bind(options)?.start(options, proxy)
+}
+
+impl Bound {
+    /// Starts the workers. `options` are those that it was bound with.
+    ///
+    /// # Errors
+    /// A thread can't be started.
+    pub fn start(self, options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenError> {
+        let Bound { port, tls_port, sockets } = self;
+        let (stop, stopped) = watch::channel(Stop::No);
+        let mut listeners = Listeners { port, tls_port, stop, workers: Vec::new() };
+        for (at, sockets) in sockets.into_iter().enumerate() {
+            let runtime =
+                tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ListenError::Worker)?;
+            let (proxy, options, stopped) = (proxy.clone(), options.clone(), stopped.clone());
+            let worker = thread::Builder::new()
+                .name(format!("dns-{at}"))
+                .spawn(move || LocalSet::new().block_on(&runtime, work(at, sockets, proxy, options, stopped)))
+                .map_err(ListenError::Worker)?;
+            listeners.workers.push(worker);
+        }
+        Ok(listeners)
     }
-    Ok(listeners)
 }
 
 impl Listeners {

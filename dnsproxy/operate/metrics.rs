@@ -99,6 +99,32 @@ impl Reload {
     }
 }
 
+/// What somebody had changed in the kernel, and was set right.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+pub enum Repair {
+    /// A program was not on its interface any more.
+    Detached,
+    /// Another program was before it.
+    Displaced,
+    /// A pin was gone.
+    Pin,
+    /// An endpoint's row was not as written.
+    Row,
+}
+
+impl Repair {
+    const ALL: [Repair; 4] = [Repair::Detached, Repair::Displaced, Repair::Pin, Repair::Row];
+
+    fn text(self) -> &'static str {
+        match self {
+            Repair::Detached => "detached",
+            Repair::Displaced => "displaced",
+            Repair::Pin => "pin",
+            Repair::Row => "row",
+        }
+    }
+}
+
 /// Everything that is counted. One for the process, shared; no global registry.
 pub struct Metrics {
     registry: Registry,
@@ -125,6 +151,7 @@ pub struct Metrics {
     objects_skipped: IntGauge,
     reloads: IntCounterVec,
     lost: IntCounterVec,
+    repairs: IntCounterVec,
     endpoints: IntGaugeVec,
     ready: IntGauge,
     floor: IntCounter,
@@ -224,6 +251,12 @@ impl Metrics {
                 r,
                 "namegate_lost_total",
                 "Events and records that nobody saw. No verdict depends on them.",
+                &["what"],
+            ),
+            repairs: counters(
+                r,
+                "namegate_repairs_total",
+                "What somebody had taken off the kernel or changed there, and namegate has set right.",
                 &["what"],
             ),
             endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
@@ -329,6 +362,11 @@ impl Metrics {
         raise(&self.lost.with_label_values(&[what.text()]), count);
     }
 
+    /// Something was set right.
+    pub fn repaired(&self, what: Repair) {
+        self.repairs.with_label_values(&[what.text()]).inc();
+    }
+
     /// How many endpoints are in a state.
     pub fn endpoints(&self, state: EndpointState, count: u64) {
         self.endpoints.with_label_values(&[state.text()]).set(whole(count));
@@ -368,6 +406,9 @@ impl Metrics {
         }
         for what in [Lost::KernelEvent, Lost::SuppressedEvent, Lost::FlowRecord, Lost::VerboseLine] {
             self.lost(what, 0);
+        }
+        for what in Repair::ALL {
+            self.repairs.with_label_values(&[what.text()]);
         }
         for result in [Reload::Applied, Reload::Unchanged, Reload::Failed] {
             self.reloads.with_label_values(&[result.text()]);
@@ -547,6 +588,7 @@ mod tests {
         words.extend(Outcome::ALL.iter().map(|outcome| outcome.text()));
         words.extend(Table::ALL.iter().map(|table| table.text()));
         words.extend(EndpointState::ALL.iter().map(|state| state.text()));
+        words.extend(Repair::ALL.map(Repair::text));
         words.extend(["plain", "tls", "https", "held", "used"]);
         words.extend(["passed", "dropped", "egress", "ingress", "yes", "no", "applied", "unchanged", "failed"]);
         words.extend(["kernel_event", "suppressed_event", "flow_record", "verbose_line", env!("CARGO_PKG_VERSION")]);

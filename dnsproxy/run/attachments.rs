@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use super::node::{Endpoint, Node};
+use crate::clock;
 use crate::config;
 use crate::engine::ruleset::RuleSet;
 use crate::host::links::{Event, Link};
@@ -149,6 +150,7 @@ impl Node {
             Ok(method) => {
                 endpoint.attachment = Some(Attachment { method, closed, in_place: true, ..at });
                 endpoint.written = Some(row);
+                endpoint.looked_at = clock::mono();
                 tracing::info!(pod = %endpoint.pod, interface = link.name, ifindex = link.index, ?method, "attached");
             }
             Err(error) => {

@@ -6,11 +6,13 @@ mod explain;
 mod files;
 mod floor;
 mod journal;
+mod lock;
 mod names;
 mod node;
 mod packets;
 mod publish;
 mod reload;
+mod repair;
 pub mod state;
 mod steering;
 mod upkeep;
@@ -35,9 +37,13 @@ pub use reload::{cluster_dns, settle};
 /// not be given out again.
 ///
 /// # Errors
-/// Something could not be removed.
+/// A node still runs, or something could not be removed.
 pub fn detach(config: &Config) -> anyhow::Result<()> {
     redirect_messages();
+    // A node that runs would put everything back.
+    let mut locks = lock::Locks::take(config)?;
+    locks.take_pins(config)?;
+    drop(locks);
     let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
     let found = crate::host::floor::remove_all().context("removing the floor")? || found;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;

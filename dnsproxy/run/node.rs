@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
 use super::journal::{self, Journal};
+use super::lock::Locks;
 use super::state::{self, State};
 use super::watch::Watch;
 use super::{floor, names, packets, publish, reload, steering, upkeep};
@@ -22,7 +23,7 @@ use crate::config::{CacheMode, Config, Source};
 use crate::engine::compile::Kept;
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{FqdnTable, Meaning};
-use crate::engine::grant::GrantWrite;
+use crate::engine::grant::{GrantWrite, MonoNs};
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
 use crate::host::floor::remove_all as remove_floor;
@@ -114,6 +115,10 @@ pub(super) struct Endpoint {
     pub rules_problem: String,
     /// Why its interface is not as it should be.
     pub link_problem: String,
+    /// What is wrong with its programs, for as long as it could not be repaired.
+    pub damage: String,
+    /// When its programs were last seen to be as they should.
+    pub looked_at: MonoNs,
 }
 
 /// Runs a node until SIGTERM or SIGINT. `source` is what to read the configuration from again on SIGHUP.
@@ -129,26 +134,70 @@ pub fn node(config: Config, source: Source) -> anyhow::Result<()> {
 
 async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     // First of all, so that a signal during the start is not lost.
-    let mut hangup = signal(SignalKind::hangup())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let hangup = signal(SignalKind::hangup())?;
+    let terminate = signal(SignalKind::terminate())?;
+    let interrupt = signal(SignalKind::interrupt())?;
 
+    // What another process can have is taken next, before anything is touched.
     let tls = tls(&config)?;
+    let mut locks = Locks::take(&config)?;
+    match take_places(&config, tls).and_then(|places| locks.take_pins(&config).map(|()| places)) {
+        Ok(places) => run_there(config, source, [hangup, terminate, interrupt], places, locks).await,
+        Err(error) => {
+            locks.undo();
+            Err(error)
+        }
+    }
+}
+
+/// Where this process is found: nobody else can be there while it is.
+struct Places {
+    options: listen::Options,
+    bound: listen::Bound,
+    metrics: Arc<Metrics>,
+    readiness: Readiness,
+    status: Arc<Mutex<Status>>,
+    people: packets::People,
+    server: Server,
+}
+
+fn take_places(config: &Config, tls: Option<Tls>) -> anyhow::Result<Places> {
+    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
+    let options = listen::Options { port: config.dns.port, workers: config.dns.workers as usize, tls, upstreams };
+    // Queries wait here until there is a policy to answer them by.
+    let bound = listen::bind(&options).context("listening for queries")?;
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
-    // The admin socket is also the lock: a second process finds the first here, before it touches anything.
     let people = packets::People::default();
-    let server = serve_pages(&config, &metrics, &readiness, &status, people.clone())?;
-    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
+    let server = serve_pages(config, &metrics, &readiness, &status, people.clone())?;
+    Ok(Places { options, bound, metrics, readiness, status, people, server })
+}
+
+async fn run_there(
+    config: Config,
+    source: Source,
+    [mut hangup, mut terminate, mut interrupt]: [Signal; 3],
+    places: Places,
+    mut locks: Locks,
+) -> anyhow::Result<()> {
+    let Places { options, bound, metrics, readiness, status, people, server } = places;
+    let upstreams = options.upstreams.clone();
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
     );
 
     let (netlink, mut link_events) = links::open().context("opening a netlink socket")?;
     let settings = load_settings(&config);
+    let fresh = !config.pin_dir.exists();
     let kernel =
         Arc::new(Kernel::load(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
+    if fresh {
+        locks.take_pins(&config)?;
+    }
+    // First of all: from here on the kernel's own sweep keeps out of what is reckoned below.
+    let swept = kernel.beat()?;
+    tracing::debug!(swept, "flows that were over went by themselves while no namegate ran");
     let mut state = read_state(&config, &kernel)?;
     let journal = read_journal(&config, &mut state)?;
     let budgets = Budgets::map(&kernel)?;
@@ -193,13 +242,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
-    let options = listen::Options {
-        port: node.config.dns.port,
-        workers: node.config.dns.workers as usize,
-        tls,
-        upstreams: node.upstreams.clone(),
-    };
-    let listeners = listen::start(&options, proxy).context("listening for queries")?;
+    let listeners = bound.start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
     node.floor_is_of_this_run();
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
@@ -229,16 +272,17 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
             _ = every_second.tick() => node.upkeep(false),
         }
     }
-    end(node, listeners, events, server).await
+    end(node, listeners, events, server, locks).await
 }
 
-async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -> anyhow::Result<()> {
+async fn end(node: Node, listeners: Listeners, events: Events, server: Server, locks: Locks) -> anyhow::Result<()> {
     tracing::info!(detach = node.config.detach, "namegate ends");
     node.readiness.set("end", vec!["namegate is ending".into()]);
     listeners.stop();
     drop(events);
     node.watchers.stop(LAST_RECORDS);
     drop(node.checkpoint); // writes once more
+    drop(locks); // a file system that is in use can't be unmounted
     if node.config.detach {
         checkpoint::remove(&node.config.state_dir);
         detach_all(&node.config.pin_dir).context("removing programs and pins")?;
@@ -375,6 +419,10 @@ impl Node {
         if let Err(error) = self.kernel.delete_grants_except(&known) {
             tracing::warn!(error = &error as &dyn std::error::Error, "grants of endpoints that are no more stay");
         }
+        let slots: Vec<(EndpointId, u32)> = self.endpoints.values().map(|each| (each.id, each.slot)).collect();
+        if let Err(error) = self.kernel.set_slots(&slots) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "flows that end while namegate is dead will stay");
+        }
     }
 
     /// The slot of an endpoint's budget.
@@ -492,6 +540,8 @@ impl Endpoint {
             adopted: FqdnTable::default(),
             rules_problem: String::new(),
             link_problem: String::new(),
+            damage: String::new(),
+            looked_at: MonoNs::default(),
         }
     }
 }

@@ -20,8 +20,9 @@ use crate::serve::cache::Cache;
 pub(super) const UNANSWERED_DATAGRAM: Duration = Duration::from_secs(60);
 /// How often flows and grants are swept.
 const SWEEP: Duration = Duration::from_secs(5);
-/// How often programs are looked at when nothing happens to them.
-const LOOK: Duration = Duration::from_secs(2);
+/// How often programs are looked at when nothing is heard of them: with every upkeep. What is missing is to be back within
+/// 5 s, and to put a program first takes up to 2 s of that, for a copy of it is loaded.
+const LOOK: Duration = Duration::from_millis(900);
 /// How often the kernel's peers are read and held against what was written, and the journal is tidied.
 const COMPARE: Duration = Duration::from_secs(60);
 /// How long rows of an old policy stay: a packet that is on its way through the program has read the old number.
@@ -74,6 +75,7 @@ impl Node {
     /// Whatever is due. `all`: all of it.
     pub fn upkeep(&mut self, all: bool) {
         let now = clock::now();
+        self.beat();
         self.mind_sleep();
         self.rewrite_grants();
         if all || now >= self.upkeep.sweep_at {
@@ -100,6 +102,17 @@ impl Node {
             self.look_at_floor();
         }
         self.tell();
+    }
+
+    /// Tells the kernel that the proxy lives, and hears what the kernel did while it took it for dead.
+    fn beat(&self) {
+        match self.kernel.beat() {
+            Ok(0) => (),
+            Ok(swept) => tracing::warn!(swept, "no heartbeat for 5 s or more; the kernel swept flows by itself"),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "dead flows will stay if namegate dies now");
+            }
+        }
     }
 
     /// Someone else may have changed `peers`: what was written is written again.
@@ -173,30 +186,6 @@ impl Node {
             }
         }
         self.each_table(|table| table.expire(now));
-    }
-
-    /// Are the programs there, first in the chain, and do they do what they are for?
-    fn look_at_programs(&mut self) {
-        let mut reasons = Vec::new();
-        for endpoint in self.endpoints.values_mut() {
-            if !endpoint.link_problem.is_empty() {
-                reasons.push(format!("{}: {}", endpoint.interface, endpoint.link_problem));
-            }
-            let Some(at) = &mut endpoint.attachment else { continue };
-            let enforced = endpoint.rules.as_ref().is_none_or(|rules| rules.selected);
-            let checked = self
-                .kernel
-                .check_attached(at.ifindex, at.method)
-                .and_then(|()| self.kernel.probe(at.ifindex, at.closed, enforced));
-            at.in_place = checked.is_ok() || self.kernel.has_programs(at.ifindex);
-            if let Err(why) = checked {
-                reasons.push(format!("{}: {why}", endpoint.interface));
-            }
-        }
-        if !reasons.is_empty() && reasons.iter().any(|reason| !self.readiness.reasons().contains(reason)) {
-            tracing::error!("not in force: {}", reasons.join("; "));
-        }
-        self.readiness.set("attach", reasons);
     }
 
     /// Metrics and status.
@@ -292,7 +281,7 @@ impl Node {
 
     fn endpoint_status(&self, endpoint: &super::node::Endpoint) -> EndpointStatus {
         let rules = endpoint.rules.as_ref();
-        let problems = [&endpoint.rules_problem, &endpoint.link_problem];
+        let problems = [&endpoint.rules_problem, &endpoint.link_problem, &endpoint.damage];
         let problems: Vec<&str> = problems.into_iter().filter(|text| !text.is_empty()).map(String::as_str).collect();
         EndpointStatus {
             interface: endpoint.interface.clone(),

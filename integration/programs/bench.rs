@@ -72,9 +72,15 @@ impl Bench {
             mac: Some(POD_MAC),
             flags: flag::ENFORCE | flag::DENY_EGRESS | flag::DENY_INGRESS,
         };
+        kernel.set_slots(&[(ENDPOINT, SLOT)]).unwrap();
         let bench = Bench { kernel, row, directory };
         bench.flip();
         bench
+    }
+
+    /// Another process that adopts the same maps.
+    pub fn successor(&self) -> Kernel {
+        Kernel::load(self.directory.path(), &settings(), 0x6e61_6d65).unwrap()
     }
 
     /// Puts the endpoint's row in force as it stands.

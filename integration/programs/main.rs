@@ -2,6 +2,7 @@
 //! mount a BPF file system of its own). With CI=true a machine that can't is a failure, elsewhere the cases are reported
 //! as ignored.
 
+mod beat;
 mod bench;
 mod change;
 mod classes;
@@ -45,6 +46,8 @@ fn main() {
             an_audited_endpoint_is_told_of_and_let_through_once_a_conversation, the_end_of_an_audit_ends_what_policy_does_not_allow, a_closed_endpoint_and_an_unknown_interface_pass_nothing,
             flows_beyond_the_budget_are_refused_until_one_ends, a_dry_run_leaves_no_trace,
             the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
+        beat: a_dead_proxys_endpoint_does_not_run_into_its_budget, nothing_is_swept_while_the_heart_beats,
+            flows_of_nobody_we_know_are_left_to_the_proxy;
         change: no_row_that_is_changed_in_place_opens_more_than_before_or_after;
         reload: no_step_of_a_reload_opens_more_than_before_or_after;
         meaning: the_programs_do_what_random_policies_say;

@@ -1,0 +1,340 @@
+//! What somebody takes away by hand comes back; two instances; a proxy that is dead for long.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use libtest_mimic::Trial;
+
+use crate::lab::agent::{Reach, Request};
+use crate::lab::daemon::Daemon;
+use crate::lab::process::{inside, output};
+use crate::lab::world::{Family, PODS};
+use crate::lab::{Topology, clock};
+use crate::scenes::{ONE, Scene, TWO_ITEMS, list};
+
+/// How long it may take until what was taken away is back.
+const LIMIT: Duration = Duration::from_secs(5);
+
+pub fn trials() -> Vec<Trial> {
+    let scene = |name: &str, play: fn()| {
+        Trial::test(format!("repair::{name}"), move || {
+            play();
+            Ok(())
+        })
+    };
+    vec![
+        scene("a_link_detached_by_hand_is_back_within_5_s", || {
+            comes_back("tcx", "detached", |scene| detach_link(scene, "from_pod"));
+        }),
+        scene("both_links_detached_by_hand_are_back_within_5_s", || {
+            comes_back("tcx", "detached", |scene| {
+                detach_link(scene, "from_pod");
+                detach_link(scene, "to_pod");
+            });
+        }),
+        scene("an_unlinked_pin_is_back_within_5_s", || {
+            comes_back("tcx", "detached", |scene| {
+                fs::remove_file(link_pin(scene, "from_pod")).expect("it is there");
+            });
+        }),
+        scene("a_filter_deleted_by_hand_is_back_within_5_s", || {
+            comes_back("clsact", "detached", |scene| {
+                scene.world.must("node", &format!("tc filter del dev {} ingress pref 1", PODS[0].host));
+            });
+        }),
+        scene("a_qdisc_deleted_by_hand_is_back_within_5_s", || {
+            comes_back("clsact", "detached", |scene| {
+                scene.world.must("node", &format!("tc qdisc del dev {} clsact", PODS[0].host));
+            });
+        }),
+        scene("a_filter_replaced_by_another_agent_is_back_within_5_s", || {
+            comes_back("clsact", "detached", |scene| {
+                pin_program(scene, "other", &PASS);
+                let path = scene.world.directory.join("bpf/other");
+                let line = format!(
+                    "tc filter replace dev {} ingress pref 1 handle 1 bpf direct-action object-pinned {}",
+                    PODS[0].host,
+                    path.display()
+                );
+                scene.world.must("node", &line);
+            });
+        }),
+        scene("another_agents_program_in_front_is_put_behind_within_5_s", || {
+            comes_back("tcx", "displaced", |scene| attach_other(scene, "other", &PASS, true));
+        }),
+        scene("another_agents_verdict_still_counts_before_and_after_ours", other_agents),
+        scene("what_the_pod_receives_is_guarded_again_with_tcx", || {
+            inbound_comes_back("tcx", |scene| detach_link(scene, "to_pod"));
+        }),
+        scene("what_the_pod_receives_is_guarded_again_with_clsact", || {
+            inbound_comes_back("clsact", |scene| {
+                scene.world.must("node", &format!("tc filter del dev {} egress pref 1", PODS[0].host));
+            });
+        }),
+        scene("pins_of_maps_are_back_and_the_next_start_finds_them", map_pins),
+        scene("of_two_instances_the_second_says_so_and_leaves_nothing", two_instances),
+        scene("a_dead_proxys_endpoint_keeps_its_connections_coming", dead_for_long),
+    ]
+}
+
+/// The pin of a program's link on the first pod's interface.
+fn link_pin(scene: &Scene, program: &str) -> PathBuf {
+    let mut pins = Vec::new();
+    list(&scene.world.directory.join("bpf/namegate"), &mut pins);
+    let wanted = format!("/links/{}_{program}", ifindex(scene));
+    pins.into_iter().find(|pin| pin.ends_with(&wanted)).map(PathBuf::from).expect("it is pinned")
+}
+
+/// The number of the first pod's interface.
+fn ifindex(scene: &Scene) -> i32 {
+    let link = scene.world.must("node", &format!("ip -oneline link show dev {}", PODS[0].host));
+    link.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number")
+}
+
+/// As `bpftool link detach pinned` does.
+fn detach_link(scene: &Scene, program: &str) {
+    let path = link_pin(scene, program);
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    // SAFETY: a string that ends in NUL; the descriptor is closed below.
+    let detached = unsafe {
+        let link = libbpf_sys::bpf_obj_get(path.as_ptr());
+        let detached = libbpf_sys::bpf_link_detach(link);
+        libc::close(link);
+        detached
+    };
+    assert_eq!(detached, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A TC program, as the octets of its instructions.
+type Program = [u64];
+/// `return 0`: TCX_PASS and TC_ACT_OK, with which no further program runs.
+const PASS: [u64; 2] = [0x0000_0000_0000_00b7, 0x95];
+/// Drops (2) IPv4 and passes everything else on (-1). Loads `protocol`, at 16 of `struct __sk_buff`.
+const DROP_IPV4: [u64; 6] = [
+    0x0000_0000_0010_1061, // r0 = *(u32 *)(r1 + 16)
+    0x0000_0008_0002_0015, // if r0 == htons(0x0800) goto +2
+    0xffff_ffff_0000_00b7, // r0 = -1
+    0x95,
+    0x0000_0002_0000_00b7, // r0 = 2
+    0x95,
+];
+
+/// Loads another agent's program and pins it beside ours.
+fn pin_program(scene: &Scene, name: &str, program: &Program) {
+    let path = scene.world.directory.join("bpf").join(name);
+    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    // SAFETY: as many instructions as are said, and strings that end in NUL.
+    let pinned = unsafe {
+        let fd = libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+            c"other".as_ptr(),
+            c"GPL".as_ptr(),
+            program.as_ptr().cast(),
+            program.len() as _,
+            std::ptr::null_mut(),
+        );
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        let pinned = libbpf_sys::bpf_obj_pin(fd, path.as_ptr());
+        libc::close(fd);
+        pinned
+    };
+    assert_eq!(pinned, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Attaches another agent's program to what the first pod sends, with TCX, `first` or last in the chain.
+fn attach_other(scene: &Scene, name: &str, program: &Program, first: bool) {
+    pin_program(scene, name, program);
+    let ifindex = ifindex(scene);
+    let namespace = fs::File::open(format!("/run/netns/{}", scene.world.namespace("node"))).expect("it is there");
+    let bpf = scene.world.directory.join("bpf");
+    let path = |name: String| std::ffi::CString::new(bpf.join(name).as_os_str().as_encoded_bytes()).expect("no NUL");
+    let (program, pin) = (path(name.to_owned()), path(format!("{name}-link")));
+    let attach = move || {
+        // SAFETY: descriptors of our own, strings that end in NUL, and plain data of which zero is a value. The thread
+        // that changes its network namespace ends with this.
+        unsafe {
+            assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
+            let fd = libbpf_sys::bpf_obj_get(program.as_ptr());
+            let mut options: libbpf_sys::bpf_link_create_opts = std::mem::zeroed();
+            options.sz = size_of_val(&options) as _;
+            options.flags = if first { libbpf_sys::BPF_F_BEFORE } else { libbpf_sys::BPF_F_AFTER };
+            let link = libbpf_sys::bpf_link_create(fd, ifindex, libbpf_sys::BPF_TCX_INGRESS, &options);
+            assert!(link >= 0, "{}", std::io::Error::from_raw_os_error(-link));
+            assert_eq!(libbpf_sys::bpf_obj_pin(link, pin.as_ptr()), 0);
+            libc::close(link);
+            libc::close(fd);
+        }
+    };
+    std::thread::spawn(attach).join().expect("it is attached");
+}
+
+/// What is denied to the pod, at an address that is granted on another port.
+fn denied() -> SocketAddr {
+    SocketAddr::new(Family::V4.outside(ONE.1), 5432)
+}
+
+/// `harm` lets denied connections through; namegate finds it, says so, counts it, and what was opened meanwhile ends.
+fn comes_back(attach: &str, counted: &str, harm: impl FnOnce(&Scene)) {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &["--set", &format!("enforcement.attach={attach}")]);
+    let (daemon, pay) = (scene.daemon(), &scene.world.pay);
+    scene.stands();
+    let allowed = pay.open(SocketAddr::new(Family::V4.outside(ONE.1), 443)).expect("it is allowed");
+    daemon.signal(libc::SIGSTOP);
+    harm(&scene);
+    let open = clock::wait_until(Duration::from_secs(2), || pay.connect(denied()) == Reach::Reached);
+    assert!(open, "INVALID: the harm does not let through what is denied");
+    let smuggled = pay.open(denied()).expect("it is open");
+    assert_eq!(pay.exchange(smuggled), Reach::Reached);
+    daemon.signal(libc::SIGCONT);
+    scene.comes_to(LIMIT, ONE, 5432, Reach::Refused);
+    assert_ne!(pay.exchange(smuggled), Reach::Reached, "what was opened meanwhile is judged by the rules");
+    assert_eq!(pay.exchange(allowed), Reach::Reached);
+    repaired(&scene, counted);
+    scene.stands();
+}
+
+/// It was counted and logged, and all is well.
+#[track_caller]
+fn repaired(scene: &Scene, counted: &str) {
+    let daemon = scene.daemon();
+    let label = format!("what=\"{counted}\"");
+    let count = || daemon.metric("namegate_repairs_total", &[&label]);
+    assert!(clock::wait_until(LIMIT, || count() >= 1.0), "{} repairs", count());
+    daemon.wait_for_log("without enforcement");
+    daemon.wait_ready();
+    let many = count();
+    std::thread::sleep(Duration::from_secs(3)); // a look later
+    assert!((count() - many).abs() < 0.5, "it is repaired again and again");
+}
+
+fn other_agents() {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &["--set", "enforcement.attach=tcx"]);
+    scene.stands();
+    for (name, first) in [("after", false), ("before", true)] {
+        attach_other(&scene, name, &DROP_IPV4, first);
+        if first {
+            repaired(&scene, "displaced");
+        }
+        // Refused by ours, which is first; what ours lets through, the other one drops.
+        scene.sees(Family::V4, ONE, 5432, Reach::Refused);
+        assert_ne!(scene.world.pay.connect(SocketAddr::new(Family::V4.outside(ONE.1), 443)), Reach::Reached, "{name}");
+        scene.sees(Family::V6, ONE, 443, Reach::Reached);
+        fs::remove_file(scene.world.directory.join(format!("bpf/{name}-link"))).expect("it is there");
+        scene.comes_to(Duration::from_secs(3), ONE, 443, Reach::Reached);
+    }
+    scene.stands();
+}
+
+/// What the pod receives is shut but for one port; `harm` opens it.
+fn inbound_comes_back(attach: &str, harm: impl FnOnce(&Scene)) {
+    let policy = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: inbound, namespace: payments}\n\
+                  spec:\n  endpointSelector: {matchLabels: {app: payment-processor}}\n  ingress:\n  \
+                  - fromEntities: [all]\n    toPorts: [{ports: [{port: \"8080\", protocol: TCP}]}]\n";
+    let mut scene = Scene::unstarted(Topology::Routed, "");
+    fs::write(scene.policy_file(), policy).expect("a file can be written");
+    let at = |port: u16| SocketAddr::new(Family::V4.of(&PODS[0]), port);
+    for port in [8080, 8081] {
+        scene.world.pay.done(Request::ServeTcp { at: at(port) });
+    }
+    scene.daemon = Some(Daemon::start(&scene.world, &["--set", &format!("enforcement.attach={attach}")]));
+    let outside = &scene.world.outside;
+    assert_eq!((outside.connect(at(8080)), outside.connect(at(8081))), (Reach::Reached, Reach::Silent));
+    let allowed = outside.open(at(8080)).expect("it is allowed");
+    scene.daemon().signal(libc::SIGSTOP);
+    harm(&scene);
+    let open = clock::wait_until(Duration::from_secs(2), || outside.connect(at(8081)) == Reach::Reached);
+    assert!(open, "INVALID: the harm does not let through what is denied");
+    let smuggled = outside.open(at(8081)).expect("it is open");
+    scene.daemon().signal(libc::SIGCONT);
+    let shut = clock::wait_until(LIMIT, || outside.connect(at(8081)) == Reach::Silent);
+    assert!(shut, "still open after {LIMIT:?}");
+    assert_ne!(outside.exchange(smuggled), Reach::Reached, "what was opened meanwhile is judged by the rules");
+    assert_eq!(outside.exchange(allowed), Reach::Reached);
+    repaired(&scene, "detached");
+}
+
+fn map_pins() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    let connection = scene.world.pay.open(SocketAddr::new(Family::V4.outside(ONE.1), 443)).expect("it is allowed");
+    let pins = scene.pins();
+    let maps: Vec<&String> = pins.iter().filter(|pin| pin.contains("/maps/")).collect();
+    assert!(maps.len() > 15, "{pins:?}");
+    maps.iter().for_each(|pin| fs::remove_file(pin).expect("it is there"));
+    assert!(clock::wait_until(LIMIT, || scene.pins() == pins), "{:?}", scene.pins());
+    assert!(scene.daemon().metric("namegate_repairs_total", &["what=\"pin\""]) >= 1.0);
+    scene.kill();
+    scene.restart();
+    assert_eq!(scene.world.pay.exchange(connection), Reach::Reached, "adopted, not made anew");
+    scene.sees(Family::V4, ONE, 443, Reach::Reached);
+    scene.sees(Family::V4, ONE, 5432, Reach::Refused);
+}
+
+fn two_instances() {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    let mut bpf = Vec::new();
+    list(&scene.world.directory.join("bpf"), &mut bpf);
+    let addresses = scene.world.must("node", "ip address show dev lo");
+    let own = |name: &str| scene.world.directory.join(name).display().to_string();
+    let (run, state, pins) = (own("run"), own("state"), own("bpf/namegate"));
+    let (run2, state2, pins2) = (own("second/run"), own("second/state"), own("bpf/second"));
+    let cases = [
+        ([&run, &state, &pins], "15353", "another namegate runs with run_dir"),
+        ([&run2, &state, &pins2], "15354", "another namegate runs with state_dir"),
+        ([&run2, &state2, &pins], "15354", "another namegate runs with pin_dir"),
+        ([&run2, &state2, &pins2], "15353", "15353 is in use; it must be free"),
+    ];
+    for ([run, state, pins], port, said) in cases {
+        let mut command =
+            inside(&scene.world.namespace("node"), crate::lab::daemon::program().to_str().expect("a path in UTF-8"));
+        command.args(["node", "--run-dir", run, "--state-dir", state, "--pin-dir", pins]);
+        command.args(["--set", &format!("dns.port={port}"), "--node-name", "demo-node", "--snapshot"]);
+        command.arg(scene.world.directory.join("snapshot"));
+        command.arg("--endpoint").arg(format!("{}=payments/{}", PODS[0].host, PODS[0].name));
+        let ended = output(command).expect("it starts");
+        let text = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(1) && text.contains(said), "{:?}: {text}", ended.status);
+        let mut left = Vec::new();
+        list(&scene.world.directory.join("bpf"), &mut left);
+        assert_eq!(left, bpf, "{said}");
+        assert!(!scene.world.directory.join("second").exists(), "{said}");
+        assert!(!scene.world.directory.join("bpf/second").exists(), "{said}");
+        assert_eq!(scene.world.must("node", "ip address show dev lo"), addresses, "{said}");
+        scene.stands();
+    }
+    let (fine, said) = scene.daemon().run("detach", &[]);
+    assert!(!fine && said.contains("another namegate runs with run_dir"), "{said}");
+    scene.stands();
+}
+
+/// Connections that end at once fill the budget of an endpoint whose proxy is dead, until the kernel sweeps by itself.
+fn dead_for_long() {
+    let limit = 64;
+    let settings = [
+        ("flows_per_endpoint", limit.to_string()),
+        ("closed_timeout", "1s".into()),
+        ("syn_timeout", "1s".into()),
+        ("established_timeout", "1m".into()),
+    ];
+    let flags: Vec<String> = settings.iter().map(|(key, value)| format!("enforcement.{key}={value}")).collect();
+    let flags: Vec<&str> = flags.iter().flat_map(|flag| ["--set", flag.as_str()]).collect();
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &flags);
+    scene.stands();
+    scene.kill();
+    let to = SocketAddr::new(Family::V4.outside(ONE.1), 443);
+    let pay = &scene.world.pay;
+    for round in 0..2 {
+        let passed = (0..2 * limit).take_while(|_| pay.connect(to) == Reach::Reached).count();
+        assert!(passed < 2 * limit, "INVALID: the budget of {limit} is never full");
+        // 5 s after the last beat, then every 10 s.
+        let again = clock::wait_until(Duration::from_secs(13), || pay.connect(to) == Reach::Reached);
+        assert!(again, "round {round}: nothing passes 13 s after the budget was full");
+    }
+    scene.sees(Family::V4, ONE, 5432, Reach::Refused);
+    scene.restart();
+    scene.stands();
+}
