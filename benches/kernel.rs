@@ -118,10 +118,7 @@ impl Lab {
         let directory = tempfile::tempdir().expect("a directory can be made");
         let kernel = load(directory.path());
         kernel
-            .set_limits(
-                FlowLimits { limit: 16_384, share: 4096, pool: 65_536, idle_grace: std::time::Duration::ZERO },
-                15_353,
-            )
+            .set_limits(FlowLimits::new(131_072, 4096, 16, 16_384, std::time::Duration::ZERO), 15_353)
             .expect("limits can be set");
         let rules = RuleSet {
             selected: true,

@@ -237,7 +237,7 @@ impl Lab {
             rejects_per_second: 100,
         };
         let kernel = Kernel::load(directory.path(), &settings, 0x6e61_6d65).expect("the programs load");
-        let limits = FlowLimits { limit: 16_384, share: 4096, pool: 65_536, idle_grace: Duration::ZERO };
+        let limits = FlowLimits::new(131_072, 4096, 16, 16_384, Duration::ZERO);
         kernel.set_limits(limits, 15_353).expect("limits can be set");
         Lab { kernel, directory }
     }

@@ -29,8 +29,15 @@ static __always_inline enum reason verdict(struct __sk_buff *skb, struct context
 		return reason;
 	if (!(c->endpoint.flags & ENDPOINT_ENFORCE))
 		return REASON_UNENFORCED;
+	if (c->frame.fragment) {
+		reason = follow(c);
+		if (reason != REASON_FLOW)
+			return reason;
+	}
 	reason = steer_query(skb, c);
-	return reason == REASON_FLOW ? decide(skb, c) : reason;
+	if (reason == REASON_FLOW)
+		reason = decide(skb, c);
+	return c->frame.fragment ? lead(c, reason) : reason;
 }
 
 SEC("tc")

@@ -24,7 +24,8 @@
 //! - **I8** Grants and flows live in plain hashes with budgets, never LRU.
 //! - **I9** A grant carries its deadline; a flow may outlive the TTL, never the policy.
 //! - **I10** Deny beats allow, an unknown field refuses its policy, and refusing never opens: the last good version stays.
-//! - **I11** Every frame is classified; fragments, tags, tunnels, source routes and the unknown are dropped.
+//! - **I11** Every frame is classified; tags, tunnels, source routes and the unknown are dropped, and fragments follow their
+//!   first: a later one passes only if the first, with its whole header, did, and never reaches into it.
 //! - **I12** Enforcement outlives the process: programs and maps are pinned and replaced in place.
 //! - **I13** A SYN never passes by a flow, and a flow lets the other direction through only as replies.
 //!

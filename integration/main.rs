@@ -4,6 +4,7 @@
 
 mod attempts;
 mod floor;
+mod fragments;
 #[path = "lab/mod.rs"]
 mod lab;
 mod peers;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         .chain(repairs::trials())
         .chain(wire::trials())
         .chain(floor::trials())
+        .chain(fragments::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -10,7 +10,7 @@
 
 #include <linux/types.h>
 
-#define ABI_VERSION 3 /* part of the pin directory's name: a change of any layout is a new directory */
+#define ABI_VERSION 4 /* part of the pin directory's name: a change of any layout is a new directory */
 
 struct address {
 	__u8 octets[16];
@@ -63,10 +63,12 @@ struct limits {
 	__u32 flow_share;	  /* flows that every endpoint is sure of */
 	__u32 flow_pool;	  /* flows that all share beyond that; in use: budgets[0].flows */
 	__u32 idle_grace_seconds; /* how much longer than its timeout a conversation may idle and still go on */
+	__u32 fragment_share;	  /* datagrams in fragments that every endpoint is sure of */
+	__u32 fragment_pool;	  /* those that all share beyond that; in use: budgets[0].fragments */
 	__u16 steer_port;	  /* network order: where the proxy listens */
 	__u16 steer_tls_port;	  /* the same for DNS over TLS; 0: it is not served */
 };
-_Static_assert(sizeof(struct limits) == 20, "no padding");
+_Static_assert(sizeof(struct limits) == 28, "no padding");
 
 /* buckets: slot -> what this CPU may still say and send about the endpoint in this second. */
 struct bucket {
@@ -116,6 +118,29 @@ struct flow {
 	__u8 pad;
 };
 _Static_assert(sizeof(struct flow) == 32, "no padding");
+
+/* fragments: the first fragments that passed, until the last one has arrived or their time is over. */
+struct fragment_key {
+	struct address source;
+	struct address destination;
+	__be32 id; /* of 16 bits in IPv4 */
+	__u32 endpoint_id;
+	__u8 protocol;	/* 0 in IPv6, where it is no part of what receivers go by (RFC 8200, 4.5) */
+	__u8 direction; /* enum flow_direction, of the packet */
+	__u8 pad[6];
+};
+_Static_assert(sizeof(struct fragment_key) == 48, "no padding");
+
+struct first_fragment {
+	__u64 until_mono_ns;
+	__u32 generation; /* of the endpoint when it passed */
+	__u32 end;	  /* octets of the datagram up to which it goes: later ones begin there or behind it */
+	__u32 arrived;	  /* octets of the datagram that have passed */
+	__u32 total;	  /* octets of the whole datagram; 0: the last fragment has not come yet */
+	__u8 pooled;	  /* charged to the shared part of the budget */
+	__u8 pad[7];
+};
+_Static_assert(sizeof(struct first_fragment) == 32, "no padding");
 
 struct grant_key {
 	__u32 endpoint_id;
@@ -236,7 +261,13 @@ enum reason {
 	REASON_TAGGED,
 	REASON_SOURCE_ROUTE,
 	REASON_EXTENSION_HEADER,
-	REASON_FRAGMENT,
+	REASON_FRAGMENT_LONE,	   /* a later one, of no first that passed, or one that came before its first */
+	REASON_FRAGMENT_TINY,	   /* a first one without its whole L4 header (RFC 1858, RFC 7112) */
+	REASON_FRAGMENT_OVERLAP,   /* it begins before the end of the first, or is a second first (RFC 5722) */
+	REASON_FRAGMENT_MALFORMED, /* lengths that no datagram has, or a protocol that is never fragmented */
+	REASON_FRAGMENT_ATOMIC,	   /* IPv6: first and last in one; nobody needs them (RFC 8021) */
+	REASON_FRAGMENT_STEERED,   /* of a query to a resolver that is steered: the proxy gets whole packets only */
+	REASON_FRAGMENT_BUDGET,	   /* no room to remember the first */
 	REASON_PROTOCOL,
 	REASON_SPOOFED_ADDRESS,
 	REASON_SPOOFED_MAC,
@@ -265,8 +296,9 @@ enum reason {
 	REASON_ARP,
 	REASON_ND,
 	REASON_ICMP_RELATED,
-	REASON_UNENFORCED, /* no policy selects the endpoint */
-	REASON_AUDIT,	   /* would have been dropped */
+	REASON_FRAGMENT_FOLLOWS, /* a later fragment of a first that passed */
+	REASON_UNENFORCED,	 /* no policy selects the endpoint */
+	REASON_AUDIT,		 /* would have been dropped */
 	REASON_COUNT,
 };
 

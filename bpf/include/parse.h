@@ -65,6 +65,16 @@ struct icmp_header {
 	__be16 sequence;
 };
 
+/* RFC 8200, 4.5. */
+struct fragment_header {
+	__u8 next;
+	__u8 reserved;
+	__be16 offset; /* octets; the last three bits: two reserved, and whether more follow */
+	__be32 id;
+};
+
+enum fragment_place { FRAGMENT_NONE = 0, FRAGMENT_FIRST = 1, FRAGMENT_LATER = 2 };
+
 /* REASON_FLOW stands for "understood, go on"; REASON_ARP and REASON_ND for link protocols that the caller polices. */
 struct frame {
 	struct address source;
@@ -73,6 +83,12 @@ struct frame {
 	__be16 destination_port;
 	__be32 sequence;
 	__u32 octets;
+	/* Of a fragment. A later one has no ports and no L4 header. */
+	__be32 fragment_id;
+	__u32 fragment_begin; /* octets of the datagram before it */
+	__u32 fragment_end;
+	__u8 fragment; /* enum fragment_place */
+	__u8 fragment_last;
 	__u16 l4_offset;
 	__u8 protocol;
 	__u8 family; /* 4 or 6 as soon as the addresses are read; 0 otherwise */
@@ -80,6 +96,7 @@ struct frame {
 	__u8 icmp_type;
 	__u8 icmp_code;
 	__u8 hop_limit;
+	__u8 l4_octets; /* length of the L4 header */
 };
 
 static __always_inline void set_v4(struct address *to, __be32 from)
@@ -183,6 +200,14 @@ static __always_inline int is_icmp(__u8 protocol)
 	return protocol == IPPROTO_ICMP || protocol == IPPROTO_ICMPV6;
 }
 
+static __always_inline int is_icmp_error(const struct frame *f)
+{
+	if (f->protocol == IPPROTO_ICMP)
+		return f->icmp_type == ICMP_DEST_UNREACH || f->icmp_type == ICMP_TIME_EXCEEDED ||
+		       f->icmp_type == ICMP_PARAMETERPROB;
+	return f->protocol == IPPROTO_ICMPV6 && f->icmp_type >= ICMPV6_DEST_UNREACH && f->icmp_type <= ICMPV6_PARAMPROB;
+}
+
 static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 offset, struct frame *f)
 {
 	void *at = data + offset;
@@ -193,6 +218,7 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 
 		if ((void *)(tcp + 1) > data_end || tcp->doff < 5)
 			return REASON_MALFORMED;
+		f->l4_octets = tcp->doff * 4;
 		f->source_port = tcp->source;
 		f->destination_port = tcp->dest;
 		f->sequence = tcp->seq;
@@ -205,6 +231,7 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 		/* RFC 9260, 3: a common header of 12 octets. */
 		if ((void *)(udp + 1) + (f->protocol == IPPROTO_SCTP ? 4 : 0) > data_end)
 			return REASON_MALFORMED;
+		f->l4_octets = f->protocol == IPPROTO_SCTP ? 12 : 8;
 		f->source_port = udp->source;
 		f->destination_port = udp->dest;
 		return REASON_FLOW;
@@ -214,6 +241,7 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 
 		if ((void *)(icmp + 1) > data_end)
 			return REASON_MALFORMED;
+		f->l4_octets = sizeof(*icmp);
 		f->icmp_type = icmp->type;
 		f->icmp_code = icmp->code;
 		f->source_port = icmp->identifier;
@@ -227,9 +255,38 @@ static __always_inline enum reason parse_l4(void *data, void *data_end, __u32 of
 	return REASON_PROTOCOL;
 }
 
+/* A fragment of `length` octets that begins at `begin`. `before`: octets of headers that count in the length of the
+ * whole, as the header of IPv4 does (RFC 791) and that of IPv6 does not (RFC 8200).
+ */
+static __always_inline enum reason place_fragment(struct frame *f, __u32 begin, int more, __s32 length, __u32 before)
+{
+	if (length <= 0 || (more && length & 7) || before + begin + length > 65535)
+		return REASON_FRAGMENT_MALFORMED;
+	f->fragment = begin ? FRAGMENT_LATER : FRAGMENT_FIRST;
+	f->fragment_begin = begin;
+	f->fragment_end = begin + length;
+	f->fragment_last = !more;
+	return REASON_FLOW;
+}
+
+/* What was read of a first fragment must have stood in it: padding behind the IP packet never reaches its receiver.
+ * Errors are short (RFC 1812, 4.3.2.3; RFC 4443, 2.4), and neighbour discovery is never fragmented (RFC 6980).
+ */
+static __always_inline enum reason whole_header(const struct frame *f, enum reason reason, __u32 end)
+{
+	if (reason == REASON_MALFORMED)
+		return REASON_FRAGMENT_TINY;
+	if (reason != REASON_FLOW && reason != REASON_ND)
+		return reason;
+	if ((__u32)f->l4_offset + f->l4_octets > end)
+		return REASON_FRAGMENT_TINY;
+	return reason == REASON_ND || is_icmp_error(f) ? REASON_FRAGMENT_MALFORMED : reason;
+}
+
 static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
 {
 	struct iphdr *ip = data + ETHERNET;
+	enum reason reason;
 	__u32 header, total;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 4 || ip->ihl < 5)
@@ -249,15 +306,24 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data,
 		if (bad != REASON_FLOW)
 			return bad;
 	}
-	if (ip->frag_off & bpf_htons(0x3fff)) /* more fragments, or an offset */
-		return REASON_FRAGMENT;
-	return parse_l4(data, data_end, ETHERNET + header, f);
+	if (ip->frag_off & bpf_htons(0x3fff)) { /* more fragments, or an offset */
+		__u32 field = bpf_ntohs(ip->frag_off);
+		enum reason bad =
+			place_fragment(f, (field & 0x1fff) * 8, field & 0x2000, (__s32)total - header, header);
+
+		f->fragment_id = ip->id;
+		if (bad != REASON_FLOW || f->fragment == FRAGMENT_LATER)
+			return bad;
+	}
+	reason = parse_l4(data, data_end, ETHERNET + header, f);
+	return f->fragment ? whole_header(f, reason, ETHERNET + total) : reason;
 }
 
 static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct frame *f)
 {
 	struct ipv6hdr *ip = data + ETHERNET;
-	__u32 offset = ETHERNET + sizeof(*ip);
+	__u32 offset = ETHERNET + sizeof(*ip), end;
+	enum reason reason;
 	__u8 next;
 
 	if ((void *)(ip + 1) > data_end || ip->version != 6)
@@ -268,23 +334,42 @@ static __always_inline enum reason parse_ipv6(void *data, void *data_end, struct
 	f->hop_limit = ip->hop_limit;
 	next = ip->nexthdr;
 	f->protocol = next;
-	if (offset + bpf_ntohs(ip->payload_len) > f->octets)
+	end = offset + bpf_ntohs(ip->payload_len);
+	if (end > f->octets)
 		return REASON_MALFORMED;
 	for (int i = 0; i <= EXTENSIONS_MAX; i++) {
 		__u8 *extension = data + offset;
 
-		if (next == IPPROTO_FRAGMENT)
-			return REASON_FRAGMENT; /* atomic fragments too */
-		if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_ROUTING) {
+		if (next != IPPROTO_HOPOPTS && next != IPPROTO_DSTOPTS && next != IPPROTO_ROUTING &&
+		    next != IPPROTO_FRAGMENT) {
 			f->protocol = next;
-			return parse_l4(data, data_end, offset, f);
+			reason = parse_l4(data, data_end, offset, f);
+			return f->fragment ? whole_header(f, reason, end) : reason;
 		}
 		if (i == EXTENSIONS_MAX || offset > PULL - 16)
 			return REASON_EXTENSION_HEADER;
 		if ((void *)(extension + 8) > data_end)
-			return REASON_MALFORMED;
+			return f->fragment ? REASON_FRAGMENT_TINY : REASON_MALFORMED;
 		if (next == IPPROTO_ROUTING && extension[3])
 			return REASON_SOURCE_ROUTE; /* segments left: it goes elsewhere first */
+		if (next == IPPROTO_FRAGMENT) {
+			struct fragment_header *header = (void *)extension;
+			__u32 field = bpf_ntohs(header->offset);
+
+			if (f->fragment)
+				return REASON_EXTENSION_HEADER; /* a fragment of a fragment */
+			f->protocol = header->next;
+			if (!(field & 0xfff9))
+				return REASON_FRAGMENT_ATOMIC;
+			reason = place_fragment(f, field & 0xfff8, field & 1, (__s32)(end - offset - sizeof(*header)),
+						offset - ETHERNET - sizeof(*ip));
+			f->fragment_id = header->id;
+			if (reason != REASON_FLOW || f->fragment == FRAGMENT_LATER)
+				return reason;
+			next = header->next;
+			offset += sizeof(*header);
+			continue;
+		}
 		next = extension[0];
 		offset += ((__u32)extension[1] + 1) * 8;
 		if (offset > PULL - 8)

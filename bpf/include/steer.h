@@ -3,7 +3,7 @@
 #ifndef NAMEGATE_STEER_H
 #define NAMEGATE_STEER_H
 
-#include "verdict.h"
+#include "fragments.h"
 
 /* Puts `to` in place of one address and port, and mends the checksums. L4 checksums may be partial: the helpers know.
  */
@@ -71,6 +71,8 @@ static __always_inline enum reason steer_query(struct __sk_buff *skb, const stru
 	 */
 	if (!to)
 		return plain && c->endpoint.flags & ENDPOINT_DENY_EGRESS ? REASON_UNKNOWN_RESOLVER : REASON_FLOW;
+	if (f->fragment)
+		return REASON_FRAGMENT_STEERED; /* the rest of it can't be steered, and must not pass by the proxy */
 	if (c->probe)
 		return REASON_STEERED;
 	if (rewrite(skb, f, &f->destination, f->destination_port, to, 1))

@@ -412,6 +412,8 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 
 		if (bpf_skb_load_bytes(skb, quoted, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 			return REASON_MALFORMED;
+		if (ip.frag_off & bpf_htons(0x1fff))
+			return REASON_ICMP_UNRELATED; /* a later fragment has no ports */
 		set_v4(&source, ip.saddr);
 		set_v4(&destination, ip.daddr);
 		key.endpoint_and_protocol = ip.protocol;
@@ -424,6 +426,16 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 		__builtin_memcpy(&source, &ip.saddr, 16);
 		__builtin_memcpy(&destination, &ip.daddr, 16);
 		key.endpoint_and_protocol = ip.nexthdr;
+		if (ip.nexthdr == IPPROTO_FRAGMENT) { /* a first fragment that was too big (RFC 8201) */
+			struct fragment_header fragment;
+
+			if (bpf_skb_load_bytes(skb, ports, &fragment, sizeof(fragment)))
+				return REASON_MALFORMED;
+			if (fragment.offset & bpf_htons(0xfff8))
+				return REASON_ICMP_UNRELATED;
+			key.endpoint_and_protocol = fragment.next;
+			ports += sizeof(fragment);
+		}
 	}
 	if (bpf_skb_load_bytes(skb, ports, port, sizeof(port)))
 		return REASON_MALFORMED;
@@ -453,14 +465,6 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED || is_over(c->now, flow))
 		return REASON_ICMP_UNRELATED;
 	return REASON_ICMP_RELATED;
-}
-
-static __always_inline int is_icmp_error(const struct frame *f)
-{
-	if (f->protocol == IPPROTO_ICMP)
-		return f->icmp_type == ICMP_DEST_UNREACH || f->icmp_type == ICMP_TIME_EXCEEDED ||
-		       f->icmp_type == ICMP_PARAMETERPROB;
-	return f->protocol == IPPROTO_ICMPV6 && f->icmp_type >= ICMPV6_DEST_UNREACH && f->icmp_type <= ICMPV6_PARAMPROB;
 }
 
 /* What is left when endpoint, frame, addresses and steering have had their say. */

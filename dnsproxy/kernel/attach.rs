@@ -14,7 +14,8 @@ use libbpf_rs::{
 };
 
 use super::KernelError;
-use super::load::{Kernel, pins_of, unmount_bpffs};
+use super::load::{Kernel, unmount_bpffs};
+use super::versions::{linked, remove_pins, versions};
 
 /// How to attach: `enforcement.attach`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, serde::Deserialize, serde::Serialize)]
@@ -86,6 +87,7 @@ impl Kernel {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
                     detach_clsact(ifindex, self.on_send().as_fd());
+                    self.retire_others(ifindex);
                     return Ok(Method::Tcx);
                 }
                 Err(error) if attach == Attach::Tcx || !is_unsupported(&error) => return Err(error),
@@ -96,6 +98,7 @@ impl Kernel {
             self.attach_clsact(ifindex, hook)?;
         }
         self.detach_tcx(ifindex);
+        self.retire_others(ifindex);
         Ok(Method::Clsact)
     }
 
@@ -164,13 +167,12 @@ impl Kernel {
     pub fn detach(&self, ifindex: u32) {
         self.detach_tcx(ifindex);
         detach_clsact(ifindex, self.on_send().as_fd());
+        self.retire_others(ifindex);
     }
 
-    /// The interfaces that have pinned links of ours, live or severed.
+    /// The interfaces that have pinned links of ours, live or severed, and those that other versions of the ABI guarded.
     pub fn pinned_interfaces(&self) -> Vec<u32> {
-        let entries = std::fs::read_dir(self.pins.join("links")).into_iter().flatten().flatten();
-        let mut found: Vec<u32> =
-            entries.filter_map(|entry| entry.file_name().to_str()?.split_once('_')?.0.parse().ok()).collect();
+        let mut found: Vec<u32> = linked(&self.pins).chain(self.retirable()).collect();
         found.sort_unstable();
         found.dedup();
         found
@@ -190,10 +192,17 @@ impl Kernel {
 /// # Errors
 /// A pin can't be removed.
 pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
-    let pins = pins_of(pin_dir);
-    if !pins.exists() {
-        return Ok(false);
+    let found = versions(pin_dir);
+    for pins in &found {
+        detach_version(pins)?;
     }
+    if !found.is_empty() {
+        unmount_bpffs(pin_dir);
+    }
+    Ok(!found.is_empty())
+}
+
+fn detach_version(pins: &Path) -> Result<(), KernelError> {
     if let Ok(endpoints) = MapHandle::from_pinned_path(pins.join("maps").join("endpoints")) {
         for key in endpoints.keys() {
             if let Ok(octets) = <[u8; 4]>::try_from(key.as_slice()) {
@@ -201,14 +210,6 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
             }
         }
     }
-    let remove = |path: &Path| -> std::io::Result<()> {
-        for entry in std::fs::read_dir(path)? {
-            let pin = entry?.path();
-            sever(&pin);
-            std::fs::remove_file(pin)?;
-        }
-        std::fs::remove_dir(path)
-    };
     let failed = |path: &Path| {
         let what = format!("remove {}", path.display());
         move |source| KernelError::Call { what, source }
@@ -217,12 +218,10 @@ pub fn detach_all(pin_dir: &Path) -> Result<bool, KernelError> {
     for part in ["links", "maps"] {
         let path = pins.join(part);
         if path.exists() {
-            remove(&path).map_err(failed(&path))?;
+            remove_pins(&path).map_err(failed(&path))?;
         }
     }
-    std::fs::remove_dir(&pins).map_err(failed(&pins))?;
-    unmount_bpffs(pin_dir);
-    Ok(true)
+    std::fs::remove_dir(pins).map_err(failed(pins))
 }
 
 /// Gives a link or a map of ours a name on the BPF file system.

@@ -1,8 +1,9 @@
 //! The BPF side: loads the programs, attaches them, writes their maps, reads what they count and tell.
 //!
 //! In reading order: [`abi`] (the types both sides share), [`table`] (a map as typed rows), [`load`] (bpffs, pins, both
-//! programs), [`attach`] (TCX links and clsact filters), [`rules`] (endpoints and what a rule set compiles to),
-//! [`grants`], [`sweep`] (what time takes away), [`beat`] (who does so while the proxy is dead), [`probe`] (is it really in force?), [`repair`] (it is again), [`events`] and [`counters`].
+//! programs), [`attach`] (TCX links and clsact filters), `versions` (what an upgrade finds), [`rules`] (endpoints and what
+//! a rule set compiles to), [`grants`], [`sweep`] (what time takes away), [`beat`] (who does so while the proxy is dead),
+//! [`probe`] (is it really in force?), [`repair`] (it is again), [`events`] and [`counters`].
 
 pub mod abi;
 pub mod attach;
@@ -17,6 +18,7 @@ pub mod repair;
 pub mod rules;
 pub mod sweep;
 pub mod table;
+mod versions;
 
 use crate::engine::endpoint::EndpointId;
 use crate::engine::grant::GrantWrite;

@@ -16,7 +16,7 @@ use crate::engine::ruleset::{PeerId, PortRow, RuleSet, ServiceRow, ServiceVerdic
 /// The most addresses that one endpoint can have (`struct endpoint`).
 pub const ADDRESSES: usize = 4;
 
-/// How many flows endpoints may have at a time (I8).
+/// How many flows, and datagrams in fragments, endpoints may have at a time (I8).
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowLimits {
     /// No endpoint goes beyond this.
@@ -25,16 +25,26 @@ pub struct FlowLimits {
     pub share: u32,
     /// Beyond their shares, all endpoints together have this.
     pub pool: u32,
+    /// Datagrams in fragments that every endpoint is sure of.
+    pub fragment_share: u32,
+    /// Beyond their shares, all endpoints together have this.
+    pub fragment_pool: u32,
     /// How much longer than its timeout a conversation may idle and still go on. Whole seconds.
     pub idle_grace: Duration,
 }
 
 impl FlowLimits {
-    /// Half of the table is shared out evenly, the other half goes to whoever needs it.
-    pub fn new(max_flows: u32, endpoints: usize, limit: u32, idle_grace: Duration) -> FlowLimits {
-        let half = max_flows / 2;
+    /// Half of each table is shared out evenly, the other half goes to whoever needs it.
+    pub fn new(max_flows: u32, max_fragments: u32, endpoints: usize, limit: u32, idle_grace: Duration) -> FlowLimits {
         let endpoints = u32::try_from(endpoints).unwrap_or(u32::MAX).max(1);
-        FlowLimits { limit, share: (half / endpoints).min(limit), pool: max_flows - half, idle_grace }
+        FlowLimits {
+            limit,
+            share: (max_flows / 2 / endpoints).min(limit),
+            pool: max_flows - max_flows / 2,
+            fragment_share: max_fragments / 2 / endpoints,
+            fragment_pool: max_fragments - max_fragments / 2,
+            idle_grace,
+        }
     }
 }
 
@@ -240,13 +250,15 @@ impl Kernel {
     /// # Errors
     /// The call failed.
     pub fn set_limits(&self, flows: FlowLimits, ports: impl Into<ProxyPorts>) -> Result<(), KernelError> {
-        let FlowLimits { limit, share, pool, idle_grace } = flows;
+        let FlowLimits { limit, share, pool, fragment_share, fragment_pool, idle_grace } = flows;
         let ProxyPorts { dns, tls } = ports.into();
         let row = abi::limits {
             flow_limit: limit,
             flow_share: share,
             flow_pool: pool,
             idle_grace_seconds: u32::try_from(idle_grace.as_secs()).unwrap_or(u32::MAX),
+            fragment_share,
+            fragment_pool,
             steer_port: dns.to_be(),
             steer_tls_port: tls.to_be(),
         };

@@ -1,4 +1,5 @@
-//! What time takes away: flows that are over. (Grants: the name table decides, see `engine::fqdn`.)
+//! What time takes away: flows that are over, and datagrams of which not every fragment came. (Grants: the name table
+//! decides, see `engine::fqdn`.)
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
@@ -24,6 +25,10 @@ pub struct Sweep {
     /// The peers of each endpoint's flows that go on.
     pub remotes: HashMap<EndpointId, HashSet<IpAddr>>,
 }
+
+/// Places in `struct budget`.
+const FLOWS: usize = 0;
+const FRAGMENTS: usize = 2;
 
 /// `budgets`, mapped: counted with atomics on both sides.
 pub struct Budgets {
@@ -68,23 +73,28 @@ impl Budgets {
 
     /// How many flows the slot has in use; slot 0 is the pool that all share.
     pub fn flows(&self, slot: u32) -> u32 {
-        self.row(slot).map_or(0, |row| row[0].load(Ordering::Relaxed))
+        self.row(slot).map_or(0, |row| row[FLOWS].load(Ordering::Relaxed))
     }
 
-    /// One flow less, of the slot, if its endpoint is still there, and, if it was charged to it, of the pool.
-    fn release(&self, slot: Option<u32>, pooled: bool) {
+    /// How many datagrams in fragments the slot has under way; slot 0 is the pool that all share.
+    pub fn fragments(&self, slot: u32) -> u32 {
+        self.row(slot).map_or(0, |row| row[FRAGMENTS].load(Ordering::Relaxed))
+    }
+
+    /// One less of `what`, of the slot, if its endpoint is still there, and, if it was charged to it, of the pool.
+    fn release(&self, what: usize, slot: Option<u32>, pooled: bool) {
         for slot in slot.into_iter().chain(pooled.then_some(0)) {
             if let Some(row) = self.row(slot) {
                 // The kernel may have counted down to zero for us after a crash between two steps: never wrap.
-                let _ = row[0].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |flows| flows.checked_sub(1));
+                let _ = row[what].fetch_update(Ordering::Relaxed, Ordering::Relaxed, |count| count.checked_sub(1));
             }
         }
     }
 
-    /// Sets what a slot has in use: at start, when it is reckoned from the flows themselves.
-    pub fn set_flows(&self, slot: u32, flows: u32) {
+    /// Sets what a slot has in use: at start, when it is reckoned from the rows themselves.
+    fn set(&self, what: usize, slot: u32, count: u32) {
         if let Some(row) = self.row(slot) {
-            row[0].store(flows, Ordering::Relaxed);
+            row[what].store(count, Ordering::Relaxed);
         }
     }
 }
@@ -119,7 +129,7 @@ fn is_over(settings: &LoadSettings, idle_grace: Duration, flow: &flow, now: Mono
 }
 
 impl Kernel {
-    /// Removes flows that are over, and those of endpoints that are no more.
+    /// Removes flows and first fragments that are over, and those of endpoints that are no more.
     ///
     /// `idle_grace` is that of [`super::rules::FlowLimits`]. A quarter of a microsecond a flow. A flow that moves while it is removed is judged anew with its next packet.
     ///
@@ -146,34 +156,62 @@ impl Kernel {
             }
             if let Some(taken) = self.tables.flows.take(&key) {
                 sweep.removed += 1;
-                budgets.release(slot, taken.pooled != 0);
+                budgets.release(FLOWS, slot, taken.pooled != 0);
             }
         }
+        self.sweep_fragments(budgets, slot_of, now)?;
         Ok(sweep)
     }
 
-    /// Removes every flow: what they belong to is not known.
+    fn sweep_fragments(
+        &self,
+        budgets: &Budgets,
+        slot_of: &dyn Fn(EndpointId) -> Option<u32>,
+        now: MonoNs,
+    ) -> Result<(), KernelError> {
+        for (key, first) in self.tables.fragments.rows()? {
+            let slot = slot_of(EndpointId(key.endpoint_id));
+            if slot.is_some() && now.0 < first.until_mono_ns {
+                continue;
+            }
+            if let Some(taken) = self.tables.fragments.take(&key) {
+                budgets.release(FRAGMENTS, slot, taken.pooled != 0);
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes every flow and every first fragment: what they belong to is not known.
     ///
     /// # Errors
-    /// The map can't be read.
+    /// A map can't be read.
     pub fn delete_all_flows(&self) -> Result<usize, KernelError> {
+        self.tables.fragments.delete_where(|_, _| true)?;
         self.tables.flows.delete_where(|_, _| true)
     }
 
-    /// Reckons every budget from the flows that are there: after a crash, counts and flows may not agree.
+    /// Reckons every budget from the rows that are there: after a crash, counts and rows may not agree.
     ///
     /// # Errors
-    /// The map can't be read.
+    /// A map can't be read.
     pub fn recount(&self, budgets: &Budgets, slot_of: &dyn Fn(EndpointId) -> Option<u32>) -> Result<(), KernelError> {
-        let mut counts = vec![0u32; budgets.len];
-        for (key, flow) in self.tables.flows.rows()? {
-            let slot = slot_of(EndpointId(key.endpoint_and_protocol >> 8));
-            for slot in slot.into_iter().chain((flow.pooled != 0).then_some(0)) {
+        let flows = self.tables.flows.rows()?;
+        let flows = flows.iter().map(|(key, flow)| (key.endpoint_and_protocol >> 8, flow.pooled));
+        let fragments = self.tables.fragments.rows()?;
+        let fragments = fragments.iter().map(|(key, first)| (key.endpoint_id, first.pooled));
+        let rows = flows.map(|row| (FLOWS, row)).chain(fragments.map(|row| (FRAGMENTS, row)));
+        let mut counts = [FLOWS, FRAGMENTS].map(|what| (what, vec![0u32; budgets.len]));
+        for (what, (endpoint, pooled)) in rows {
+            let slot = slot_of(EndpointId(endpoint));
+            let counts = &mut counts[usize::from(what == FRAGMENTS)].1;
+            for slot in slot.into_iter().chain((pooled != 0).then_some(0)) {
                 counts[slot as usize] += 1;
             }
         }
-        for (slot, flows) in counts.into_iter().enumerate() {
-            budgets.set_flows(slot as u32, flows);
+        for (what, counts) in counts {
+            for (slot, count) in counts.into_iter().enumerate() {
+                budgets.set(what, slot as u32, count);
+            }
         }
         Ok(())
     }

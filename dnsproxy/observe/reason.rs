@@ -38,7 +38,13 @@ reasons! {
     Tagged "tagged" VlanFiltered, "An 802.1Q or 802.1ad tag.";
     SourceRoute "source_route" InvalidPacketDropped, "An IPv4 option or routing header that steers.";
     ExtensionHeader "extension_header" InvalidIpv6ExtensionHeader, "An IPv6 extension header that is not allowed.";
-    Fragment "fragment" IpFragmentationNotSupported, "A fragment.";
+    FragmentLone "fragment_lone" FirstLogicalDatagramFragmentNotFound, "A later fragment of no first that passed.";
+    FragmentTiny "fragment_tiny" InvalidPacketDropped, "A first fragment without its whole L4 header.";
+    FragmentOverlap "fragment_overlap" InvalidPacketDropped, "A fragment that reaches into the first, or is a second first.";
+    FragmentMalformed "fragment_malformed" InvalidPacketDropped, "A fragment of a length that no datagram has, or of what is never fragmented.";
+    FragmentAtomic "fragment_atomic" IpFragmentationNotSupported, "An IPv6 fragment that is first and last.";
+    FragmentSteered "fragment_steered" IpFragmentationNotSupported, "A fragment of a query to a resolver.";
+    FragmentBudget "fragment_budget" CtMapInsertionFailed, "The endpoint has as many datagrams in fragments under way as it may have.";
     Protocol "protocol" UnknownL4Protocol, "A protocol that no rule can name.";
     SpoofedAddress "spoofed_address" InvalidSourceIp, "A source address that is not the endpoint's.";
     SpoofedMac "spoofed_mac" InvalidSourceMac, "A source link-layer address that is not the endpoint's.";
@@ -66,6 +72,7 @@ reasons! {
     Arp "arp", "ARP.";
     Nd "nd", "Neighbour discovery.";
     IcmpRelated "icmp_related", "An ICMP error that quotes a live flow.";
+    FragmentFollows "fragment_follows", "A later fragment of a first that passed.";
     Unenforced "unenforced", "No policy selects the endpoint.";
     Audit "audit", "Would have been dropped.";
 }

@@ -151,7 +151,8 @@ impl Node {
         let kernel = self.kernel.clone();
         let limit = self.config.enforcement.flows_per_endpoint;
         let idle_grace = self.config.dns.idle_connection_grace_period;
-        let flows = FlowLimits::new(self.config.enforcement.max_flows, self.endpoints.len(), limit, idle_grace);
+        let (max_flows, max_fragments) = (self.config.enforcement.max_flows, kernel.tables.fragments.capacity());
+        let flows = FlowLimits::new(max_flows, max_fragments, self.endpoints.len(), limit, idle_grace);
         kernel.set_limits(flows, proxy_ports(&self.config))?;
         let on_the_way = change.ways.values().flat_map(|way| way.adding.iter().chain(&way.clearing));
         for (policy_id, rules) in change.fresh.iter().chain(on_the_way) {

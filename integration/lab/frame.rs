@@ -69,10 +69,45 @@ pub fn options_header(next: u8, payload: &[u8]) -> Vec<u8> {
     [&[next, 0, 1, 4, 0, 0, 0, 0], payload].concat()
 }
 
-/// An IPv6 fragment header; offset in octets.
-pub fn fragment_header(next: u8, offset: u16, more: bool, payload: &[u8]) -> Vec<u8> {
-    let field = offset & 0xfff8 | u16::from(more);
-    [&[next, 0][..], &field.to_be_bytes(), &0x4e47_4e47u32.to_be_bytes(), payload].concat()
+/// The octets of datagram number `id` from `begin` on, which is a multiple of 8.
+pub fn fragment(from: IpAddr, to: IpAddr, protocol: u8, id: u16, begin: u16, more: bool, octets: &[u8]) -> Vec<u8> {
+    match (from, to) {
+        (IpAddr::V4(from), IpAddr::V4(to)) => {
+            let mut packet = ipv4(from, to, protocol, &[], (begin / 8) | (u16::from(more) << 13), octets);
+            packet[4..6].copy_from_slice(&id.to_be_bytes());
+            packet[10..12].fill(0);
+            let sum = checksum(&packet[..20], 0);
+            packet[10..12].copy_from_slice(&sum.to_be_bytes());
+            packet
+        }
+        _ => {
+            let field = begin | u16::from(more);
+            let header = [&[protocol, 0][..], &field.to_be_bytes(), &u32::from(id).to_be_bytes()].concat();
+            ip(from, to, 44, &[header, octets.to_vec()].concat())
+        }
+    }
+}
+
+/// All of a datagram in fragments of so many octets each.
+pub fn fragments(from: IpAddr, to: IpAddr, protocol: u8, id: u16, octets: &[u8], each: usize) -> Vec<Vec<u8>> {
+    let pieces = octets.chunks(each).enumerate();
+    pieces
+        .map(|(at, piece)| fragment(from, to, protocol, id, (at * each) as u16, (at + 1) * each < octets.len(), piece))
+        .collect()
+}
+
+/// An echo request.
+pub fn echo(from: IpAddr, to: IpAddr, identifier: u16, octets: &[u8]) -> Vec<u8> {
+    let body = [&identifier.to_be_bytes()[..], &[0, 1], octets].concat();
+    match (from, to) {
+        (IpAddr::V6(from), IpAddr::V6(to)) => icmpv6(from, to, 128, &body),
+        _ => {
+            let mut message = [&[8, 0, 0, 0][..], &body].concat();
+            let sum = checksum(&message, 0);
+            message[2..4].copy_from_slice(&sum.to_be_bytes());
+            message
+        }
+    }
 }
 
 /// An IPv6 routing header of a type with one segment left.

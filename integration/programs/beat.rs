@@ -25,7 +25,14 @@ fn ready() -> Bench {
     rules.ports.push(port(Direction::Egress, Protocol::Tcp, 443, Bits::of(1), Bits::NONE));
     bench.rules(&rules);
     bench.grant(to(), Bits::of(1), later());
-    let limits = FlowLimits { limit: FLOWS.into(), share: 8, pool: 100, idle_grace: Duration::ZERO };
+    let limits = FlowLimits {
+        limit: FLOWS.into(),
+        share: 8,
+        pool: 100,
+        fragment_share: 8,
+        fragment_pool: 100,
+        idle_grace: Duration::ZERO,
+    };
     bench.kernel.set_limits(limits, 15353).unwrap();
     bench
 }

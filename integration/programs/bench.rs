@@ -42,6 +42,18 @@ pub fn settings() -> LoadSettings {
     }
 }
 
+/// What endpoints may have unless a case says otherwise.
+pub fn limits() -> FlowLimits {
+    FlowLimits {
+        limit: 5000,
+        share: 1000,
+        pool: 1000,
+        fragment_share: 1000,
+        fragment_pool: 1000,
+        idle_grace: Duration::ZERO,
+    }
+}
+
 pub fn pod4() -> IpAddr {
     "198.51.100.10".parse().unwrap()
 }
@@ -60,9 +72,7 @@ impl Bench {
     pub fn new() -> Bench {
         let directory = tempfile::tempdir().unwrap();
         let kernel = Kernel::load(directory.path(), &settings(), 0x6e61_6d65).unwrap();
-        kernel
-            .set_limits(FlowLimits { limit: 5000, share: 1000, pool: 1000, idle_grace: Duration::ZERO }, 15353)
-            .unwrap();
+        kernel.set_limits(limits(), 15353).unwrap();
         let row = EndpointRow {
             id: ENDPOINT,
             slot: SLOT,
@@ -127,7 +137,7 @@ impl Bench {
     }
 
     pub fn forget_flows(&self) {
-        self.kernel.tables.flows.delete_where(|_, _| true).unwrap();
+        self.kernel.delete_all_flows().unwrap();
         for slot in [0, SLOT] {
             let zero = namegate::kernel::abi::budget { flows: 0, grants: 0, fragments: 0, pad: 0 };
             self.kernel.tables.budgets.put(&slot, &zero).unwrap();

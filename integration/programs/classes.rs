@@ -15,26 +15,26 @@ use super::frames::*;
 
 use Direction::{Egress, Ingress};
 
-fn granted(family: u8) -> IpAddr {
+pub fn granted(family: u8) -> IpAddr {
     if family == 4 { "203.0.113.7".parse().unwrap() } else { "2001:db8:2::7".parse().unwrap() }
 }
 
-fn other(family: u8) -> IpAddr {
+pub fn other(family: u8) -> IpAddr {
     if family == 4 { "203.0.113.9".parse().unwrap() } else { "2001:db8:2::9".parse().unwrap() }
 }
 
-fn v4(address: IpAddr) -> Ipv4Addr {
+pub fn v4(address: IpAddr) -> Ipv4Addr {
     let IpAddr::V4(address) = address else { panic!("{address} is not IPv4") };
     address
 }
 
-fn v6(address: IpAddr) -> Ipv6Addr {
+pub fn v6(address: IpAddr) -> Ipv6Addr {
     let IpAddr::V6(address) = address else { panic!("{address} is not IPv6") };
     address
 }
 
 /// Group 1 may be reached on TCP and UDP 443 and in every protocol by group 2; both families hold one grant of group 1.
-fn ready() -> Bench {
+pub fn ready() -> Bench {
     let bench = Bench::new();
     let mut rules = no_rules();
     for protocol in [Protocol::Tcp, Protocol::Udp] {
@@ -51,7 +51,7 @@ fn ready() -> Bench {
 }
 
 #[track_caller]
-fn counts(bench: &Bench, direction: Direction, frame: &[u8], wanted: Reason) {
+pub fn counts(bench: &Bench, direction: Direction, frame: &[u8], wanted: Reason) {
     let found = bench.run(direction, frame);
     assert_eq!(found.text(), wanted.text());
 }
@@ -160,7 +160,7 @@ pub fn a_cidr_rule_opens_no_peer_and_no_proxy_address() {
     }
 }
 
-fn pod_peer(family: u8) -> IpAddr {
+pub fn pod_peer(family: u8) -> IpAddr {
     if family == 4 { "198.18.7.7".parse().unwrap() } else { "2001:db8:7::7".parse().unwrap() }
 }
 
@@ -186,19 +186,6 @@ pub fn a_deny_beats_every_allow() {
     let to = granted(4);
     bench.grant(to, Bits::of(1) | Bits::of(4), later());
     counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::PolicyDeny);
-}
-
-pub fn fragments_are_dropped() {
-    let (bench, to) = (ready(), granted(4));
-    for fragment in [0x2000, 0x0001, 0x2010] {
-        let packet = ip4(v4(pod4()), v4(to), TCP, fragment, &[], &tcp(40000, 443, 1, SYN));
-        counts(&bench, Egress, &ethernet(POD_MAC, NODE_MAC, 0x0800, &packet), Reason::Fragment);
-    }
-    let to = granted(6);
-    for body in [[0, 0, 1], [0, 0x51, 0], [0, 0, 0]] {
-        let payload = [extension(TCP, &body[1..]), tcp(40000, 443, 1, SYN)].concat();
-        counts(&bench, Egress, &from_pod(pod6(), to, 44, &payload), Reason::Fragment);
-    }
 }
 
 pub fn options_pass_but_source_routes_do_not() {
@@ -407,7 +394,7 @@ pub fn echo_follows_the_rules_and_errors_follow_flows() {
 }
 
 /// Rules of one group, which `family`'s granted address is in.
-fn with_rows(family: u8, rows: &[(Direction, Protocol, &[PortBlock])]) -> Bench {
+pub fn with_rows(family: u8, rows: &[(Direction, Protocol, &[PortBlock])]) -> Bench {
     let mut bench = Bench::new();
     let mut rules = no_rules();
     for (direction, protocol, blocks) in rows {
@@ -558,13 +545,7 @@ pub fn dns_over_tls_is_steered_only_where_the_proxy_serves_it() {
         let serve = |tls: u16| {
             let ports = ProxyPorts { dns: 15353, tls };
             bench.kernel.set_steering(&[(resolver, local)], ports).unwrap();
-            bench
-                .kernel
-                .set_limits(
-                    FlowLimits { limit: 5000, share: 1000, pool: 1000, idle_grace: std::time::Duration::ZERO },
-                    ports,
-                )
-                .unwrap();
+            bench.kernel.set_limits(limits(), ports).unwrap();
         };
 
         // Off: a port as any other, here one that no rule opens.
@@ -677,10 +658,7 @@ pub fn a_closed_endpoint_and_an_unknown_interface_pass_nothing() {
 
 pub fn flows_beyond_the_budget_are_refused_until_one_ends() {
     let (bench, to) = (ready(), granted(4));
-    bench
-        .kernel
-        .set_limits(FlowLimits { limit: 9, share: 2, pool: 1, idle_grace: std::time::Duration::ZERO }, 15353)
-        .unwrap();
+    bench.kernel.set_limits(FlowLimits { limit: 9, share: 2, pool: 1, ..limits() }, 15353).unwrap();
     for port in 0..3 {
         counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000 + port, 443, 1, SYN)), Reason::Granted);
     }

@@ -99,6 +99,32 @@ pub fn ip6_hops(source: Ipv6Addr, destination: Ipv6Addr, next: u8, hops: u8, pay
     packet
 }
 
+/// A place in a datagram: its number, the octets before the piece, and whether more follow.
+#[derive(Clone, Copy)]
+pub struct Place {
+    pub id: u16,
+    pub begin: usize,
+    pub more: bool,
+}
+
+/// A fragment that holds `octets` of a datagram.
+pub fn fragment(source: IpAddr, destination: IpAddr, protocol: u8, place: Place, octets: &[u8]) -> Vec<u8> {
+    let Place { id, begin, more } = place;
+    let (units, begin) = ((begin / 8) as u16, begin as u16);
+    match (source, destination) {
+        (IpAddr::V4(source), IpAddr::V4(destination)) => {
+            let mut packet = ip4(source, destination, protocol, units | u16::from(more) << 13, &[], octets);
+            packet[4..6].copy_from_slice(&id.to_be_bytes());
+            packet
+        }
+        _ => {
+            let field = begin | u16::from(more);
+            let header = [&[protocol, 0][..], &field.to_be_bytes(), &u32::from(id).to_be_bytes()].concat();
+            ip(source, destination, 44, &[header, octets.to_vec()].concat())
+        }
+    }
+}
+
 /// An extension header of 8 octets that names `next`; `body` is its first octets after the length.
 pub fn extension(next: u8, body: &[u8]) -> Vec<u8> {
     let mut header = vec![next, 0];

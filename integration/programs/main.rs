@@ -6,6 +6,7 @@ mod beat;
 mod bench;
 mod change;
 mod classes;
+mod fragments;
 mod frames;
 mod meaning;
 mod reference;
@@ -33,7 +34,7 @@ fn main() {
             an_expired_grant_opens_nothing_new_but_keeps_its_flow, a_flow_outlives_its_ttl_over_a_reload_but_not_its_rule,
             what_comes_back_for_a_revoked_flow_is_refused_even_where_ingress_is_open, an_inbound_flow_opens_no_outbound_one, an_outbound_flow_opens_no_inbound_one,
             a_cidr_rule_opens_no_peer_and_no_proxy_address, a_service_is_what_its_row_says, a_deny_beats_every_allow,
-            fragments_are_dropped, options_pass_but_source_routes_do_not, extension_headers_are_walked_up_to_a_bound,
+            options_pass_but_source_routes_do_not, extension_headers_are_walked_up_to_a_bound,
             tags_and_other_ethertypes_are_dropped, other_protocols_and_tunnels_are_dropped,
             malformed_headers_are_dropped, foreign_sources_are_spoofed, the_first_good_frame_teaches_the_mac,
             arp_is_policed, neighbour_discovery_is_policed, echo_follows_the_rules_and_errors_follow_flows,
@@ -48,6 +49,14 @@ fn main() {
             the_probe_notices_an_endpoint_that_lets_everything_through, many_rows_are_written_and_read_in_batches;
         beat: a_dead_proxys_endpoint_does_not_run_into_its_budget, nothing_is_swept_while_the_heart_beats,
             flows_of_nobody_we_know_are_left_to_the_proxy;
+        fragments: later_ones_follow_a_first_that_passed, later_ones_of_a_refused_first_are_lone,
+            later_ones_of_another_datagram_are_lone, a_first_without_its_whole_header_is_tiny, nothing_reaches_into_a_first,
+            lengths_that_no_datagram_has_are_malformed, an_atomic_fragment_is_dropped, questions_over_icmp_may_be_long_and_errors_not,
+            a_query_in_fragments_is_not_steered_and_does_not_pass_the_proxy_by, what_comes_in_is_judged_as_any_packet,
+            fragments_of_audited_packets_pass, no_more_datagrams_are_under_way_than_the_budget_has,
+            a_first_is_remembered_for_30_seconds, a_reload_ends_what_is_under_way, the_sweep_removes_what_is_over,
+            an_error_about_a_first_fragment_belongs_to_its_flow, a_dry_run_of_fragments_leaves_no_trace,
+            options_and_extension_headers_do_not_hide_a_fragment;
         change: no_row_that_is_changed_in_place_opens_more_than_before_or_after;
         reload: no_step_of_a_reload_opens_more_than_before_or_after;
         meaning: the_programs_do_what_random_policies_say;

@@ -1,7 +1,9 @@
 //! The verdict once more, in Rust, without bits in two words, maps or jumps: random rule sets and packets must come to the same
 //! reason in the kernel. Seeded; a failure prints its seed and packet number.
 
-use std::collections::HashMap;
+mod fragments;
+
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 
 use namegate::engine::bits::Bits;
@@ -89,6 +91,8 @@ struct Model {
     resolvers: Vec<IpAddr>,
     budget: usize,
     flows: HashMap<FlowKey, Flow>,
+    firsts: BTreeMap<fragments::Key, fragments::First>,
+    fragment_budget: usize,
 }
 
 /// A packet as the generator meant it.
@@ -392,6 +396,7 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     }
     let resolvers: Vec<IpAddr> = addresses.iter().copied().filter(|_| random.chance(40)).collect();
     let budget = if random.chance(20) { 3 } else { 2000 };
+    let fragment_budget = if random.chance(60) { 1 } else { 2000 };
 
     bench.forget_flows();
     bench.row.policy_id = policy_id;
@@ -414,14 +419,21 @@ fn build(random: &mut Random, bench: &mut Bench, policy_id: u32) -> Model {
     bench
         .kernel
         .set_limits(
-            FlowLimits { limit: 5000, share: budget as u32, pool: 0, idle_grace: std::time::Duration::ZERO },
+            FlowLimits {
+                share: budget as u32,
+                pool: 0,
+                fragment_share: fragment_budget as u32,
+                fragment_pool: 0,
+                ..limits()
+            },
             15353,
         )
         .expect("limits are written");
     bench.flip();
     bench.kernel.delete_rules_except(&[policy_id]).expect("old rows are removed");
     let generation = bench.row.generation;
-    Model { flags, generation, rules, grants, places, resolvers, budget, flows: HashMap::new() }
+    let (flows, firsts) = (HashMap::new(), BTreeMap::new());
+    Model { flags, generation, rules, grants, places, resolvers, budget, flows, firsts, fragment_budget }
 }
 
 fn local(n: usize, resolver: &IpAddr) -> IpAddr {
@@ -457,12 +469,20 @@ fn packet(random: &mut Random) -> Packet {
 }
 
 fn frame(packet: &Packet) -> Vec<u8> {
+    let (pod, protocol) = (pod_for(packet.remote), packet.kind.protocol(packet.remote.is_ipv4()));
+    match packet.direction {
+        Direction::Egress => from_pod(pod, packet.remote, protocol, &payload(packet)),
+        Direction::Ingress => to_pod(packet.remote, pod, protocol, &payload(packet)),
+    }
+}
+
+fn payload(packet: &Packet) -> Vec<u8> {
     let (pod, family4) = (pod_for(packet.remote), packet.remote.is_ipv4());
     let (source, destination) = match packet.direction {
         Direction::Egress => (packet.local_port, packet.remote_port),
         Direction::Ingress => (packet.remote_port, packet.local_port),
     };
-    let payload = match packet.kind {
+    match packet.kind {
         Kind::Tcp { flags, sequence } => tcp(source, destination, sequence, flags),
         Kind::Udp => udp(source, destination, 12),
         Kind::Sctp => sctp(source, destination),
@@ -470,11 +490,6 @@ fn frame(packet: &Packet) -> Vec<u8> {
             icmp(number, 0, &[&[0; 4][..], &ip(pod, packet.remote, TCP, &tcp(1, 2, 1, SYN))].concat())
         }
         Kind::Icmp { number } => echo(number, packet.local_port),
-    };
-    let protocol = packet.kind.protocol(family4);
-    match packet.direction {
-        Direction::Egress => from_pod(pod, packet.remote, protocol, &payload),
-        Direction::Ingress => to_pod(packet.remote, pod, protocol, &payload),
     }
 }
 
@@ -502,7 +517,7 @@ fn oddity(random: &mut Random, bench: &mut Bench, model: &Model) -> (Direction, 
             let headers: Vec<u8> = (0..6).flat_map(|_| extension(60, &[])).chain(extension(TCP, &[])).collect();
             egress(wrap(0x86dd, &ip6(own6, own6, 0, &[headers, syn].concat())), Reason::ExtensionHeader)
         }
-        5 => egress(wrap(0x0800, &ip4(own4, own4, UDP, 0x2000, &[], &syn)), Reason::Fragment),
+        5 => egress(wrap(0x86dd, &ip6(own6, own6, 44, &[extension(TCP, &[]), syn].concat())), Reason::FragmentAtomic),
         6 => egress(from_pod(pod, remote, 47, &[0; 24]), Reason::Protocol),
         7 => egress(from_pod(remote, pod, TCP, &syn), Reason::SpoofedAddress),
         8 => egress(ethernet(NODE_MAC, NODE_MAC, ethertype, &good), Reason::SpoofedMac),
@@ -565,7 +580,9 @@ pub fn the_programs_agree_with_a_model_on_random_rules_and_packets() {
         let mut model = build(&mut random, &mut bench, 100 + set as u32);
         for number in 0..PACKETS / RULE_SETS {
             let place = format!("seed {SEED}, rule set {set}, packet {number}");
-            let (found, wanted) = if random.chance(25) {
+            let (found, wanted) = if random.chance(20) {
+                fragments::step(&mut random, &bench, &mut model)
+            } else if random.chance(30) {
                 let flags = bench.row.flags;
                 let (direction, frame, wanted) = oddity(&mut random, &mut bench, &model);
                 let found = bench.run(direction, &frame);

@@ -275,7 +275,7 @@ pub enum DropReason {
     CtMapInsertionFailed = 155,
     /// An IPv6 extension header that is not allowed.
     InvalidIpv6ExtensionHeader = 156,
-    /// A fragment.
+    /// A fragment that no first can lead.
     IpFragmentationNotSupported = 157,
     /// It refers to no known conversation.
     UnknownConnectionTrackingState = 163,
@@ -283,6 +283,8 @@ pub enum DropReason {
     NoConfigurationAvailableToPerformPolicyDecision = 165,
     /// Neither IP nor ARP.
     UnsupportedL2Protocol = 166,
+    /// A later fragment of no first that passed.
+    FirstLogicalDatagramFragmentNotFound = 175,
     /// Neighbour discovery that is not allowed.
     ForbiddenIcmpv6Message = 176,
     /// A deny rule.

@@ -309,7 +309,7 @@ fn every_field_and_enum_text_is_one_of_flow_proto() {
 }
 
 /// Of flow.proto: every drop reason that is used here.
-const DROP_REASONS: [(&str, u64); 17] = [
+const DROP_REASONS: [(&str, u64); 18] = [
     ("INVALID_SOURCE_MAC", 130),
     ("INVALID_SOURCE_IP", 132),
     ("POLICY_DENIED", 133),
@@ -323,6 +323,7 @@ const DROP_REASONS: [(&str, u64); 17] = [
     ("UNKNOWN_CONNECTION_TRACKING_STATE", 163),
     ("NO_CONFIGURATION_AVAILABLE_TO_PERFORM_POLICY_DECISION", 165),
     ("UNSUPPORTED_L2_PROTOCOL", 166),
+    ("FIRST_LOGICAL_DATAGRAM_FRAGMENT_NOT_FOUND", 175),
     ("FORBIDDEN_ICMPV6_MESSAGE", 176),
     ("POLICY_DENY", 181),
     ("VLAN_FILTERED", 182),
