@@ -3,6 +3,7 @@
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
 mod attempts;
+mod early;
 mod floor;
 mod fragments;
 #[path = "lab/mod.rs"]
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         .chain(scenes::trials())
         .chain(repairs::trials())
         .chain(wire::trials())
+        .chain(early::trials())
         .chain(floor::trials())
         .chain(fragments::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })

@@ -77,6 +77,8 @@ pub enum Attach {
     Tcx,
     /// A clsact queueing discipline with a direct-action filter.
     Clsact,
+    /// As `Auto`, and XDP before it that drops what is refused in any case; or fail.
+    Xdp,
 }
 
 /// Section `[enforcement]`.

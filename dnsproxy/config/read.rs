@@ -56,7 +56,7 @@ fn everything(r: &mut Reader<'_>) -> Config {
         enforcement: Enforcement {
             attach: r.word(
                 "enforcement.attach",
-                &[("auto", Attach::Auto), ("tcx", Attach::Tcx), ("clsact", Attach::Clsact)],
+                &[("auto", Attach::Auto), ("tcx", Attach::Tcx), ("clsact", Attach::Clsact), ("xdp", Attach::Xdp)],
             ),
             floor: r.truth("enforcement.floor", true),
             floor_interfaces: r.list("enforcement.floor_interfaces", INTERFACES, text::interface_names),

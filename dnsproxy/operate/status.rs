@@ -149,6 +149,12 @@ pub enum AttachedBy {
     Tcx,
     /// A clsact queueing discipline.
     Clsact,
+    /// TCX, and XDP before it.
+    #[serde(rename = "xdp+tcx")]
+    XdpTcx,
+    /// A clsact queueing discipline, and XDP before it.
+    #[serde(rename = "xdp+clsact")]
+    XdpClsact,
 }
 
 impl AttachedBy {
@@ -158,6 +164,8 @@ impl AttachedBy {
             AttachedBy::Nothing => "-",
             AttachedBy::Tcx => "tcx",
             AttachedBy::Clsact => "clsact",
+            AttachedBy::XdpTcx => "xdp+tcx",
+            AttachedBy::XdpClsact => "xdp+clsact",
         }
     }
 }

@@ -240,5 +240,6 @@ fn attach(setting: config::Attach) -> Attach {
         config::Attach::Auto => Attach::Auto,
         config::Attach::Tcx => Attach::Tcx,
         config::Attach::Clsact => Attach::Clsact,
+        config::Attach::Xdp => Attach::Xdp,
     }
 }

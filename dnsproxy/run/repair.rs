@@ -91,7 +91,7 @@ impl Node {
         let dark = clock::mono().0.saturating_sub(endpoint.looked_at.0) as f64 / 1e9;
         let (pod, interface, what) = (endpoint.pod.to_string(), &endpoint.interface, list(found));
         if missing(found).next().is_none() {
-            tracing::error!(pod, interface, "somebody removed a pin: {what}; it is there again");
+            tracing::error!(pod, interface, "somebody removed a pin or a link: {what}; it is there again");
         } else {
             tracing::error!(
                 pod,
@@ -119,7 +119,7 @@ impl Node {
 impl From<Fault> for Repair {
     fn from(fault: Fault) -> Repair {
         match fault {
-            Fault::Detached => Repair::Detached,
+            Fault::Detached | Fault::NotEarly => Repair::Detached,
             Fault::Displaced => Repair::Displaced,
             Fault::Unpinned => Repair::Pin,
         }
@@ -128,7 +128,8 @@ impl From<Fault> for Repair {
 
 /// Programs without which something may have passed.
 fn missing(found: &[Damage]) -> impl Iterator<Item = Hook> + '_ {
-    found.iter().filter(|damage| damage.fault != Fault::Unpinned).map(|damage| damage.hook)
+    let is_gap = |fault| matches!(fault, Fault::Detached | Fault::Displaced);
+    found.iter().filter(move |damage| is_gap(damage.fault)).map(|damage| damage.hook)
 }
 
 fn list(found: &[Damage]) -> String {

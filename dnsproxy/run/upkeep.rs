@@ -295,10 +295,12 @@ impl Node {
                 Some(rules) if rules.selected => EndpointState::Enforced,
                 Some(_) => EndpointState::Unenforced,
             },
-            attached: match endpoint.attachment.map(|at| at.method) {
-                None => AttachedBy::Nothing,
-                Some(Method::Tcx) => AttachedBy::Tcx,
-                Some(Method::Clsact) => AttachedBy::Clsact,
+            attached: match (endpoint.attachment.map(|at| at.method), self.kernel.drops_early()) {
+                (None, _) => AttachedBy::Nothing,
+                (Some(Method::Tcx), false) => AttachedBy::Tcx,
+                (Some(Method::Tcx), true) => AttachedBy::XdpTcx,
+                (Some(Method::Clsact), false) => AttachedBy::Clsact,
+                (Some(Method::Clsact), true) => AttachedBy::XdpClsact,
             },
             steered: rules.is_some_and(|rules| rules.steered()),
             grants: grants_of(endpoint) as u32,
