@@ -395,6 +395,8 @@ fn leaves_nothing(scene: &Scene) {
         scene.sees(family, ONE, 5432, Reach::Reached);
         scene.asks(family, ONE); // of the cluster's own resolver
     }
+    let tables = scene.world.must("node", "nft list tables");
+    assert!(!tables.contains("namegate") && tables.contains("table ip services"), "{tables}");
     let addresses = scene.world.must("node", "ip address");
     assert!(!addresses.contains("169.254.77.") && !addresses.contains("fd6e:616d"), "{addresses}");
     for pod in &PODS {

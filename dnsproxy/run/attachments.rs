@@ -26,6 +26,8 @@ pub(super) struct Attachment {
     pub bridge: Option<u32>,
     /// The row that the kernel has for it lets nothing pass.
     pub closed: bool,
+    /// The programs were on it when they were last looked at.
+    pub in_place: bool,
 }
 
 impl Node {
@@ -43,6 +45,7 @@ impl Node {
             .filter(|ifindex| !self.is_wanted(*ifindex))
             .collect();
         for ifindex in stale {
+            self.ground.floor.shut(ifindex);
             self.kernel.detach(ifindex);
             self.kernel.delete_endpoint(ifindex);
         }
@@ -82,7 +85,6 @@ impl Node {
                     .map(|(ifindex, _)| ifindex)
                     .collect();
                 for ifindex in renamed {
-                    self.kernel.detach(ifindex);
                     self.forget(ifindex).await;
                 }
                 let key = self.endpoints.iter().find(|(_, endpoint)| endpoint.interface == link.name);
@@ -102,14 +104,16 @@ impl Node {
         };
         endpoint.attachment = None;
         tracing::info!(pod = %endpoint.pod, interface = endpoint.interface, "the interface is gone");
+        self.ground.floor.shut(ifindex);
         self.kernel.detach(ifindex); // its links are severed, their pins would stay
         self.kernel.delete_endpoint(ifindex);
         self.publish().await;
     }
 
     /// Takes an endpoint off its interface: it is none any more.
-    pub fn let_go(&self, endpoint: &mut Endpoint) {
+    pub fn let_go(&mut self, endpoint: &mut Endpoint) {
         if let Some(at) = endpoint.attachment.take() {
+            self.ground.floor.shut(at.ifindex);
             self.kernel.detach(at.ifindex);
             self.kernel.delete_endpoint(at.ifindex);
         }
@@ -127,7 +131,7 @@ impl Node {
         }
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         endpoint.link_problem = problem;
-        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false };
+        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
         if endpoint.attachment.is_some_and(|old| old.ifindex == at.ifindex && old.bridge == at.bridge) {
             return;
         }
@@ -144,7 +148,7 @@ impl Node {
             .and_then(|()| self.kernel.attach(link.index, attach(self.config.enforcement.attach)));
         match attached {
             Ok(method) => {
-                endpoint.attachment = Some(Attachment { method, closed, ..at });
+                endpoint.attachment = Some(Attachment { method, closed, in_place: true, ..at });
                 endpoint.written = Some(row);
                 endpoint.looked_at = clock::mono();
                 tracing::info!(pod = %endpoint.pod, interface = link.name, ifindex = link.index, ?method, "attached");
@@ -155,6 +159,7 @@ impl Node {
                 tracing::error!(pod = %endpoint.pod, interface = link.name, "not enforced: {error:#}");
             }
         }
+        self.keep_floor(); // opens what is guarded now
         self.upkeep.look_soon();
     }
 
@@ -235,5 +240,6 @@ fn attach(setting: config::Attach) -> Attach {
         config::Attach::Auto => Attach::Auto,
         config::Attach::Tcx => Attach::Tcx,
         config::Attach::Clsact => Attach::Clsact,
+        config::Attach::Xdp => Attach::Xdp,
     }
 }

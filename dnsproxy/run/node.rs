@@ -15,7 +15,7 @@ use super::journal::{self, Journal};
 use super::lock::Locks;
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{names, packets, publish, reload, steering, upkeep};
+use super::{floor, names, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
@@ -26,6 +26,7 @@ use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::{GrantWrite, MonoNs};
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
+use crate::host::floor::remove_all as remove_floor;
 use crate::host::links::{self, Link, Netlink};
 use crate::kernel::attach::detach_all;
 use crate::kernel::change::PeerRows;
@@ -72,6 +73,7 @@ pub(super) struct Node {
     /// By `namespace/pod`.
     pub endpoints: BTreeMap<String, Endpoint>,
     pub links: BTreeMap<u32, Link>,
+    pub ground: floor::Ground,
     /// What is in force; none before the first snapshot was read.
     pub world: Option<Arc<World>>,
     pub steering: steering::Steering,
@@ -212,6 +214,7 @@ async fn run_there(
         state,
         endpoints: BTreeMap::new(),
         links: BTreeMap::new(),
+        ground: floor::Ground::default(),
         world: None,
         steering: steering::Steering::default(),
         directory: directory.clone(),
@@ -235,11 +238,13 @@ async fn run_there(
         cluster: CiliumConfig::default(),
     };
     node.name_endpoints();
+    node.lay_floor().await;
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
     let listeners = bound.start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
+    node.floor_is_of_this_run();
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
     let events = Events::start(node.kernel.clone(), teller)?;
     node.upkeep(true);
@@ -281,6 +286,7 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server, l
     if node.config.detach {
         checkpoint::remove(&node.config.state_dir);
         detach_all(&node.config.pin_dir).context("removing programs and pins")?;
+        remove_floor().context("removing the floor")?;
         for local in node.state.resolvers.values() {
             node.netlink.remove_local(*local).await.context("removing a local address")?;
         }
@@ -391,7 +397,7 @@ impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
         let mut named = BTreeMap::new();
-        for setting in &self.config.endpoints {
+        for setting in self.config.endpoints.clone() {
             let key = setting.pod.to_string();
             let mut endpoint = match self.endpoints.remove(&key) {
                 Some(endpoint) => endpoint,
@@ -497,6 +503,7 @@ impl Node {
             operate::log::set_filter(&self.config.observe.log);
         }
         self.name_endpoints();
+        self.keep_floor();
     }
 }
 

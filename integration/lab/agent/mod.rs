@@ -41,6 +41,8 @@ pub enum Request {
     AskRaw { server: SocketAddr, tcp: bool, message: String, within_ms: u64 },
     /// Sends frames as they stand, past the whole network stack; hexadecimal.
     Inject { interface: String, frames: Vec<String> },
+    /// Sends frames as they stand, in turn, from the moment that the interface is there until the time is over.
+    Hammer { interface: String, frames: Vec<String>, for_ms: u64, pause_us: u64 },
     /// Records every frame on an interface until [`Request::Captured`].
     Capture { interface: String },
     /// What has been recorded so far.
@@ -84,6 +86,8 @@ pub enum Reply {
         capture: u32,
     },
     Frames(Vec<Frame>),
+    /// How many frames.
+    Sent(u64),
     Names(Vec<String>),
     Rushed(Rushed),
     /// Hexadecimal, their numbers 0.
@@ -282,6 +286,9 @@ fn answer(request: Request) -> Reply {
             Reply::Bytes(traffic::ask_raw(server, tcp, &unhex(&message), within_ms).map(|bytes| hex(&bytes)))
         }
         Request::Inject { interface, frames } => packets::inject(&interface, &frames),
+        Request::Hammer { interface, frames, for_ms, pause_us } => {
+            packets::hammer(&interface, &frames, for_ms, pause_us)
+        }
         Request::Capture { interface } => packets::capture(&interface),
         Request::Captured { capture, end } => packets::captured(capture, end),
         Request::ServeTcp { at } => servers::tcp(at),
