@@ -1,0 +1,80 @@
+//! What happens to its files: they are not what they were.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::Duration;
+
+use super::Fault;
+use super::bench::{Bench, Excused, Size, Tally};
+use crate::lab::clock;
+
+pub const FAULTS: [Fault; 1] = [("state_files_damaged", damaged)];
+
+/// Does something to a file.
+type Damage = fn(&mut Vec<u8>);
+
+/// Each kind of file in each kind of disrepair.
+fn damaged(size: Size, tally: &mut Tally) {
+    const HOW: [(&str, Damage); 5] = [
+        ("an octet flipped", |text| {
+            let middle = text.len() / 2;
+            text[middle] ^= 1;
+        }),
+        ("cut in the middle", |text| text.truncate(text.len() / 2)),
+        ("empty", |text| text.clear()),
+        ("of a newer version", |text| {
+            // The number stands in the first line; the rest of the header is left as it was.
+            let line = text.iter().position(|octet| *octet == b'\n').unwrap_or(text.len());
+            if let Some(at) = text[..line].windows(2).position(|two| two[0] == b' ' && two[1].is_ascii_digit()) {
+                text[at + 1] = b'9';
+            }
+        }),
+        ("noise", |text| text.iter_mut().enumerate().for_each(|(at, octet)| *octet = (at * 197) as u8 | 0x80)),
+    ];
+    let mut bench = Bench::new(&[]);
+    for (number, (how, damage)) in HOW.into_iter().enumerate() {
+        for what in ["names", "last-good.journal", "state.json", "all"] {
+            // A slice takes another kind of damage for each file.
+            if size == Size::Slice && number != what.len() % HOW.len() {
+                continue;
+            }
+            tally.runs += 1;
+            let state = bench.state();
+            let written = clock::wait_until(Duration::from_secs(5), || !files(&state, "names").is_empty());
+            tally.demand(written, || "names were not written down within 5 s".into());
+            bench.kill();
+            let found = files(&state, what);
+            tally.demand(!found.is_empty(), || format!("no file {what} below the state directory"));
+            for path in found {
+                let mut text = fs::read(&path).expect("it is there");
+                damage(&mut text);
+                fs::write(&path, text).expect("writable");
+            }
+            bench.restart(tally);
+            // Without the state no number in the kernel means anything: all that was open is shut.
+            let shut = matches!(what, "state.json" | "all");
+            sleep(Duration::from_millis(100));
+            let before = tally.violations;
+            bench.settle(tally, if shut { Excused::Connections } else { Excused::Nothing });
+            if tally.violations > before {
+                tally.note(format!("the violations of run {}: {what} was {how}", tally.runs));
+            }
+            if shut {
+                bench.wait_for_load(tally);
+            }
+        }
+    }
+    bench.finish(tally, Excused::Nothing);
+}
+
+/// The files of one kind that namegate reads at a start; what was set aside is not among them.
+fn files(state: &Path, what: &str) -> Vec<PathBuf> {
+    let below = |path: PathBuf| fs::read_dir(path).into_iter().flatten().flatten().map(|entry| entry.path());
+    let whole = |path: &PathBuf| path.is_file() && !path.to_string_lossy().contains("damaged");
+    match what {
+        "all" => ["names", "last-good.journal", "state.json"].iter().flat_map(|what| files(state, what)).collect(),
+        "names" => below(state.join("names")).filter(|path| whole(path) && path.extension().is_none()).collect(),
+        name => Some(state.join(name)).filter(whole).into_iter().collect(),
+    }
+}
