@@ -4,15 +4,16 @@ use std::thread::sleep;
 use std::time::Duration;
 
 use super::Fault;
-use super::bench::{Bench, Excused, Size, Tally};
-use crate::lab::clock;
+use super::bench::{Bench, Excused, Size, Tally, tail};
+use crate::lab::{Daemon, clock};
 
-pub const FAULTS: [Fault; 5] = [
+pub const FAULTS: [Fault; 6] = [
     ("killed_at_random_moments", |size, tally| killed(size, tally, "auto")),
     ("killed_at_random_moments_with_clsact", |size, tally| killed(size, tally, "clsact")),
     ("killed_while_it_starts", killed_while_it_starts),
     ("stopped_for_a_while", stopped),
     ("sighup_a_hundred_times_a_second", hung_up),
+    ("started_twice", started_twice),
 ];
 
 fn killed(size: Size, tally: &mut Tally, attach: &str) {
@@ -80,5 +81,44 @@ fn hung_up(size: Size, tally: &mut Tally) {
         bench.settle(tally, Excused::Nothing);
     }
     tally.note("3 times: each takes 3 s");
+    bench.finish(tally, Excused::Nothing);
+}
+
+/// The first goes on, the second leaves with an error; of two that start at once one stays.
+fn started_twice(size: Size, tally: &mut Tally) {
+    let mut bench = Bench::new(&[]);
+    for _ in 0..size.runs(20, 2) {
+        tally.runs += 1;
+        let mut second = Daemon::launch(&bench.world, &[], &[]);
+        let status = second.ends_within(Duration::from_secs(5));
+        tally.demand(status.is_some_and(|status| !status.success()), || {
+            format!("the second one did not leave with an error: {status:?}; {}", tail(&second.log()))
+        });
+        tally.demand(second.log().iter().any(|line| line.contains("another namegate")), || {
+            format!("the second one does not say why it left: {}", tail(&second.log()))
+        });
+        let now = clock::mono_ns();
+        bench.back(now, tally);
+        let ready = bench.daemon().ready();
+        tally.demand(ready.0, || format!("the first one is not ready any more: {}", ready.1));
+        bench.settle(tally, Excused::Nothing);
+    }
+    for _ in 0..size.runs(10, 1) {
+        tally.runs += 1;
+        bench.kill();
+        let start = bench.start();
+        let mut other = Daemon::launch(&bench.world, &[], &[]);
+        bench.back(start, tally);
+        let ended = |one: &mut Daemon| one.ends_within(Duration::from_millis(1500)).is_some();
+        let first = bench.daemon.as_mut().expect("it runs");
+        match (ended(first), ended(&mut other)) {
+            (false, true) => {}
+            (true, false) => bench.daemon = Some(other),
+            both => {
+                tally.violate(format!("of two that started at once, one has to leave; (first, second) left: {both:?}"))
+            }
+        }
+        bench.settle(tally, Excused::Nothing);
+    }
     bench.finish(tally, Excused::Nothing);
 }
