@@ -1,6 +1,7 @@
 //! What happens to what it is told: by DNS servers, and by the snapshot.
 
 use std::fs;
+use std::io::Write;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 use std::thread::sleep;
@@ -12,11 +13,12 @@ use super::load::{self, FAMILIES};
 use crate::lab::agent::{Forgery, Request, Script};
 use crate::lab::{clock, snapshot};
 
-pub const FAULTS: [Fault; 6] = [
+pub const FAULTS: [Fault; 7] = [
     ("upstream_dead", |size, tally| upstream(size, tally, Script { silent: true, ..Script::default() })),
     ("upstream_slow", |size, tally| upstream(size, tally, Script { delay_ms: 1500, ..Script::default() })),
     ("upstream_fails", |size, tally| upstream(size, tally, Script { rcode: "SERVFAIL".into(), ..Script::default() })),
     ("upstream_lies", upstream_lies),
+    ("snapshot_half_written", half_written),
     ("snapshot_swapped_every_5_ms", swapped),
     ("snapshot_with_a_broken_file_among_1000", broken_among_many),
 ];
@@ -79,6 +81,28 @@ fn upstream_lies(size: Size, tally: &mut Tally) {
         let right = FAMILIES.map(|family| family.outside(load::FRESH));
         bench.world.outside.say_addresses("*.load.example.net", &right, 300);
         bench.settle(tally, Excused::Nothing);
+    }
+    bench.finish(tally, Excused::Nothing);
+}
+
+/// The file is cut at some octet for up to 60 ms while its writer has it open, in place.
+fn half_written(size: Size, tally: &mut Tally) {
+    let mut bench = Bench::new(&[]);
+    let text = Bench::policy();
+    for _ in 0..size.runs(40, 8) {
+        tally.runs += 1;
+        let cut = bench.random(text.len() as u64) as usize;
+        let mut file = fs::File::create(bench.policy_file()).expect("a file can be written");
+        file.write_all(&text.as_bytes()[..cut]).expect("written");
+        bench.nap(60);
+        file.write_all(&text.as_bytes()[cut..]).expect("written");
+        drop(file);
+        sleep(Duration::from_millis(60));
+        let before = tally.violations;
+        bench.settle(tally, Excused::Nothing);
+        if tally.violations > before {
+            tally.note(format!("run {}: cut after {:?}", tally.runs, text[..cut].lines().last().unwrap_or_default()));
+        }
     }
     bench.finish(tally, Excused::Nothing);
 }
