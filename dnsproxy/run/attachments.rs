@@ -56,6 +56,18 @@ impl Node {
         self.endpoints.values().any(|endpoint| Some(&endpoint.interface) == name)
     }
 
+    /// Shuts interfaces of endpoints that no earlier run has guarded: nothing is in force that they could be let through by.
+    pub async fn close_what_is_new(&mut self) {
+        let links = self.netlink.links().await.unwrap_or_default();
+        self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        let known: Vec<u32> = self.kernel.endpoints().into_iter().flatten().map(|row| row.0).collect();
+        let is_new = |name: &str| self.links.values().any(|link| link.name == name && !known.contains(&link.index));
+        let new = self.endpoints.iter().filter(|(_, endpoint)| is_new(&endpoint.interface));
+        for key in new.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.meet(&key).await;
+        }
+    }
+
     /// Something happened to an interface.
     pub async fn link_event(&mut self, event: Event) {
         match event {

@@ -189,6 +189,16 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
+    // What an earlier run left in force stays so until there is something to put in its place, as if nobody had started: a
+    // state that can't be written would else shut everyone.
+    while node.world.is_none() && node.kernel.adopted {
+        node.close_what_is_new().await;
+        tokio::select! {
+            _ = terminate.recv() => return leave(node).await,
+            _ = interrupt.recv() => return leave(node).await,
+            () = tokio::time::sleep(UPKEEP) => node.reload().await,
+        }
+    }
     let options = listen::Options {
         port: node.config.dns.port,
         workers: node.config.dns.workers as usize,
@@ -235,13 +245,27 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server) -
     node.watchers.stop(LAST_RECORDS);
     drop(node.checkpoint); // writes once more
     if node.config.detach {
-        checkpoint::remove(&node.config.state_dir);
-        detach_all(&node.config.pin_dir).context("removing programs and pins")?;
-        for local in node.state.resolvers.values() {
-            node.netlink.remove_local(*local).await.context("removing a local address")?;
-        }
+        take_all_away(&node.config, &node.state, &node.netlink).await?;
     }
     drop(server);
+    Ok(())
+}
+
+/// The end of one that never came to run.
+async fn leave(node: Node) -> anyhow::Result<()> {
+    drop(node.checkpoint);
+    if node.config.detach {
+        take_all_away(&node.config, &node.state, &node.netlink).await?;
+    }
+    Ok(())
+}
+
+async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> anyhow::Result<()> {
+    checkpoint::remove(&config.state_dir);
+    detach_all(&config.pin_dir).context("removing programs and pins")?;
+    for local in state.resolvers.values() {
+        netlink.remove_local(*local).await.context("removing a local address")?;
+    }
     Ok(())
 }
 

@@ -295,6 +295,12 @@ impl Bench {
     pub fn policy() -> &'static str {
         POLICY
     }
+
+    /// Writes the policy and lets it be read.
+    #[track_caller]
+    pub fn write_policy(&self, text: &str) {
+        fs::write(self.policy_file(), text).expect("a file can be written");
+    }
 }
 
 /// The last lines of a log as one.

@@ -1,4 +1,4 @@
-//! What happens to its files: they are not what they were.
+//! What happens to its files: a disk that is full or can't be written, and files that are not what they were.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -7,9 +7,75 @@ use std::time::Duration;
 
 use super::Fault;
 use super::bench::{Bench, Excused, Size, Tally};
-use crate::lab::clock;
+use crate::lab::process::must;
+use crate::lab::{Daemon, clock};
 
-pub const FAULTS: [Fault; 1] = [("state_files_damaged", damaged)];
+pub const FAULTS: [Fault; 3] =
+    [("disk_full", disk_full), ("state_directory_read_only", read_only), ("state_files_damaged", damaged)];
+
+/// A file system of its own under the state directory.
+fn bench_with_a_disk() -> Bench {
+    Bench::prepared(&[], |world| {
+        let state = world.directory.join("state");
+        must(&format!("mount -t tmpfs -o size=512k,mode=700 tmpfs {}", state.display()));
+    })
+}
+
+/// Full, with reloads that change what must be written; then killed and started while it is full; then there is room.
+fn disk_full(size: Size, tally: &mut Tally) {
+    let mut bench = bench_with_a_disk();
+    let filler = bench.state().join("filler");
+    for run in 0..size.runs(20, 2) {
+        tally.runs += 1;
+        fill(&filler);
+        // Another item is a bit that the state has to name before the kernel may use it.
+        bench.write_policy(&with_item(run));
+        sleep(Duration::from_millis(300));
+        bench.settle(tally, Excused::Nothing);
+        if run % 2 == 0 {
+            // It can't say what a bit means: what was in force stays so, and it waits for room.
+            bench.kill();
+            bench.start();
+            sleep(Duration::from_millis(1000));
+            bench.settle(tally, Excused::Nothing);
+        }
+        fs::remove_file(&filler).expect("the filler is there");
+        bench.write_policy(Bench::policy());
+        bench.daemon().reload();
+        let now = clock::mono_ns();
+        bench.back(now, tally);
+        bench.settle(tally, Excused::Nothing);
+    }
+    bench.daemon().wait_ready();
+    bench.finish(tally, Excused::Nothing);
+}
+
+/// The same, on a file system that nothing can be written to. It can become so only while nothing is open for writing.
+fn read_only(size: Size, tally: &mut Tally) {
+    let mut bench = bench_with_a_disk();
+    let remount = |bench: &Bench, how: &str| must(&format!("mount -o remount,{how} {}", bench.state().display()));
+    for run in 0..size.runs(20, 2) {
+        tally.runs += 1;
+        bench.kill();
+        remount(&bench, "ro");
+        if run % 2 == 0 {
+            bench.write_policy(&with_item(run));
+        }
+        bench.start();
+        sleep(Duration::from_millis(1000));
+        bench.settle(tally, Excused::Nothing);
+        let waits = bench.daemon.as_mut().is_some_and(Daemon::runs);
+        tally.demand(waits, || "it does not wait for its state directory to be writable".into());
+        remount(&bench, "rw");
+        bench.write_policy(Bench::policy());
+        bench.daemon().reload();
+        let now = clock::mono_ns();
+        bench.back(now, tally);
+        bench.settle(tally, Excused::Nothing);
+    }
+    bench.daemon().wait_ready();
+    bench.finish(tally, Excused::Nothing);
+}
 
 /// Does something to a file.
 type Damage = fn(&mut Vec<u8>);
@@ -76,5 +142,23 @@ fn files(state: &Path, what: &str) -> Vec<PathBuf> {
         "all" => ["names", "last-good.journal", "state.json"].iter().flat_map(|what| files(state, what)).collect(),
         "names" => below(state.join("names")).filter(|path| whole(path) && path.extension().is_none()).collect(),
         name => Some(state.join(name)).filter(whole).into_iter().collect(),
+    }
+}
+
+/// The policy with one more name, so that one more group is in it.
+fn with_item(number: u32) -> String {
+    let port = 9000 + number;
+    let item = format!(
+        "  - toFQDNs: [{{matchName: more{number}.example.net}}]\n    toPorts: [{{ports: [{{port: \"{port}\", protocol: TCP}}]}}]\n"
+    );
+    [Bench::policy(), &item].concat()
+}
+
+/// Fills a file system to the last octet.
+fn fill(path: &Path) {
+    use std::io::Write;
+    let mut file = fs::File::create(path).expect("a file can be made");
+    for chunk in [4096, 1] {
+        while file.write(&vec![0; chunk]).is_ok_and(|written| written > 0) {}
     }
 }
