@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::node::{Endpoint, Node};
 use crate::config;
+use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::RuleSet;
 use crate::host::links::{Event, Link};
 use crate::kernel::KernelError;
@@ -34,26 +35,62 @@ impl Node {
             Ok(links) => self.links = links.into_iter().map(|link| (link.index, link)).collect(),
             Err(error) => return tracing::warn!(%error, "interfaces can't be listed"),
         }
+        let renamed: BTreeSet<u32> = self.renamed().iter().map(|(ifindex, _)| *ifindex).collect();
         let stale: Vec<u32> = self
             .kernel
             .pinned_interfaces()
             .into_iter()
             .chain(self.kernel.endpoints().into_iter().flatten().map(|row| row.0))
-            .filter(|ifindex| !self.is_wanted(*ifindex))
+            .filter(|ifindex| !self.is_named(*ifindex) && !renamed.contains(ifindex))
             .collect();
         for ifindex in stale {
             self.kernel.detach(ifindex);
             self.kernel.delete_endpoint(ifindex);
         }
+        self.close_the_renamed();
         for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
             self.meet(&key).await;
         }
         self.publish().await;
     }
 
-    fn is_wanted(&self, ifindex: u32) -> bool {
+    /// It has the name of an endpoint's interface.
+    fn is_named(&self, ifindex: u32) -> bool {
         let name = self.links.get(&ifindex).map(|link| &link.name);
         self.endpoints.values().any(|endpoint| Some(&endpoint.interface) == name)
+    }
+
+    /// Interfaces that the kernel knows as an endpoint's, by another name than its own, which is nobody's.
+    fn renamed(&self) -> Vec<(u32, &Endpoint)> {
+        let rows = self.kernel.endpoints().unwrap_or_default();
+        let find = |(ifindex, id, _, _): (u32, EndpointId, u32, u32)| {
+            let endpoint = self.endpoints.values().find(|endpoint| endpoint.id == id)?;
+            let there = self.links.contains_key(&ifindex);
+            let named = self.links.values().any(|link| link.name == endpoint.interface);
+            (there && !named).then_some((ifindex, endpoint))
+        };
+        rows.into_iter().filter_map(find).collect()
+    }
+
+    /// A workload does not leave its policy because someone renames its interface: what was attached when that happened goes
+    /// on as it was; what was found so is shut.
+    fn close_the_renamed(&self) {
+        for (ifindex, endpoint) in self.renamed() {
+            if endpoint.attachment.is_none_or(|at| at.ifindex != ifindex) {
+                self.close_row(ifindex, endpoint);
+            }
+        }
+    }
+
+    fn close_row(&self, ifindex: u32, endpoint: &Endpoint) {
+        let row = EndpointRow { flags: flag::CLOSED | flag::ENFORCE, ..endpoint.row(false, false, &BTreeSet::new()) };
+        let name = self.links.get(&ifindex).map_or("?", |link| &link.name);
+        match self.kernel.set_endpoint(ifindex, &row) {
+            Ok(()) => {
+                tracing::warn!(pod = %endpoint.pod, interface = endpoint.interface, "its interface is called {name} now: shut");
+            }
+            Err(error) => tracing::error!(ifindex, error = &error as &dyn std::error::Error, "not shut"),
+        }
     }
 
     /// Shuts interfaces of endpoints that no earlier run has guarded: nothing is in force that they could be let through by.
@@ -85,16 +122,10 @@ impl Node {
                 if known.is_some_and(|known| known.up) && !link.up {
                     self.kernel.forget_mac(index);
                 }
-                let renamed: Vec<u32> = self
-                    .endpoints
-                    .values()
-                    .filter_map(|endpoint| endpoint.attachment.map(|at| (at.ifindex, &endpoint.interface)))
-                    .filter(|(ifindex, interface)| *ifindex == index && **interface != link.name)
-                    .map(|(ifindex, _)| ifindex)
-                    .collect();
-                for ifindex in renamed {
-                    self.kernel.detach(ifindex);
-                    self.forget(ifindex).await;
+                let attached = |endpoint: &&Endpoint| endpoint.attachment.is_some_and(|at| at.ifindex == index);
+                if let Some(endpoint) = self.endpoints.values().find(attached).filter(|e| e.interface != link.name) {
+                    let Endpoint { pod, interface, .. } = endpoint;
+                    tracing::warn!(%pod, interface, "its interface is called {} now; it is guarded as before", link.name);
                 }
                 let key = self.endpoints.iter().find(|(_, endpoint)| endpoint.interface == link.name);
                 if let Some(key) = key.map(|(key, _)| key.clone()) {
@@ -106,6 +137,10 @@ impl Node {
     }
 
     async fn forget(&mut self, ifindex: u32) {
+        if self.kernel.pinned_interfaces().contains(&ifindex) {
+            self.kernel.detach(ifindex); // its links are severed, their pins would stay
+        }
+        self.kernel.delete_endpoint(ifindex);
         let Some(endpoint) =
             self.endpoints.values_mut().find(|endpoint| endpoint.attachment.is_some_and(|at| at.ifindex == ifindex))
         else {
@@ -113,8 +148,6 @@ impl Node {
         };
         endpoint.attachment = None;
         tracing::info!(pod = %endpoint.pod, interface = endpoint.interface, "the interface is gone");
-        self.kernel.detach(ifindex); // its links are severed, their pins would stay
-        self.kernel.delete_endpoint(ifindex);
         self.publish().await;
     }
 
@@ -142,6 +175,17 @@ impl Node {
         if endpoint.attachment.is_some_and(|old| old.ifindex == at.ifindex && old.bridge == at.bridge) {
             return;
         }
+        // Another interface has its name now: the one that had it stays guarded, and is shut.
+        let before =
+            endpoint.attachment.filter(|old| old.ifindex != link.index && self.links.contains_key(&old.ifindex));
+        if let (Some(before), Some(endpoint)) = (before, self.endpoints.get(key)) {
+            self.close_row(before.ifindex, endpoint);
+        }
+        // It had the name of another endpoint's interface: whose row it was does not write there any more.
+        for (_, other) in self.endpoints.iter_mut().filter(|(other, _)| *other != key) {
+            other.attachment.take_if(|held| held.ifindex == link.index);
+        }
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         if let Some(served) = &endpoint.served {
             let mut served = (**served).clone();
             (served.interface, served.bridge) = (link.index, bridge);

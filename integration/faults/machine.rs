@@ -13,12 +13,14 @@ use crate::lab::clock;
 use crate::lab::process::{guard, ip_batch};
 use crate::lab::world::PODS;
 
-pub const FAULTS: [Fault; 7] = [
+pub const FAULTS: [Fault; 9] = [
     ("descriptors_run_out", descriptors_run_out),
     ("started_with_few_descriptors", few_descriptors),
     ("started_with_little_memory", little_memory),
     ("tables_full", tables_full),
     ("slept_an_hour_while_it_was_dead", slept),
+    ("interface_renamed", interface_renamed),
+    ("interfaces_exchange_names", interfaces_exchange_names),
     ("interface_moved_to_another_namespace", interface_moved),
     ("interface_deleted_and_made_again", interface_made_again),
 ];
@@ -172,6 +174,57 @@ fn slept(size: Size, tally: &mut Tally) {
         bench.settle(tally, Excused::New);
     }
     bench.finish(tally, Excused::New);
+}
+
+/// While it runs, its workload goes on as before; when it starts and finds another name, the workload is shut.
+fn interface_renamed(size: Size, tally: &mut Tally) {
+    let mut bench = Bench::new(&[]);
+    let host = PODS[0].host;
+    for run in 0..size.runs(20, 2) {
+        tally.runs += 1;
+        let dead = run % 2 == 1;
+        if dead {
+            bench.kill();
+        }
+        bench.world.must("node", &format!("ip link set {host} name veth-else"));
+        if dead {
+            bench.start();
+            bench.daemon().wait_for_log("its interface is called veth-else now: shut");
+        }
+        sleep(Duration::from_millis(300));
+        bench.settle(tally, if dead { Excused::Connections } else { Excused::Nothing });
+        bench.world.must("node", &format!("ip link set veth-else name {host}"));
+        bench.wait_for_load(tally);
+        bench.settle(tally, if dead { Excused::Connections } else { Excused::Nothing });
+    }
+    bench.finish(tally, Excused::Nothing);
+}
+
+/// Whoever has the name is the workload: the other one's policy holds for it, and the other one's address. It is cut off until
+/// it has its own name again, whether namegate saw the exchange or found it.
+fn interfaces_exchange_names(size: Size, tally: &mut Tally) {
+    let mut bench = Bench::new(&[]);
+    let [one, other] = [PODS[0].host, PODS[1].host];
+    let exchange =
+        format!("link set {one} name veth-else\nlink set {other} name {one}\nlink set veth-else name {other}\n");
+    for run in 0..size.runs(20, 2) {
+        tally.runs += 1;
+        let dead = run % 2 == 1;
+        if dead {
+            bench.kill();
+        }
+        ip_batch(&bench.world.namespace("node"), &exchange);
+        if dead {
+            bench.start();
+            bench.daemon().wait_ready();
+        }
+        bench.nap(300);
+        bench.settle(tally, Excused::Connections);
+        ip_batch(&bench.world.namespace("node"), &exchange);
+        bench.wait_for_load(tally);
+        bench.settle(tally, Excused::Connections);
+    }
+    bench.finish(tally, Excused::Connections);
 }
 
 fn interface_moved(size: Size, tally: &mut Tally) {
