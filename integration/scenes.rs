@@ -47,6 +47,7 @@ pub fn trials() -> Vec<Trial> {
         scene("a_filter_removed_by_hand_is_noticed_within_5_s", filter_removed_by_hand),
         scene("an_interface_that_is_deleted_and_made_again_is_guarded_again", interface_made_again),
         scene("an_interface_that_appears_later_is_guarded", interface_appears_later),
+        scene("an_interface_that_the_configuration_names_no_more_is_let_go", interface_named_no_more),
         scene("sigterm_leaves_enforcement_and_the_next_start_adopts_it", sigterm),
         scene("detach_at_the_end_leaves_nothing", detach_at_end),
         scene("the_detach_command_leaves_nothing", detach_command),
@@ -348,6 +349,15 @@ fn interface_appears_later() {
     scene.world.remake_pod_interface(0);
     scene.daemon().wait_ready();
     scene.stands();
+}
+
+fn interface_named_no_more() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    scene.kill();
+    let elsewhere = format!("exec \"$0\" $(echo \"$@\" | sed s/{}=/veth-else=/)", PODS[0].host);
+    scene.daemon = Some(Daemon::launch(&scene.world, &["sh", "-c", &elsewhere], &[]));
+    scene.comes_to(Duration::from_secs(5), ONE, 5432, Reach::Reached);
 }
 
 fn sigterm() {

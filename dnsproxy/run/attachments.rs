@@ -48,6 +48,9 @@ impl Node {
             self.kernel.delete_endpoint(ifindex);
         }
         self.close_the_renamed();
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.elsewhere = false;
+        }
         for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
             self.meet(&key).await;
         }
@@ -60,14 +63,13 @@ impl Node {
         self.endpoints.values().any(|endpoint| Some(&endpoint.interface) == name)
     }
 
-    /// Interfaces that the kernel knows as an endpoint's, by another name than its own, which is nobody's.
+    /// Interfaces that the kernel knows as an endpoint's, by a name that is no endpoint's, though the configuration names the
+    /// same one as before.
     fn renamed(&self) -> Vec<(u32, &Endpoint)> {
         let rows = self.kernel.endpoints().unwrap_or_default();
         let find = |(ifindex, id, _, _): (u32, EndpointId, u32, u32)| {
-            let endpoint = self.endpoints.values().find(|endpoint| endpoint.id == id)?;
-            let there = self.links.contains_key(&ifindex);
-            let named = self.links.values().any(|link| link.name == endpoint.interface);
-            (there && !named).then_some((ifindex, endpoint))
+            let endpoint = self.endpoints.values().find(|endpoint| endpoint.id == id && !endpoint.elsewhere)?;
+            (self.links.contains_key(&ifindex) && !self.is_named(ifindex)).then_some((ifindex, endpoint))
         };
         rows.into_iter().filter_map(find).collect()
     }

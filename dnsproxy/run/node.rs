@@ -91,6 +91,8 @@ pub(super) struct Node {
 pub(super) struct Endpoint {
     pub pod: PodRef,
     pub interface: String,
+    /// The configuration has named another interface since all were looked at.
+    pub elsewhere: bool,
     pub mac: Option<[u8; 6]>,
     pub id: EndpointId,
     pub slot: u32,
@@ -379,6 +381,7 @@ impl Node {
             };
             if endpoint.interface != setting.interface {
                 self.let_go(&mut endpoint);
+                endpoint.elsewhere |= !endpoint.interface.is_empty();
                 endpoint.interface.clone_from(&setting.interface);
             }
             endpoint.mac = setting.mac;
@@ -485,6 +488,7 @@ impl Endpoint {
             let slot = (1..=max_endpoints).find(|slot| !taken.contains(slot)).unwrap_or(max_endpoints);
             state::EndpointState {
                 id: EndpointId(state.last_endpoint_id),
+                interface: String::new(),
                 slot,
                 policy_id: 0,
                 generation: 0,
@@ -494,7 +498,8 @@ impl Endpoint {
         state.endpoints.insert(key, known.clone());
         Endpoint {
             pod: pod.clone(),
-            interface: String::new(),
+            interface: known.interface,
+            elsewhere: false,
             mac: None,
             id: known.id,
             slot: known.slot,

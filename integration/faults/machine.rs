@@ -13,13 +13,14 @@ use crate::lab::clock;
 use crate::lab::process::{guard, ip_batch};
 use crate::lab::world::PODS;
 
-pub const FAULTS: [Fault; 9] = [
+pub const FAULTS: [Fault; 10] = [
     ("descriptors_run_out", descriptors_run_out),
     ("started_with_few_descriptors", few_descriptors),
     ("started_with_little_memory", little_memory),
     ("tables_full", tables_full),
     ("slept_an_hour_while_it_was_dead", slept),
     ("interface_renamed", interface_renamed),
+    ("interface_renamed_and_replaced", interface_renamed_and_replaced),
     ("interfaces_exchange_names", interfaces_exchange_names),
     ("interface_moved_to_another_namespace", interface_moved),
     ("interface_deleted_and_made_again", interface_made_again),
@@ -162,7 +163,7 @@ fn tables_full(size: Size, tally: &mut Tally) {
 /// slept: all grants are over. What is connected stays so.
 fn slept(size: Size, tally: &mut Tally) {
     let mut bench = Bench::new(&[]);
-    for _ in 0..size.runs(20, 2) {
+    for _ in 0..size.runs(10, 1) {
         tally.runs += 1;
         bench.kill();
         let start = bench.start_through(&["unshare", "--time", "--boottime", "3600"]);
@@ -173,6 +174,7 @@ fn slept(size: Size, tally: &mut Tally) {
         bench.restart(tally);
         bench.settle(tally, Excused::New);
     }
+    tally.note("10 times: each is two starts");
     bench.finish(tally, Excused::New);
 }
 
@@ -198,6 +200,34 @@ fn interface_renamed(size: Size, tally: &mut Tally) {
         bench.settle(tally, if dead { Excused::Connections } else { Excused::Nothing });
     }
     bench.finish(tally, Excused::Nothing);
+}
+
+/// Another interface has its name now: the workload is shut, whether namegate saw that or found it, and stays so when all
+/// interfaces are looked at again.
+fn interface_renamed_and_replaced(size: Size, tally: &mut Tally) {
+    let mut bench = Bench::new(&[]);
+    let host = PODS[0].host;
+    for run in 0..size.runs(20, 2) {
+        tally.runs += 1;
+        let dead = run % 2 == 1;
+        if dead {
+            bench.kill();
+        }
+        let node = bench.world.namespace("node");
+        ip_batch(&node, &format!("link set {host} name veth-else\nlink add {host} type veth peer name veth-none\n"));
+        if dead {
+            bench.start();
+            bench.daemon().wait_ready();
+        }
+        bench.nap(200);
+        bench.daemon().reload();
+        bench.nap(300);
+        bench.settle(tally, Excused::Connections);
+        ip_batch(&node, &format!("link del {host}\nlink set veth-else name {host}\n"));
+        bench.wait_for_load(tally);
+        bench.settle(tally, Excused::Connections);
+    }
+    bench.finish(tally, Excused::Connections);
 }
 
 /// Whoever has the name is the workload: the other one's policy holds for it, and the other one's address. It is cut off until
