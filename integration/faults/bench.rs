@@ -186,12 +186,17 @@ impl Bench {
     #[track_caller]
     pub fn restart(&mut self, tally: &mut Tally) {
         let start = self.start();
-        self.back(start, tally);
+        self.back_from(start, Duration::ZERO, tally);
     }
 
-    /// Waits for the first answer after `start` and notes how long it took.
+    /// Waits for the first answer after `start`, which is now, and notes how long it took.
     pub fn back(&mut self, start: u64, tally: &mut Tally) {
         let before = self.waited_for_a_core();
+        self.back_from(start, before, tally);
+    }
+
+    /// The same; at `start` it had waited for a core so long.
+    pub fn back_from(&mut self, start: u64, before: Duration, tally: &mut Tally) {
         match self.first_answer("same", start, Duration::from_secs(10)) {
             Some(took) => {
                 let own = took.saturating_sub(self.waited_for_a_core().saturating_sub(before));
