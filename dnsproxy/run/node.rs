@@ -198,6 +198,11 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
         tokio::select! {
             _ = terminate.recv() => return leave(node).await,
             _ = interrupt.recv() => return leave(node).await,
+            _ = hangup.recv() => {
+                node.reload_settings();
+                watch = Watch::start(&node.config.snapshot);
+                node.reload().await;
+            }
             () = tokio::time::sleep(UPKEEP) => node.reload().await,
         }
     }

@@ -54,7 +54,7 @@ fn disk_full(size: Size, tally: &mut Tally) {
 fn read_only(size: Size, tally: &mut Tally) {
     let mut bench = bench_with_a_disk();
     let remount = |bench: &Bench, how: &str| must(&format!("mount -o remount,{how} {}", bench.state().display()));
-    for run in 0..size.runs(20, 2) {
+    for run in 0..size.runs(10, 2) {
         tally.runs += 1;
         bench.kill();
         remount(&bench, "ro");
@@ -74,6 +74,7 @@ fn read_only(size: Size, tally: &mut Tally) {
         bench.settle(tally, Excused::Nothing);
     }
     bench.daemon().wait_ready();
+    tally.note("10 times: each takes 2 s");
     bench.finish(tally, Excused::Nothing);
 }
 

@@ -207,7 +207,7 @@ fn interface_renamed(size: Size, tally: &mut Tally) {
 fn interface_renamed_and_replaced(size: Size, tally: &mut Tally) {
     let mut bench = Bench::new(&[]);
     let host = PODS[0].host;
-    for run in 0..size.runs(20, 2) {
+    for run in 0..size.runs(10, 2) {
         tally.runs += 1;
         let dead = run % 2 == 1;
         if dead {
@@ -227,6 +227,7 @@ fn interface_renamed_and_replaced(size: Size, tally: &mut Tally) {
         bench.wait_for_load(tally);
         bench.settle(tally, Excused::Connections);
     }
+    tally.note("10 times: each takes 1.5 s");
     bench.finish(tally, Excused::Connections);
 }
 
@@ -237,7 +238,7 @@ fn interfaces_exchange_names(size: Size, tally: &mut Tally) {
     let [one, other] = [PODS[0].host, PODS[1].host];
     let exchange =
         format!("link set {one} name veth-else\nlink set {other} name {one}\nlink set veth-else name {other}\n");
-    for run in 0..size.runs(20, 2) {
+    for run in 0..size.runs(10, 2) {
         tally.runs += 1;
         let dead = run % 2 == 1;
         if dead {
@@ -254,6 +255,7 @@ fn interfaces_exchange_names(size: Size, tally: &mut Tally) {
         bench.wait_for_load(tally);
         bench.settle(tally, Excused::Connections);
     }
+    tally.note("10 times: each takes 1.5 s");
     bench.finish(tally, Excused::Connections);
 }
 
