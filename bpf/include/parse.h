@@ -324,7 +324,7 @@ static __always_inline enum reason parse_ipv4(PACKET *packet, void *data, void *
 	return f->fragment ? whole_header(f, reason) : reason;
 }
 
-static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
+static __always_inline enum reason parse_ipv6(PACKET *packet, void *data, void *data_end, struct frame *f)
 {
 	struct ipv6hdr *ip = data + ETHERNET;
 	__u32 offset = ETHERNET + sizeof(*ip);
@@ -339,7 +339,8 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data,
 	f->hop_limit = ip->hop_limit;
 	next = ip->nexthdr;
 	f->protocol = next;
-	f->end = ip->payload_len || !skb->gso_size ? offset + bpf_ntohs(ip->payload_len) : f->octets; /* BIG TCP */
+	f->end = ip->payload_len || !is_segmented_later(packet) ? offset + bpf_ntohs(ip->payload_len)
+								: f->octets; /* BIG TCP */
 	if (f->end > f->octets)
 		return REASON_MALFORMED;
 	/* Never on a wire (RFC 4038, 4.2); here it would pass for the IPv4 address, which is kept in this form. */
@@ -405,7 +406,7 @@ SEPARATE enum reason parse(PACKET *packet, struct frame *f)
 	case bpf_htons(ETH_P_IP):
 		return parse_ipv4(packet, data, data_end, f);
 	case bpf_htons(ETH_P_IPV6):
-		return parse_ipv6(skb, data, data_end, f);
+		return parse_ipv6(packet, data, data_end, f);
 	case bpf_htons(ETH_P_ARP):
 		return REASON_ARP;
 	case bpf_htons(ETH_P_8021Q):

@@ -94,6 +94,8 @@ pub(super) struct Node {
 pub(super) struct Endpoint {
     pub pod: PodRef,
     pub interface: String,
+    /// The configuration has named another interface since all were looked at.
+    pub elsewhere: bool,
     pub mac: Option<[u8; 6]>,
     pub id: EndpointId,
     pub slot: u32,
@@ -242,6 +244,21 @@ async fn run_there(
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
+    // What an earlier run left in force stays so until there is something to put in its place, as if nobody had started: a
+    // state that can't be written would else shut everyone.
+    while node.world.is_none() && node.kernel.adopted {
+        node.close_what_is_new().await;
+        tokio::select! {
+            _ = terminate.recv() => return leave(node, locks).await,
+            _ = interrupt.recv() => return leave(node, locks).await,
+            _ = hangup.recv() => {
+                node.reload_settings();
+                watch = Watch::start(&node.config.snapshot);
+                node.reload().await;
+            }
+            () = tokio::time::sleep(UPKEEP) => node.reload().await,
+        }
+    }
     let listeners = bound.start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
     node.floor_is_of_this_run();
@@ -284,14 +301,29 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server, l
     drop(node.checkpoint); // writes once more
     drop(locks); // a file system that is in use can't be unmounted
     if node.config.detach {
-        checkpoint::remove(&node.config.state_dir);
-        detach_all(&node.config.pin_dir).context("removing programs and pins")?;
-        remove_floor().context("removing the floor")?;
-        for local in node.state.resolvers.values() {
-            node.netlink.remove_local(*local).await.context("removing a local address")?;
-        }
+        take_all_away(&node.config, &node.state, &node.netlink).await?;
     }
     drop(server);
+    Ok(())
+}
+
+/// The end of one that never came to run.
+async fn leave(node: Node, locks: Locks) -> anyhow::Result<()> {
+    drop(node.checkpoint);
+    drop(locks);
+    if node.config.detach {
+        take_all_away(&node.config, &node.state, &node.netlink).await?;
+    }
+    Ok(())
+}
+
+async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> anyhow::Result<()> {
+    checkpoint::remove(&config.state_dir);
+    detach_all(&config.pin_dir).context("removing programs and pins")?;
+    remove_floor().context("removing the floor")?;
+    for local in state.resolvers.values() {
+        netlink.remove_local(*local).await.context("removing a local address")?;
+    }
     Ok(())
 }
 
@@ -405,6 +437,7 @@ impl Node {
             };
             if endpoint.interface != setting.interface {
                 self.let_go(&mut endpoint);
+                endpoint.elsewhere |= !endpoint.interface.is_empty();
                 endpoint.interface.clone_from(&setting.interface);
             }
             endpoint.mac = setting.mac;
@@ -516,6 +549,7 @@ impl Endpoint {
             let slot = (1..=max_endpoints).find(|slot| !taken.contains(slot)).unwrap_or(max_endpoints);
             state::EndpointState {
                 id: EndpointId(state.last_endpoint_id),
+                interface: String::new(),
                 slot,
                 policy_id: 0,
                 generation: 0,
@@ -525,7 +559,8 @@ impl Endpoint {
         state.endpoints.insert(key, known.clone());
         Endpoint {
             pod: pod.clone(),
-            interface: String::new(),
+            interface: known.interface,
+            elsewhere: false,
             mac: None,
             id: known.id,
             slot: known.slot,

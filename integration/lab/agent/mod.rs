@@ -6,7 +6,7 @@
 pub mod client;
 mod many;
 pub mod names;
-mod packets;
+pub mod packets;
 pub mod rogue;
 mod rush;
 pub mod servers;

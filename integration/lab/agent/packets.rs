@@ -108,7 +108,7 @@ pub fn captured(capture: u32, end: bool) -> Reply {
 }
 
 /// A packet socket on one interface. Protocol 0 receives nothing.
-fn packet_socket(interface: &str, protocol: u16) -> std::io::Result<OwnedFd> {
+pub fn packet_socket(interface: &str, protocol: u16) -> std::io::Result<OwnedFd> {
     let name = std::ffi::CString::new(interface)?;
     // SAFETY: plain system calls; the descriptor is owned at once, the structures are valid and of the sizes given.
     unsafe {
