@@ -89,6 +89,7 @@ fn made_again() {
 fn denied() {
     let seen = |settings: &[&str]| {
         let scene = Scene::new(Topology::Routed, TWO_ITEMS, settings);
+        scene.asks(Family::V4, ONE);
         scene.sees(Family::V4, ONE, 443, Reach::Reached);
         sent(&scene, Family::V4) + sent(&scene, Family::V6)
     };
