@@ -75,6 +75,12 @@ impl PortBlock {
         self.length <= narrow.length && self.holds(narrow.first)
     }
 
+    /// The two blocks that it is made of; `None` for one port.
+    pub fn halves(self) -> Option<[PortBlock; 2]> {
+        let length = self.length + 1;
+        (self.length < 16).then(|| [PortBlock::around(self.first, length), PortBlock::around(self.last(), length)])
+    }
+
     #[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
     const fn mask(self) -> u16 {
         (0xffff_0000_u32 >> self.length) as u16

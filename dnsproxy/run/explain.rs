@@ -47,7 +47,7 @@ pub(super) fn surroundings_with(config: &Config, world: &World, guard: Guard) ->
         proxied: cluster_dns.iter().chain(&config.dns.resolvers).copied().collect(),
         trusted,
         cluster_dns,
-        every_server: false,
+        assume_dns: false,
     }
 }
 

@@ -7,22 +7,25 @@ use std::path::{Path, PathBuf};
 
 use flate2::read::MultiGzDecoder;
 
-use crate::cluster::files::{self, FILE_OCTETS, File};
+use super::SkippedFile;
+use crate::cluster::files::{self, ENDINGS, FILE_OCTETS, File, Skipped};
 
 /// What standard input is called.
 pub(super) const STDIN: &str = "stdin";
 
-/// All files that `paths` mean, each once.
+/// All files that `paths` mean, each once, and what lies in directories and isn't read.
 ///
 /// # Errors
 /// A path is not there, or there is nothing to read in any.
-pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<File>, String> {
+pub(super) fn read(paths: &[PathBuf]) -> Result<(Vec<File>, Vec<SkippedFile>), String> {
     let mut all: Vec<File> = Vec::new();
+    let mut skipped = Vec::new();
     let mut known = BTreeSet::new();
     for path in paths {
         let found = if path.as_os_str() == "-" {
             vec![standard_input()?]
         } else if path.is_dir() {
+            skipped.extend(passed_over(path)?);
             directory(path)?
         } else if path.exists() {
             vec![File { name: shown(path), content: file(path) }]
@@ -37,13 +40,19 @@ pub(super) fn read(paths: &[PathBuf]) -> Result<Vec<File>, String> {
     }
     if all.is_empty() {
         let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
-        return Err(format!(
-            "{}: no file to check; *.yaml, *.yml, *.json and *.gz of these are read",
-            names.join(", ")
-        ));
+        return Err(format!("{}: no file to check; {ENDINGS} are read", names.join(", ")));
     }
     all.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(all)
+    skipped.sort_unstable();
+    skipped.dedup();
+    skipped.retain(|skipped| !known.contains(&skipped.file));
+    Ok((all, skipped))
+}
+
+fn passed_over(path: &Path) -> Result<Vec<SkippedFile>, String> {
+    let found = files::skipped(path).map_err(|error| format!("{}: {error}", path.display()))?;
+    let named = |Skipped { name, why }| SkippedFile { file: shown(&path.join(name)), why: why.into() };
+    Ok(found.into_iter().map(named).collect())
 }
 
 fn directory(path: &Path) -> Result<Vec<File>, String> {
@@ -95,7 +104,8 @@ mod tests {
         for name in ["b.YAML", "a.json", "notes.txt", "below/c.Yml"] {
             fs::write(at(name), name).unwrap();
         }
-        let files = read(&[at("notes.txt"), dir.path().to_owned(), at("b.YAML")]).unwrap();
+        fs::write(at("more.txt"), "").unwrap();
+        let (files, skipped) = read(&[at("notes.txt"), dir.path().to_owned(), at("b.YAML")]).unwrap();
         let names: Vec<&Path> = files.iter().map(|file| Path::new(&file.name)).collect();
         let below = |path: &Path| path.strip_prefix(dir.path()).unwrap().to_str().unwrap().to_owned();
         assert_eq!(
@@ -103,6 +113,9 @@ mod tests {
             ["a.json", "b.YAML", "below/c.Yml", "notes.txt"]
         );
         assert_eq!(files[3].content.as_deref(), Ok(&b"notes.txt"[..]));
+        // What is named is read, and not passed over.
+        let skipped: Vec<String> = skipped.iter().map(|skipped| below(Path::new(&skipped.file))).collect();
+        assert_eq!(skipped, ["more.txt"]);
     }
 
     #[test]

@@ -21,7 +21,7 @@ use clap::{Args, ValueEnum};
 use serde::Serialize;
 
 use super::{FAILED, USAGE, complain, print};
-use crate::cluster::files::File;
+use crate::cluster::files::{File, SkippedFor};
 use crate::cluster::snapshot::{LastGood, OnInvalid, Snapshot, assemble};
 use crate::engine::advice;
 use crate::engine::compile::Compiler;
@@ -61,6 +61,36 @@ pub(super) struct Findings {
     policies: usize,
     pods: usize,
     skipped: usize,
+    skipped_files: Vec<SkippedFile>,
+}
+
+/// What lies in a directory and isn't read, or a folder with all that it holds.
+#[derive(Serialize, Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct SkippedFile {
+    file: String,
+    why: WhySkipped,
+}
+
+/// Why a file isn't read.
+#[derive(Serialize, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+#[serde(rename_all = "lowercase")]
+enum WhySkipped {
+    /// Its name begins with a dot.
+    Hidden,
+    /// Its name ends otherwise than manifests do.
+    Ending,
+    /// It is a folder below too many others.
+    Depth,
+}
+
+impl From<SkippedFor> for WhySkipped {
+    fn from(why: SkippedFor) -> WhySkipped {
+        match why {
+            SkippedFor::Hidden => WhySkipped::Hidden,
+            SkippedFor::Ending => WhySkipped::Ending,
+            SkippedFor::Depth => WhySkipped::Depth,
+        }
+    }
 }
 
 /// One thing that is wrong, or that bites.
@@ -101,14 +131,14 @@ const NOTHING: &str = "nothing-to-check";
 
 impl CheckArgs {
     pub(super) fn run(self) -> ExitCode {
-        let files = match input::read(&self.paths) {
-            Ok(files) => files,
+        let (files, skipped_files) = match input::read(&self.paths) {
+            Ok(read) => read,
             Err(text) => {
                 complain(&text);
                 return ExitCode::from(USAGE);
             }
         };
-        let findings = Findings::of(&files);
+        let findings = Findings { skipped_files, ..Findings::of(&files) };
         let colour = io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         let printed = print(
             match self.output {
@@ -172,6 +202,7 @@ impl Findings {
             policies: world.policies.len(),
             pods: world.pods.len(),
             skipped: snapshot.skipped,
+            skipped_files: Vec::new(),
         }
     }
 }

@@ -74,7 +74,8 @@ mod tests {
             finding("/x/y.yaml", Some(4), Level::Warning, "public-suffix"),
             finding("gone.yaml", None, Level::Error, "refused"),
         ];
-        Findings { findings, errors: 2, warnings: 1, policies: 0, pods: 0, skipped: 0 }.sarif()
+        Findings { findings, errors: 2, warnings: 1, policies: 0, pods: 0, skipped: 0, skipped_files: Vec::new() }
+            .sarif()
     }
 
     /// What the schema demands of the parts that are used.

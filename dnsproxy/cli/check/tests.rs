@@ -145,6 +145,26 @@ fn the_readme_lists_every_kind_of_finding() {
 }
 
 #[test]
+fn files_that_are_not_read_are_counted_with_the_reason() {
+    let skipped = |file: &str, why| SkippedFile { file: file.to_owned(), why };
+    let skipped_files = vec![
+        skipped("x/.p.yaml", WhySkipped::Hidden),
+        skipped("x/a.txt", WhySkipped::Ending),
+        skipped("x/b.txt", WhySkipped::Ending),
+        skipped("x/c.txt", WhySkipped::Ending),
+        skipped("x/d.txt", WhySkipped::Ending),
+    ];
+    let findings = Findings { skipped_files, ..Findings::of(&files(&[("p.yaml", first_policy())])) };
+    let said = findings.text(&[], false);
+    let lines: Vec<&str> = said.lines().rev().skip(1).take(2).collect();
+    assert_eq!(lines[1], "not read: 1 hidden: x/.p.yaml");
+    assert!(lines[0].starts_with("not read: 4 of another ending, *.yaml, *.yml, *.json, *.jsonl"), "{said}");
+    assert!(lines[0].ends_with("are read: x/a.txt, x/b.txt, x/c.txt, …"), "{said}");
+    let json = serde_json::json!(findings);
+    assert_eq!(json["skipped_files"][1], serde_json::json!({"file": "x/a.txt", "why": "ending"}));
+}
+
+#[test]
 fn json_has_every_part_of_a_finding() {
     let text = policy("app: reports") + "\n  egress: [{toCIDR: []}]\n";
     let findings = Findings::of(&files(&[("p.yaml", &text)]));
@@ -163,7 +183,7 @@ fn json_has_every_part_of_a_finding() {
 #[track_caller]
 fn example(name: &str, expected: &[&str]) {
     let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("config/examples").join(name);
-    let files = input::read(&[path]).unwrap();
+    let (files, _) = input::read(&[path]).unwrap();
     let findings = Findings::of(&files).findings;
     let shown = |found: &Finding| {
         let place = |part: Option<u32>| part.map_or_else(String::new, |part| part.to_string());

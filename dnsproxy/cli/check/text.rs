@@ -2,14 +2,16 @@
 
 use std::fmt::Write as _;
 
-use super::{Finding, Findings, Level};
-use crate::cluster::files::File;
+use super::{Finding, Findings, Level, SkippedFile, WhySkipped};
+use crate::cluster::files::{ENDINGS, File};
 use crate::observe::text::clean;
 
 /// The most characters of a file's line that are shown.
 const SHOWN: usize = 120;
 /// How many of them stand before the place, if the line is longer.
 const BEFORE: usize = 40;
+/// How many of the files that are not read are named.
+const NAMED: usize = 3;
 
 impl Findings {
     /// All findings, and a closing line.
@@ -24,6 +26,7 @@ impl Findings {
             }
             finding(&mut text, found, &mut lines, colour);
         }
+        text.push_str(&skipped_files(&self.skipped_files));
         let Findings { errors, warnings, policies, pods, skipped, .. } = self;
         let count =
             |number: &usize, one: &str, more: &str| format!("{number} {}", if *number == 1 { one } else { more });
@@ -38,6 +41,23 @@ impl Findings {
         );
         text
     }
+}
+
+/// Which files were not read, and why; a line for each reason, with the first names.
+fn skipped_files(skipped: &[SkippedFile]) -> String {
+    let mut text = String::new();
+    for (why, reason) in [
+        (WhySkipped::Hidden, "hidden".to_owned()),
+        (WhySkipped::Ending, format!("of another ending, {ENDINGS} are read")),
+        (WhySkipped::Depth, "in too many folders, 8 within each other are read".to_owned()),
+    ] {
+        let names: Vec<String> = skipped.iter().filter(|file| file.why == why).map(|file| clean(&file.file)).collect();
+        if !names.is_empty() {
+            let (few, more) = (names.len().min(NAMED), if names.len() > NAMED { ", …" } else { "" });
+            let _ = writeln!(text, "not read: {} {reason}: {}{more}", names.len(), names[..few].join(", "));
+        }
+    }
+    text
 }
 
 /// The lines of a file, in the order in which findings ask for them.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use serde_json::Value as Json;
 
 use crate::cluster::fields::{Field, Reader, Source};
-use crate::cluster::tree::{self, Node, Value, write_json};
+use crate::cluster::tree::{self, Node, TreeError, Value, write_json};
 use crate::engine::endpoint::PodRef;
 use crate::engine::explain::question::{self, Like};
 use crate::engine::explain::words;
@@ -133,17 +133,33 @@ impl Expect {
 /// The file as a whole is neither YAML nor JSON.
 pub fn read(name: &str, text: &str, dir: &Path) -> Result<Vec<Result<Case, Wrong>>, String> {
     let ending = |endings: &[&str]| endings.iter().any(|ending| name.ends_with(ending));
-    let sniffed =
-        || text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']) && tree::json(text).is_ok();
-    let json = ending(&[".json", ".jsonl", ".ndjson"]) || (!ending(&[".yaml", ".yml"]) && sniffed());
-    let documents = if json { tree::json(text) } else { tree::yaml(text) };
-    let documents = documents.map_err(|error| format!("{name}:{}: {}", error.at, error.text))?;
-    let cases = documents.iter().flat_map(|document| match &document.value {
-        Value::List(cases) => cases.iter().collect::<Vec<_>>(),
-        Value::Null => Vec::new(),
-        _ => vec![document],
-    });
-    Ok(cases.map(|node| one(name, node, dir)).collect())
+    let starts = || text.trim_start_matches('\u{feff}').trim_start().starts_with(['{', '[']);
+    let sniffed = || starts() && tree::json_lines(text).all(|line| line.is_ok());
+    let lines = ending(&[".jsonl", ".ndjson"]);
+    let json = lines || ending(&[".json"]) || (!ending(&[".yaml", ".yml"]) && sniffed());
+    let fault = |error: TreeError| format!("{name}:{}: {}", error.at, error.text);
+    let cases = |document: &Node| -> Vec<_> {
+        match &document.value {
+            Value::List(cases) => cases.iter().map(|node| one(name, node, dir)).collect(),
+            Value::Null => Vec::new(),
+            _ => vec![one(name, document, dir)],
+        }
+    };
+    if !json {
+        return Ok(tree::yaml(text).map_err(fault)?.iter().flat_map(cases).collect());
+    }
+    let mut all = Vec::new();
+    for document in tree::json_lines(text) {
+        match document {
+            Ok(document) => all.extend(cases(&document)),
+            // A line is a case: the others can be read all the same.
+            Err(error) if lines => {
+                all.push(Err(Wrong { id: Json::from(format!("{name}:{}", error.at)), faults: vec![fault(error)] }));
+            }
+            Err(error) => return Err(fault(error)),
+        }
+    }
+    Ok(all)
 }
 
 fn one(file: &str, node: &Node, dir: &Path) -> Result<Case, Wrong> {

@@ -21,7 +21,7 @@ use crate::engine::endpoint::PodRef;
 use crate::engine::explain::answer::{Connection, Line, Verdict};
 use crate::engine::explain::question::Like;
 use crate::engine::explain::stand_in::{StandIns, know_namespace};
-use crate::engine::explain::{Explainer, Surroundings, outside};
+use crate::engine::explain::{Explainer, Surroundings};
 use crate::engine::name::Name;
 use crate::engine::policy::Entity;
 use crate::engine::ruleset::{Direction, Protocol};
@@ -187,7 +187,7 @@ fn judge_chunk<'c>(base: &Base, key: &Key<'_>, cases: impl Iterator<Item = &'c C
         pod.ports.extend(ports.iter().cloned());
     }
     let settled: Vec<Settled<'c>> = cases.map(|case| settle(case, &mut world, &mut stand_ins)).collect();
-    let surroundings = Surroundings { every_server: true, ..run::surroundings(&base.config, &world, Vec::new()) };
+    let surroundings = Surroundings { assume_dns: true, ..run::surroundings(&base.config, &world, Vec::new()) };
     let explainer = Explainer::new(&world, surroundings);
     settled.into_iter().map(|settled| outcome(&explainer, settled, &base.refusals)).collect()
 }
@@ -204,7 +204,7 @@ enum Address<'c> {
     /// None: a query.
     None,
     Known(IpAddr),
-    /// Somewhere outside, where no rule knows it by its block.
+    /// Somewhere outside, at an address that nobody has and no rule knows by its block.
     Outside,
     /// Nowhere: nobody is there.
     Nobody,
@@ -299,9 +299,9 @@ fn verdict(explainer: &Explainer<'_>, case: &Case, subject: &PodRef, address: Ad
             return Ok((false, why.clone(), format!("{why}\n")));
         }
         Address::Known(address) => address,
-        Address::Outside => outside(&rules, v6),
+        Address::Outside => explainer.outside(&rules, v6),
         Address::Learned(name, address) => {
-            let address = address.unwrap_or_else(|| outside(&rules, v6));
+            let address = address.unwrap_or_else(|| explainer.outside(&rules, v6));
             match explainer.grants(&rules, name, address) {
                 Ok(granted) => (bits, names) = (granted, std::slice::from_ref(name)),
                 Err(why) => note = Some(why),

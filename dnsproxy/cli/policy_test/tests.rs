@@ -225,3 +225,68 @@ fn named_ports_are_those_of_the_side_that_listens() {
     case("{UDP: {postgres: 6000}}", 6000, "deny");
     case("{}", 5432, "deny");
 }
+
+/// Policies of `app: web` in shop with these items of egress; nodes; and what the case asks.
+#[track_caller]
+fn with_nodes(items: &str, nodes: &[&str], case: &str) -> String {
+    let nodes: String = nodes
+        .iter()
+        .map(|address| {
+            format!(
+                "  ---\n  apiVersion: v1\n  kind: Node\n  metadata: {{name: node-{address}}}\n  \
+                 status: {{addresses: [{{type: InternalIP, address: {address}}}]}}\n"
+            )
+        })
+        .collect();
+    let (outcomes, _) = run(&format!(
+        "objects: |\n  apiVersion: cilium.io/v2\n  kind: CiliumNetworkPolicy\n  metadata: {{name: web, namespace: shop}}\n  \
+         spec: {{endpointSelector: {{}}, egress: [{items}]}}\n{nodes}subject: {{namespace: shop}}\n{case}\n"
+    ));
+    assert!(outcomes.len() == 1 && outcomes[0].ok, "{case}: {outcomes:#?}");
+    outcomes[0].why.clone()
+}
+
+#[test]
+fn a_rule_for_a_class_makes_a_resolver_of_nobody_as_explain_says() {
+    let items = "{toFQDNs: [{matchName: a.example}], toPorts: [{ports: [{port: \"443\"}]}]}, \
+                 {toEntities: [remote-node], toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]}";
+    let nodes = ["198.51.100.1", "198.51.100.2"];
+    let gets = |case: &str| with_nodes(items, &nodes, case);
+    let why = gets("direction: egress\npeer: {ip: 198.51.100.2}\nport: 53\nprotocol: UDP\nexpect: deny");
+    assert!(why.contains("queries to this server are dropped"), "{why}");
+    gets("direction: egress\npeer: {entity: remote-node}\nport: 53\nprotocol: UDP\nexpect: deny");
+    let why = gets("query: a.example\nresolver: 198.51.100.2\nexpect: deny");
+    assert!(why.contains("unknown resolver"), "{why}");
+    // The DNS of the cluster is not among the objects: it may be one of those.
+    gets("query: a.example\nexpect: allow");
+    // Nobody looks at queries without names in policies.
+    let plain = "{toEntities: [remote-node], toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]}";
+    with_nodes(plain, &nodes, "query: a.example\nresolver: 198.51.100.2\nexpect: allow");
+    with_nodes(plain, &nodes, "direction: egress\npeer: {ip: 198.51.100.2}\nport: 53\nprotocol: UDP\nexpect: allow");
+}
+
+#[test]
+fn the_entity_world_is_nobody_of_the_cluster() {
+    let cluster = "{toEntities: [cluster]}";
+    let port = |family: &str| format!("direction: egress\npeer: {{entity: world}}\n{family}\nexpect: deny");
+    for nodes in [&["192.0.2.1"][..], &["192.0.2.1", "198.51.100.1", "203.0.113.1", "192.0.2.2"], &["2001:db8::1"]] {
+        with_nodes(cluster, nodes, &port("port: 443"));
+        with_nodes(cluster, nodes, &port("protocol: ICMPv6\nicmp_type: 128"));
+    }
+    // Nor does a block mean it, or else the node next to one.
+    with_nodes("{toCIDR: [192.0.2.0/24]}, {toEntities: [cluster]}", &["192.0.3.0"], &port("port: 443"));
+}
+
+#[test]
+fn json_lines_of_any_number_of_values_are_judged_and_a_wrong_line_is_one_case() {
+    let case = r#"{"id":7,"objects":[],"subject":{},"query":"a.example","expect":"allow"}"#;
+    let many = "null\n".repeat(crate::cluster::tree::VALUES);
+    let (outcomes, wrong) =
+        judged(case::read("cases.jsonl", &format!("{many}{case}\n"), Path::new(".")).expect("JSON"), None);
+    assert!(!wrong && outcomes.len() == 1 && outcomes[0].ok, "{outcomes:#?}");
+    let lines = format!("{case}\n{{\"id\": 8,\n{case}\n{case} x\n{case}\n");
+    let (outcomes, wrong) = judged(case::read("cases.jsonl", &lines, Path::new(".")).expect("JSON"), None);
+    let got: Vec<&str> = outcomes.iter().map(|outcome| outcome.got).collect();
+    assert!(wrong && got == ["allow", "error", "allow", "allow", "error", "allow"], "{outcomes:#?}");
+    assert!(outcomes[1].why.starts_with("cases.jsonl:3:1: "), "{outcomes:#?}");
+}

@@ -7,11 +7,14 @@ use crate::cluster::tree::{Node, TreeError, Value};
 /// The most edits that make a kind or a group out of a misspelt one.
 const EDITS: usize = 2;
 
+/// A kind with fewer octets has one at most: `Job` is no misspelt `Pod`.
+const SHORT: usize = 6;
+
 /// A kind or group with more octets is none that is known.
 const KIND_OCTETS: usize = 100;
 
-/// The kinds that are looked for under other spellings: policies, and what policies name.
-const SOUGHT: [Kind; 7] = [
+/// The kinds that are looked for under other spellings: policies, and what policies speak of.
+const SOUGHT: [Kind; 14] = [
     Kind::CiliumNetworkPolicy,
     Kind::CiliumClusterwideNetworkPolicy,
     Kind::CiliumCidrGroup,
@@ -19,7 +22,29 @@ const SOUGHT: [Kind; 7] = [
     Kind::AdminNetworkPolicy,
     Kind::BaselineAdminNetworkPolicy,
     Kind::ClusterNetworkPolicy,
+    Kind::Pod,
+    Kind::Namespace,
+    Kind::Service,
+    Kind::Endpoints,
+    Kind::Node,
+    Kind::ConfigMap,
+    Kind::EndpointSlice,
 ];
+
+/// What else people call a kind: the short names of `kubectl`, and names with a word left out.
+const ALSO_CALLED: [(&str, Kind); 7] = [
+    ("CNP", Kind::CiliumNetworkPolicy),
+    ("CiliumPolicy", Kind::CiliumNetworkPolicy),
+    ("CiliumNetwork", Kind::CiliumNetworkPolicy),
+    ("CCNP", Kind::CiliumClusterwideNetworkPolicy),
+    ("CiliumClusterwidePolicy", Kind::CiliumClusterwideNetworkPolicy),
+    ("CiliumClusterPolicy", Kind::CiliumClusterwideNetworkPolicy),
+    ("NetPol", Kind::NetworkPolicy),
+];
+
+/// What is left of Kubernetes' groups when a part of them is missing.
+const PARTS_OF_NETWORKING: [&str; 2] = ["networking.k8s", "networking.io"];
+const PARTS_OF_DISCOVERY: [&str; 2] = ["discovery.k8s", "discovery.io"];
 
 /// What a document or an item of a list turns out to be.
 #[derive(Debug)]
@@ -74,6 +99,13 @@ fn collect<'t>(node: &'t Node, inherited: Option<(&str, &str)>, all: &mut Vec<Fo
             }
             Listed::Nothing => {}
         }
+    } else if Listed::is_surely(version, kind) {
+        let text = match node.get("item") {
+            Some(_) => format!("\"item\" of a {kind}; did you mean items"),
+            None => format!("a {kind} without items; items are needed, [] if it has none"),
+        };
+        all.push(Found::Stray(node, text));
+        return Ok(());
     }
     all.push(match kind_of(version, kind) {
         Some(Kind::ConfigMap) if !objects::is_cilium_config(node) => Found::Other,
@@ -129,6 +161,12 @@ impl<'k> Listed<'k> {
             (None, None) => Listed::Nothing,
         }
     }
+
+    /// Whether a kind is that of a list also where it has no `items`. Kinds of others may end in List, and be none.
+    fn is_surely(version: &str, kind: &str) -> bool {
+        let of = kind.strip_suffix("List");
+        of.is_some_and(|of| kind_of(version, of).is_some() || of.is_empty() && group_of(version).is_empty())
+    }
 }
 
 impl Kind {
@@ -140,9 +178,35 @@ impl Kind {
             Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy | Kind::CiliumCidrGroup => true,
             // Kubernetes' own groups have no dot, or end in its domain.
             Kind::NetworkPolicy => {
-                !group.contains('.') || group.ends_with(".k8s.io") || like("networking.k8s.io") || is_like_cilium(group)
+                !group.contains('.')
+                    || is_of_kubernetes(group)
+                    || like("networking.k8s.io")
+                    || PARTS_OF_NETWORKING.into_iter().any(like)
+                    || is_like_cilium(group)
             }
-            _ => group.ends_with("networking.k8s.io") || like("policy.networking.k8s.io"),
+            Kind::EndpointSlice => {
+                !group.contains('.')
+                    || is_of_kubernetes(group)
+                    || like("discovery.k8s.io")
+                    || PARTS_OF_DISCOVERY.into_iter().any(like)
+            }
+            // Theirs is the group without a name.
+            Kind::Pod | Kind::Namespace | Kind::Service | Kind::Endpoints | Kind::Node | Kind::ConfigMap => {
+                !group.contains('.') || ["k8s.io", "core.k8s.io"].contains(&group)
+            }
+            Kind::AdminNetworkPolicy | Kind::BaselineAdminNetworkPolicy | Kind::ClusterNetworkPolicy => {
+                group.ends_with("networking.k8s.io") || like("policy.networking.k8s.io")
+            }
+        }
+    }
+
+    /// Whether what else it is called means it in this group.
+    fn may_be_called_otherwise_in(self, group: &str) -> bool {
+        match self {
+            Kind::CiliumNetworkPolicy | Kind::CiliumClusterwideNetworkPolicy => {
+                !group.contains('.') || is_like_cilium(group)
+            }
+            _ => self.may_be_in(group),
         }
     }
 }
@@ -174,9 +238,19 @@ fn misspelt(group: &str, kind: &str) -> Option<Kind> {
     let surely = is_like_cilium(group) && ends_with_ignoring_case(kind, "NetworkPolicy");
     let singular = kind.strip_suffix("ies").map(|stem| format!("{stem}y"));
     let kind = singular.as_deref().unwrap_or(kind);
-    let sought = SOUGHT.into_iter().filter(|known| known.may_be_in(group));
-    let near = sought.map(|known| (edits(kind, known.name()), known)).min()?;
-    (near.0 <= EDITS || surely).then_some(near.1)
+    let names = SOUGHT.into_iter().filter(|known| known.may_be_in(group)).map(|known| (known.name(), known));
+    let others = ALSO_CALLED.into_iter().filter(|(_, known)| known.may_be_called_otherwise_in(group));
+    let edited = names.chain(others).map(|(name, known)| (edits(kind, name), name, known));
+    let few = |(edits, name, _): &(usize, &str, Kind)| *edits <= if name.len() < SHORT { 1 } else { EDITS };
+    if let Some((_, _, meant)) = edited.clone().filter(few).min_by_key(|(edits, ..)| *edits) {
+        return Some(meant);
+    }
+    let network_policies = edited.filter(|(_, _, known)| known.name().ends_with("NetworkPolicy"));
+    network_policies.min_by_key(|(edits, ..)| *edits).filter(|_| surely).map(|(_, _, meant)| meant)
+}
+
+fn is_of_kubernetes(group: &str) -> bool {
+    group == "k8s.io" || group.ends_with(".k8s.io")
 }
 
 fn group_of(version: &str) -> &str {

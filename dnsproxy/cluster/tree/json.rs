@@ -9,15 +9,7 @@ use super::{DEPTH, Key, Node, OBJECT_VALUES, Place, TEXT_OCTETS, TreeError, VALU
 /// # Errors
 /// The text is no JSON, is nested too deep or holds too many values.
 pub fn parse(text: &str) -> Result<Vec<Node>, TreeError> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let mut reader = Reader {
-        octets: text.as_bytes(),
-        next: 0,
-        at: Place { line: 1, column: 1 },
-        values: 0,
-        before_object: 0,
-        items: false,
-    };
+    let mut reader = Reader::new(text);
     let mut values = Vec::new();
     loop {
         reader.skip_space();
@@ -27,6 +19,26 @@ pub fn parse(text: &str) -> Result<Vec<Node>, TreeError> {
         reader.before_object = reader.values;
         values.push(reader.value(0)?);
     }
+}
+
+/// The values of a file one by one, each by itself as large as a whole file of [`parse`] may be. After one that is wrong the
+/// line after its first goes on.
+pub fn lines(text: &str) -> impl Iterator<Item = Result<Node, TreeError>> {
+    let mut reader = Reader::new(text);
+    std::iter::from_fn(move || {
+        reader.skip_space();
+        reader.peek()?;
+        (reader.values, reader.before_object) = (0, 0);
+        let start = (reader.next, reader.at);
+        let value = reader.value(0);
+        if value.is_err() {
+            (reader.next, reader.at) = start;
+            while !matches!(reader.peek(), None | Some(b'\n')) {
+                reader.step();
+            }
+        }
+        Some(value)
+    })
 }
 
 /// One line of JSON for a value; what YAML calls a number and JSON doesn't is written as text.
@@ -48,6 +60,11 @@ struct Reader<'a> {
 }
 
 impl<'a> Reader<'a> {
+    fn new(text: &'a str) -> Reader<'a> {
+        let octets = text.strip_prefix('\u{feff}').unwrap_or(text).as_bytes();
+        Reader { octets, next: 0, at: Place { line: 1, column: 1 }, values: 0, before_object: 0, items: false }
+    }
+
     fn value(&mut self, depth: usize) -> Result<Node, TreeError> {
         let at = self.at;
         self.values += 1;

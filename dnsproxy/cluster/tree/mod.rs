@@ -6,7 +6,7 @@
 mod json;
 mod yaml;
 
-pub use json::{parse as json, write as write_json};
+pub use json::{lines as json_lines, parse as json, write as write_json};
 pub use yaml::parse as yaml;
 
 use std::fmt;

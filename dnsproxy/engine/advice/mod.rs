@@ -7,12 +7,13 @@
 //! - `peers`: selectors, groups, Services, entities and blocks that mean nobody
 //! - `ports`: ports that are missing
 //! - `bypass`: DNS over HTTPS, which no policy for names sees
-//! - `shadow`: rules that another rule makes pointless
+//! - `shadow`: rules that another rule makes pointless; `cover`: or several together
 //!
 //! Each rule is held against all others of the same pods, and there may be thousands of both: `together` asks once for
 //! all rules and pods that are alike, `index` finds selectors and what they select without trying all.
 
 mod bypass;
+mod cover;
 mod index;
 mod patterns;
 mod peers;
@@ -55,12 +56,19 @@ pub const KINDS: &[(&str, &str)] = &[
     (patterns::NO_DOT, "a star glued to a name: no name below it, but other people's names that end alike"),
     (patterns::STARS_INSIDE, "two stars inside a pattern: they are one, and cross no dot"),
     (patterns::PUBLIC_SUFFIX, "a pattern under which anyone can register a name"),
+    (patterns::NAME_OF_CLUSTER, "a name of the cluster's own domain in toFQDNs: it opens nothing"),
     (peers::SELECTS_NOTHING, "a selector that selects no pod, node, group or Service of the snapshot"),
     (peers::NO_SUCH_OBJECT, "a Service or CiliumCIDRGroup that is not in the snapshot"),
-    (peers::MEANS_NOBODY, "an entity that means nobody here"),
-    (peers::BLOCK_OF_CLUSTER, "a block of addresses that are pods', nodes' or Services': blocks mean none of them"),
+    (peers::MEANS_NOBODY, "an entity, or a block less what it excepts, that means nobody here"),
+    (
+        peers::BLOCK_OF_CLUSTER,
+        "a block, or a Service without selector, of addresses that are pods', nodes', Services' or the API server's: it means none of them",
+    ),
     (ports::NAMES_WITHOUT_PORTS, "toFQDNs without toPorts"),
-    (ports::NO_SUCH_PORT, "a named port that no container of the side that listens has"),
+    (
+        ports::NO_SUCH_PORT,
+        "a port by name that no container of the side that listens has, or one that toPorts[].service lacks",
+    ),
     (bypass::DOH, "a known DNS over HTTPS or TLS resolver that is allowed"),
     (shadow::SHADOWED, "a rule that allows only what another one denies"),
     (shadow::WITHOUT_EFFECT, "a rule that allows what nothing shuts"),

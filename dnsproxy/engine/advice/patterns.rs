@@ -13,6 +13,10 @@ pub(super) const ONE_LABEL: &str = "pattern-one-label";
 pub(super) const NO_DOT: &str = "pattern-without-dot";
 pub(super) const STARS_INSIDE: &str = "pattern-stars-inside";
 pub(super) const PUBLIC_SUFFIX: &str = "public-suffix";
+pub(super) const NAME_OF_CLUSTER: &str = "name-of-cluster";
+
+/// The cluster's domain, unless `dns.cluster_domain` is another: its names never grant.
+const CLUSTER_DOMAIN: &str = "cluster.local";
 
 /// Suffixes under which anyone can register, below domains that a provider's own services stand in, too: `**.amazonaws.com`
 /// spans one. Each must be a public suffix.
@@ -81,6 +85,7 @@ pub(super) fn advise(scene: &Scene<'_>, asked: &[bool], place: &Place<'_>, all: 
             opened.extend(names.iter().map(|name| name.pattern.as_str()));
             let list = List::new(names);
             names.iter().for_each(|name| open(&list, name, all));
+            names.iter().for_each(|name| of_cluster(name, all));
         }
     }
     let entries = place.rule.egress.allow.iter().filter_map(|item| match &item.ports {
@@ -118,6 +123,20 @@ fn open(list: &List<'_>, name: &NameRule, all: &mut Vec<Advice>) {
         all.push(Advice { at: name.at.clone(), kind: PUBLIC_SUFFIX, text });
     }
     span(list, name, |_| false, all);
+}
+
+/// A name of toFQDNs below the cluster's own domain.
+fn of_cluster(name: &NameRule, all: &mut Vec<Advice>) {
+    let folded = name.pattern.as_str().to_ascii_lowercase();
+    let body = folded.strip_suffix('.').unwrap_or(&folded);
+    if body.strip_suffix(CLUSTER_DOMAIN).is_some_and(|before| before.is_empty() || before.ends_with('.')) {
+        let text = format!(
+            "\"{}\" is of the cluster's own domain, whose names open nothing: name the pods by toEndpoints, or the \
+             Service by toServices",
+            name.pattern
+        );
+        all.push(Advice { at: name.at.clone(), kind: NAME_OF_CLUSTER, text });
+    }
 }
 
 /// What a pattern spans that it seems not to, or doesn't that it seems to; `will_do`: one label before this is all that is

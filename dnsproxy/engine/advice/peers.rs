@@ -6,22 +6,30 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::index::Carriers;
+use super::ports::NO_SUCH_PORT;
 use super::together::Place;
 use super::{Advice, Scene};
 use crate::engine::endpoint::PodRef;
+use crate::engine::explain::words::protocol;
 use crate::engine::labels::{Labels, Match, NAMESPACE, NAMESPACE_LABELS, Operator, Requirement, Selector, Source};
-use crate::engine::policy::{Block, BlockOf, Entity, Item, Peers, Ports, ServicePeer};
-use crate::engine::ruleset::Direction;
+use crate::engine::policy::{Block, BlockOf, Entity, Item, Peers, Port, PortRule, Ports, ServicePeer};
+use crate::engine::port::holds;
+use crate::engine::ruleset::{Direction, Protocol};
 use crate::engine::verdict::RuleRef;
-use crate::engine::world::World;
+use crate::engine::world::{Service, SlicePort, World};
 
 pub(super) const SELECTS_NOTHING: &str = "selects-nothing";
 pub(super) const NO_SUCH_OBJECT: &str = "no-such-object";
 pub(super) const MEANS_NOBODY: &str = "means-nobody";
 pub(super) const BLOCK_OF_CLUSTER: &str = "block-of-cluster";
 
-/// A block at least this long, in bits, was written for what is in it; a wider one only happens to hold it.
+/// The Service of the API server, by namespace and name.
+const APISERVER: (&str, &str) = ("default", "kubernetes");
+
+/// A block at least this long, in bits, was written for what is in it; a wider one only happens to hold it. IPv4, IPv6.
 const NARROW: (u8, u8) = (16, 48);
+/// The same for a denial: who denies a private range means all that is in it.
+const NARROW_DENIED: (u8, u8) = (8, 7);
 
 /// Nodes, Services and groups by their labels, and whose address is whose.
 pub(super) struct Known<'w> {
@@ -40,6 +48,10 @@ enum Owner<'w> {
     /// By namespace and name.
     Service(&'w str, &'w str),
     Node(&'w str),
+    /// Where it listens, or Service `default/kubernetes` in front of it.
+    Apiserver {
+        front: bool,
+    },
 }
 
 impl<'w> Known<'w> {
@@ -47,11 +59,16 @@ impl<'w> Known<'w> {
         let own_network = world.pods.iter().filter(|(_, pod)| !pod.host_network && !pod.finished);
         let pods = own_network.flat_map(|(name, pod)| pod.addresses.iter().map(|one| (*one, Owner::Pod(name))));
         let services = world.services.iter().flat_map(|((namespace, name), service)| {
-            service.addresses.iter().map(|one| (*one, Owner::Service(namespace, name)))
+            let owner = match (namespace.as_str(), name.as_str()) {
+                APISERVER => Owner::Apiserver { front: true },
+                (namespace, name) => Owner::Service(namespace, name),
+            };
+            service.addresses.iter().map(move |one| (*one, owner))
         });
+        let apiserver = world.apiserver().into_iter().map(|one| (one, Owner::Apiserver { front: false }));
         let nodes = world.nodes.iter();
         let nodes = nodes.flat_map(|(name, node)| node.addresses.iter().map(|one| (*one, Owner::Node(name))));
-        let mut addresses: Vec<(IpAddr, Owner<'_>)> = pods.chain(services).chain(nodes).collect();
+        let mut addresses: Vec<(IpAddr, Owner<'_>)> = pods.chain(services).chain(nodes).chain(apiserver).collect();
         addresses.sort_unstable();
         Known {
             nodes: Carriers::new(world.nodes.values().map(|node| ((), plain(&node.labels)))),
@@ -68,9 +85,31 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
     subject(scene, place, all);
     for direction in [Direction::Egress, Direction::Ingress] {
         let section = place.rule.section(direction);
-        for item in section.allow.iter().chain(&section.deny) {
-            peers(scene, item, all);
+        let denied = section.deny.iter().map(|item| (item, true));
+        for (item, deny) in section.allow.iter().map(|item| (item, false)).chain(denied) {
+            peers(scene, Written { item, direction, deny }, all);
             services(scene, item, all);
+        }
+    }
+}
+
+/// An item, and where it stands.
+#[derive(Clone, Copy)]
+struct Written<'a> {
+    item: &'a Item,
+    direction: Direction,
+    deny: bool,
+}
+
+impl Written<'_> {
+    /// How the API server is written in its place.
+    fn apiserver(self) -> String {
+        let entities = if self.direction == Direction::Egress { "toEntities" } else { "fromEntities" };
+        let entity = format!("{entities}: [kube-apiserver]");
+        if self.item.at.0.kind == "NetworkPolicy" {
+            format!("a NetworkPolicy can't name it, write a CiliumNetworkPolicy with {entity}")
+        } else {
+            format!("write {entity}")
         }
     }
 }
@@ -91,8 +130,8 @@ fn subject(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>) {
     all.push(Advice { at: place.rule.at.clone(), kind: SELECTS_NOTHING, text });
 }
 
-fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
-    let world = scene.world;
+fn peers(scene: &Scene<'_>, written: Written<'_>, all: &mut Vec<Advice>) {
+    let (world, item) = (scene.world, written.item);
     let mut found = |kind, text: String| all.push(Advice { at: item.at.clone(), kind, text });
     match &item.peers {
         Peers::Any | Peers::Names(_) => {}
@@ -115,7 +154,7 @@ fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
                 }
             }
         }
-        Peers::Networks(blocks) => blocks.iter().for_each(|block| network(scene, item, block, all)),
+        Peers::Networks(blocks) => blocks.iter().for_each(|block| network(scene, written, block, all)),
         Peers::Entities(entities) => {
             entities.iter().filter_map(|entity| nobody(*entity)).for_each(|text| found(MEANS_NOBODY, text.to_owned()));
         }
@@ -125,6 +164,16 @@ fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
                     ServicePeer::Named { namespace, name } => {
                         if !world.services.contains_key(&(namespace.clone(), name.clone())) {
                             found(NO_SUCH_OBJECT, format!("the snapshot has no Service {namespace}/{name}"));
+                        } else if is_of_cluster_alone(scene, namespace, name) {
+                            let instead = match (namespace.as_str(), name.as_str()) {
+                                APISERVER => written.apiserver(),
+                                _ => "name the pods by their labels, nodes and the API server by entities".to_owned(),
+                            };
+                            let text = format!(
+                                "Service {namespace}/{name} has no selector, and all addresses behind it are the \
+                                 cluster's own, which such a Service never means; {instead}"
+                            );
+                            found(BLOCK_OF_CLUSTER, text);
                         }
                     }
                     ServicePeer::Selected { namespace, selector } => {
@@ -140,20 +189,60 @@ fn peers(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
     }
 }
 
+/// Whether a Service has no selector, and pods, nodes or the API server behind it and nobody else.
+fn is_of_cluster_alone(scene: &Scene<'_>, namespace: &str, name: &str) -> bool {
+    let key = (namespace.to_owned(), name.to_owned());
+    let Some(service) = scene.world.services.get(&key).filter(|service| service.readable) else { return false };
+    let slices = scene.world.slices_of(namespace, name);
+    let mut behind = slices.flat_map(|slice| &slice.endpoints).flat_map(|(addresses, _)| addresses).peekable();
+    let owned = |address: &IpAddr| scene.peers.addresses.binary_search_by_key(address, |(one, _)| *one).is_ok();
+    service.selector.is_empty() && behind.peek().is_some() && behind.all(owned)
+}
+
 /// `toPorts[].service`.
 fn services(scene: &Scene<'_>, item: &Item, all: &mut Vec<Advice>) {
     let Ports::These(entries) = &item.ports else { return };
-    let named = entries.iter().filter_map(|entry| Some((&entry.at, entry.service.as_ref()?)));
-    for (at, (namespace, name)) in named.filter(|_| !scene.world.services.is_empty()) {
-        if !scene.world.services.contains_key(&(namespace.clone(), name.clone())) {
-            let text = format!("the snapshot has no Service {namespace}/{name}, so no address is one of its");
-            all.push(Advice { at: at.clone(), kind: NO_SUCH_OBJECT, text });
-        }
+    let named = entries.iter().filter_map(|entry| Some((entry, entry.service.as_ref()?)));
+    for (entry, (namespace, name)) in named.filter(|_| !scene.world.services.is_empty()) {
+        let (kind, text) = match scene.world.services.get(&(namespace.clone(), name.clone())) {
+            None => {
+                let text = format!("the snapshot has no Service {namespace}/{name}, so no address is one of its");
+                (NO_SUCH_OBJECT, text)
+            }
+            Some(service) if has_none_of(scene.world, (namespace, name), service, entry) => {
+                let ports = service.ports.iter().map(|port| format!("{}/{}", port.port, protocol(port.protocol)));
+                let text = format!(
+                    "neither Service {namespace}/{name} nor what is behind it has one of these ports, so nothing is \
+                     meant; its own are {}",
+                    ports.collect::<Vec<_>>().join(", ")
+                );
+                (NO_SUCH_PORT, text)
+            }
+            Some(_) => continue,
+        };
+        all.push(Advice { at: entry.at.clone(), kind, text });
     }
 }
 
-fn network(scene: &Scene<'_>, item: &Item, block: &Block, all: &mut Vec<Advice>) {
-    let at: &RuleRef = &item.at;
+/// Whether none of an entry's ports is one of a Service, or of what is behind it, as far as both are known.
+fn has_none_of(world: &World, (namespace, name): (&str, &str), service: &Service, entry: &PortRule) -> bool {
+    let behind: Vec<&SlicePort> = world.slices_of(namespace, name).flat_map(|slice| &slice.ports).collect();
+    if !service.readable || behind.is_empty() {
+        return false;
+    }
+    let own = service.ports.iter().map(|port| (port.protocol, Some(port.port)));
+    let has: Vec<(Protocol, Option<u16>)> = own.chain(behind.iter().map(|port| (port.protocol, port.port))).collect();
+    !entry.ports.is_empty()
+        && entry.ports.iter().all(|(protocol, port)| match port {
+            Port::Block(block) => {
+                has.iter().all(|(of, number)| number.is_some_and(|number| !holds((*protocol, *block), *of, number)))
+            }
+            Port::Named(_) => false,
+        })
+}
+
+fn network(scene: &Scene<'_>, written: Written<'_>, block: &Block, all: &mut Vec<Advice>) {
+    let at: &RuleRef = &written.item.at;
     let groups = &scene.world.cidr_groups;
     let (kind, text) = match &block.of {
         BlockOf::Group(name) if !groups.contains_key(name) => {
@@ -162,7 +251,10 @@ fn network(scene: &Scene<'_>, item: &Item, block: &Block, all: &mut Vec<Advice>)
         BlockOf::Groups(selector) if scene.peers.groups.selected(&unreserved(selector)).next().is_none() => {
             (SELECTS_NOTHING, format!("{} selects no CiliumCIDRGroup of the snapshot", shown(selector)))
         }
-        BlockOf::Here(network) => match of_cluster(scene, network, &block.except) {
+        BlockOf::Here(network) if IpNet::aggregate(&block.except).iter().any(|out| out.contains(network)) => {
+            (MEANS_NOBODY, format!("{network} less all that it excepts is no address"))
+        }
+        BlockOf::Here(network) => match of_cluster(scene, written, network, &block.except) {
             Some(text) => (BLOCK_OF_CLUSTER, text),
             None => return,
         },
@@ -172,10 +264,11 @@ fn network(scene: &Scene<'_>, item: &Item, block: &Block, all: &mut Vec<Advice>)
 }
 
 /// Whose address a narrow block holds, if it is the cluster's.
-fn of_cluster(scene: &Scene<'_>, network: &IpNet, except: &[IpNet]) -> Option<String> {
+fn of_cluster(scene: &Scene<'_>, written: Written<'_>, network: &IpNet, except: &[IpNet]) -> Option<String> {
+    let least = if written.deny { NARROW_DENIED } else { NARROW };
     let narrow = match network {
-        IpNet::V4(network) => network.prefix_len() >= NARROW.0,
-        IpNet::V6(network) => network.prefix_len() >= NARROW.1,
+        IpNet::V4(network) => network.prefix_len() >= least.0,
+        IpNet::V6(network) => network.prefix_len() >= least.1,
     };
     if !narrow {
         return None;
@@ -185,7 +278,14 @@ fn of_cluster(scene: &Scene<'_>, network: &IpNet, except: &[IpNet]) -> Option<St
     let (low, high) = (network.network(), network.broadcast());
     let from = all.partition_point(|(address, _)| *address < low);
     let inside = all[from..].iter().take_while(|(address, _)| *address <= high).filter(|(address, _)| holds(address));
-    Some(match inside.map(|(_, owner)| *owner).min()? {
+    // A denial does mean an API server out of the cluster.
+    let counts = |owner: &Owner<'_>| !written.deny || *owner != Owner::Apiserver { front: false };
+    let (mut first, mut last) = (None, None);
+    for owner in inside.map(|(_, owner)| *owner).filter(counts) {
+        first = Some(first.map_or(owner, |first: Owner<'_>| first.min(owner)));
+        last = Some(last.map_or(owner, |last: Owner<'_>| last.max(owner)));
+    }
+    let text = match first? {
         Owner::Pod(pod) => {
             format!("{network} holds the address of pod {pod}; a block never means pods, name it by its labels")
         }
@@ -197,7 +297,18 @@ fn of_cluster(scene: &Scene<'_>, network: &IpNet, except: &[IpNet]) -> Option<St
             "{network} holds the address of node {name}; a block never means nodes, name them by the entities host and \
              remote-node"
         ),
-    })
+        Owner::Apiserver { .. } => {
+            return Some(format!(
+                "{network} holds an address of the API server; a block never means it; {}",
+                written.apiserver()
+            ));
+        }
+    };
+    let too = match last {
+        Some(Owner::Apiserver { .. }) => format!("; it holds one of the API server, too: {}", written.apiserver()),
+        _ => String::new(),
+    };
+    Some(text + &too)
 }
 
 /// The first pod that a selector surely selects.

@@ -1,16 +1,19 @@
 //! Who may be asked for the names that toFQDNs selects: without an answer that namegate sees, they open nothing.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
-use super::shadow::peers_cover;
+use super::shadow::{self, peers_cover};
 use super::together::{Place, Set, Together};
-use super::{Advice, Scene, is_on};
+use super::{Advice, Scene};
+use crate::engine::explain::words::protocol;
 use crate::engine::labels::{Labels, Match};
 use crate::engine::name::Name;
 use crate::engine::pattern::{Bare, Pattern, PatternTrie};
 use crate::engine::policy::{Entity, Item, Peers, Port, PortRule, Ports, Rule};
-use crate::engine::port::PortBlock;
-use crate::engine::ruleset::Protocol;
+use crate::engine::port::{PortBlock, holds};
+use crate::engine::ruleset::{Direction, Protocol};
+use crate::engine::verdict::RuleRef;
+use crate::engine::world::World;
 
 pub(super) const NO_RESOLVER: &str = "no-resolver";
 pub(super) const NAME_NOT_ASKED: &str = "name-not-asked";
@@ -24,6 +27,67 @@ const SEVERAL: [&str; 4] = ["zq0-9_zq", "zq0.zq_1", "zq0.zq_1.zq-2", "zq0.zq_1.z
 /// What stands for a star: nothing, and text that no pattern has by chance.
 const STAR: [&str; 2] = ["", "zq0-9_zq"];
 
+/// What carries DNS.
+const CARRIERS: [Protocol; 2] = [Protocol::Udp, Protocol::Tcp];
+
+/// The ports on which pods ask: that of DNS, and those that a Service in front maps it to.
+struct AskedOn {
+    ports: BTreeSet<(Protocol, u16)>,
+    /// Whether there may be others: no Service has the port of DNS, or one whose backends' ports aren't known.
+    others: bool,
+}
+
+impl AskedOn {
+    fn new(world: &World) -> AskedOn {
+        let mut asked = AskedOn { ports: CARRIERS.map(|carrier| (carrier, DNS)).into(), others: true };
+        let mut all_known = true;
+        for ((namespace, name), service) in &world.services {
+            for front in service.ports.iter().filter(|port| port.port == DNS) {
+                let ports = world.slices_of(namespace, name).flat_map(|slice| &slice.ports);
+                let behind = ports.filter(|port| port.name == front.name && port.protocol == front.protocol);
+                let targets: Vec<Option<u16>> = behind.map(|port| port.port).collect();
+                asked.ports.extend(targets.iter().flatten().map(|port| (front.protocol, *port)));
+                all_known &= service.readable && !targets.is_empty() && targets.iter().all(Option::is_some);
+                asked.others = false;
+            }
+        }
+        asked.others |= !all_known;
+        asked
+    }
+
+    /// Whether a port is one of these alone, by number or by a usual name of DNS.
+    fn names(&self, (protocol, port): &(Protocol, Port)) -> bool {
+        match port {
+            Port::Block(block) => {
+                let is = |(carrier, port): &(Protocol, u16)| carrier == protocol && *block == PortBlock::one(*port);
+                self.ports.iter().any(is)
+            }
+            Port::Named(name) => {
+                CARRIERS.contains(protocol) && matches!(name.as_str(), "dns" | "dns-tcp" | "dns-udp" | "domain")
+            }
+        }
+    }
+
+    /// Whether a server may be asked over a carrier where this port is open; `unsure`: or who knows.
+    fn holds(&self, carrier: Protocol, (protocol, port): &(Protocol, Port), unsure: bool) -> bool {
+        match port {
+            Port::Block(block) => {
+                let holds = |(of, port): &(Protocol, u16)| *of == carrier && holds((*protocol, *block), carrier, *port);
+                self.ports.iter().any(holds) || unsure && self.others && *protocol == carrier
+            }
+            Port::Named(_) => *protocol == carrier && (unsure || self.names(&(*protocol, port.clone()))),
+        }
+    }
+
+    /// By which carriers a server may be asked on an entry's ports.
+    fn carried(&self, entry: &PortRule, unsure: bool) -> Carried {
+        CARRIERS.map(|carrier| entry.ports.iter().any(|port| self.holds(carrier, port, unsure)))
+    }
+}
+
+/// Whether by each of [`CARRIERS`].
+type Carried = [bool; 2];
+
 /// What some bundles let their pods ask.
 struct Servers {
     asked: Vec<Asked>,
@@ -36,8 +100,8 @@ struct Servers {
 }
 
 impl Servers {
-    fn new(together: &Together<'_>) -> Servers {
-        let of_bundle = |bundle| Asked::of(together.rules(bundle).map(|(_, rule)| rule));
+    fn new(together: &Together<'_>, on: &AskedOn) -> Servers {
+        let of_bundle = |bundle| Asked::of(together.rules(bundle).map(|(_, rule)| rule), on);
         let asked: Vec<Asked> = (0..together.bundles.len()).map(of_bundle).collect();
         let is_shut = |set: &Set| set.bundles.iter().any(|bundle| asked[*bundle].shut);
         let may_ask = |set: &Set| !is_shut(set) || set.bundles.iter().any(|bundle| asked[*bundle].anyone);
@@ -68,13 +132,15 @@ impl Servers {
 /// Warns, and tells of each bundle whether all names that its pods' toFQDNs select may be asked for.
 pub(super) fn advise(scene: &Scene<'_>, all: &mut Vec<Advice>) -> Vec<bool> {
     let together = &scene.together;
-    let servers = Servers::new(together);
-    let lists = Lists::new(together);
+    let on = AskedOn::new(scene.world);
+    let servers = Servers::new(together, &on);
+    let lists = Lists::new(together, &on);
     let mut asked = vec![true; together.bundles.len()];
     for place in &together.places {
         for item in &place.rule.egress.allow {
             asked[place.bundle] &= names(together, &servers, place, item, all);
-            resolver(scene, &lists, place, item, all);
+            resolver(scene, &on, &lists, place, item, all);
+            left_open(scene, &on, &lists, place, item, all);
         }
     }
     // Pods that aren't there are the wider bundle's as well.
@@ -110,11 +176,16 @@ fn names(together: &Together<'_>, servers: &Servers, place: &Place<'_>, item: &I
 }
 
 /// Warns of a DNS server that is allowed without `rules.dns` beside rules for names.
-fn resolver(scene: &Scene<'_>, lists: &Lists<'_>, place: &Place<'_>, item: &Item, all: &mut Vec<Advice>) {
+fn resolver(scene: &Scene<'_>, on: &AskedOn, lists: &Lists<'_>, place: &Place<'_>, item: &Item, all: &mut Vec<Advice>) {
     let Ports::These(entries) = &item.ports else { return };
-    let plain = entries.iter().filter(|entry| entry.dns.is_none() && entry.ports.iter().any(names_dns));
+    let names_dns = |entry: &&PortRule| entry.ports.iter().any(|port| on.names(port));
+    let plain = entries.iter().filter(|entry| entry.dns.is_none()).filter(names_dns);
     for entry in plain.filter(|_| may_answer(&item.peers, true)) {
-        let (kind, text) = if let Some((list, same)) = lists.beside(place, item, entry) {
+        let same = lists.beside(place, item, entry);
+        if !same.is_some_and(|(_, same)| same) && !lists.open(scene, place, item, on.carried(entry, false)).is_empty() {
+            continue; // told by `left_open`
+        }
+        let (kind, text) = if let Some((list, same)) = same {
             let (path, at) = (&list.entry.at.0.path, &list.entry.at.0.place);
             let text = if same {
                 format!(
@@ -142,6 +213,42 @@ fn resolver(scene: &Scene<'_>, lists: &Lists<'_>, place: &Place<'_>, item: &Item
     }
 }
 
+/// Warns where a list of names is for one of the protocols that carry DNS, and another rule opens the server for the other:
+/// `rules.dns` win only on the ports that they name.
+fn left_open(
+    scene: &Scene<'_>,
+    on: &AskedOn,
+    lists: &Lists<'_>,
+    place: &Place<'_>,
+    item: &Item,
+    all: &mut Vec<Advice>,
+) {
+    let mut see = |at: &RuleRef, carried: Carried| {
+        let open = lists.open(scene, place, item, carried);
+        let Some((list, _)) = open.first() else { return };
+        let shown = |(_, carrier): &(List<'_>, Protocol)| format!("{DNS}/{}", protocol(*carrier));
+        let text = format!(
+            "{} at {} lists the names that a server of this rule may be asked for, but rules.dns win only on the ports \
+             that they name: here {} is open, for every name; write protocol: ANY there",
+            list.entry.at.0.path,
+            list.entry.at.0.place,
+            open.iter().map(shown).collect::<Vec<_>>().join(" and "),
+        );
+        all.push(Advice { at: at.clone(), kind: TWO_MINDS, text });
+    };
+    match &item.ports {
+        Ports::All => see(&item.at, [true; 2]),
+        Ports::These(entries) => {
+            for entry in entries.iter().filter(|entry| entry.dns.is_none() && entry.service.is_none()) {
+                // The same peers and port are told otherwise.
+                if !lists.beside(place, item, entry).is_some_and(|(_, same)| same) {
+                    see(&entry.at, on.carried(entry, false));
+                }
+            }
+        }
+    }
+}
+
 /// The `rules.dns` that leave names out, for each bundle those of its pods; of several for equal peers the first.
 struct Lists<'w>(Vec<Vec<List<'w>>>);
 
@@ -152,10 +259,12 @@ struct List<'w> {
     entry: &'w PortRule,
     /// Whether it, or another one for equal peers, leaves nothing out.
     everything: bool,
+    /// On which ports it, or another one for equal peers, may be asked.
+    carried: Carried,
 }
 
 impl<'w> Lists<'w> {
-    fn new(together: &Together<'w>) -> Lists<'w> {
+    fn new(together: &Together<'w>, on: &AskedOn) -> Lists<'w> {
         let of_rules = |bundle| {
             let mut all: Vec<List<'w>> = Vec::new();
             for item in together.rules(bundle).flat_map(|(_, rule)| &rule.egress.allow) {
@@ -163,7 +272,8 @@ impl<'w> Lists<'w> {
                 for entry in entries {
                     let Some(names) = entry.dns.as_ref().filter(|names| !names.is_empty()) else { continue };
                     let everything = names.iter().any(|name| name.pattern.is_bare());
-                    add(&mut all, List { item, entry, everything });
+                    let carried = on.carried(entry, true);
+                    add(&mut all, List { item, entry, everything, carried });
                 }
             }
             all
@@ -194,11 +304,37 @@ impl<'w> Lists<'w> {
         let (mut same_here, mut met) = (others.clone().filter(|list| same(list)), others.filter(|list| meets(list)));
         same_here.next().map(|list| (*list, true)).or_else(|| met.next().map(|list| (*list, false)))
     }
+
+    /// The carriers by which a server of some list may be asked for every name if these are open to an item's peers, each
+    /// with that list.
+    fn open(&self, scene: &Scene<'_>, place: &Place<'_>, item: &Item, carried: Carried) -> Vec<(List<'w>, Protocol)> {
+        let has_server = |list: &&List<'_>| {
+            let (listed, peers) = (&list.item.peers, &item.peers);
+            let narrower = || matches!(peers, Peers::Endpoints(_)) && may_answer(peers, false);
+            list.carried.contains(&true)
+                && (shares(listed, peers) || peers_cover(peers, listed) || narrower() && peers_cover(listed, peers))
+        };
+        let met: Vec<&List<'_>> = self.0[place.bundle].iter().filter(has_server).collect();
+        let Some(first) = met.first() else { return Vec::new() };
+        let is_denied = |carrier: Protocol| {
+            let at = item.at.clone();
+            let ports = [(carrier, Port::Block(PortBlock::one(DNS)))].into();
+            let ports = Ports::These(vec![PortRule { at: at.clone(), ports, service: None, dns: None }]);
+            shadow::is_denied(scene, place, Direction::Egress, &Item { at, peers: first.item.peers.clone(), ports })
+        };
+        let left = CARRIERS.into_iter().enumerate().filter(|(number, carrier)| {
+            carried[*number] && !met.iter().any(|list| list.carried[*number]) && !is_denied(*carrier)
+        });
+        left.map(|(_, carrier)| (**first, carrier)).collect()
+    }
 }
 
 fn add<'w>(all: &mut Vec<List<'w>>, list: List<'w>) {
     match all.iter_mut().find(|known| known.item.peers == list.item.peers) {
-        Some(known) => known.everything |= list.everything,
+        Some(known) => {
+            known.everything |= list.everything;
+            known.carried = [0, 1].map(|carrier| known.carried[carrier] || list.carried[carrier]);
+        }
         None => all.push(list),
     }
 }
@@ -239,34 +375,36 @@ struct Asked {
 }
 
 impl Asked {
-    fn of<'r>(rules: impl Iterator<Item = &'r Rule>) -> Asked {
+    fn of<'r>(rules: impl Iterator<Item = &'r Rule>, on: &AskedOn) -> Asked {
         let patterns = PatternTrie::new(Bare::Every);
         let texts = HashSet::new();
         let mut asked =
             Asked { shut: false, anyone: false, everything: false, wide: false, ruled: false, patterns, texts };
         for rule in rules {
             asked.shut |= rule.egress.default_deny;
-            rule.egress.allow.iter().for_each(|item| asked.item(item));
+            rule.egress.allow.iter().for_each(|item| asked.item(item, on));
         }
         asked
     }
 
-    fn item(&mut self, item: &Item) {
+    fn item(&mut self, item: &Item, on: &AskedOn) {
         match &item.ports {
             Ports::All => self.plain(item, false),
-            Ports::These(entries) => entries.iter().for_each(|entry| self.entry(item, entry)),
+            Ports::These(entries) => entries.iter().for_each(|entry| self.entry(item, entry, on)),
         }
     }
 
-    fn entry(&mut self, item: &Item, entry: &PortRule) {
+    fn entry(&mut self, item: &Item, entry: &PortRule, on: &AskedOn) {
         let Some(names) = &entry.dns else {
-            let explicit = entry.ports.iter().any(names_dns);
-            let ports = Ports::These(vec![entry.clone()]);
-            if explicit || is_on(&ports, DNS) {
+            let explicit = entry.ports.iter().any(|port| on.names(port));
+            if explicit || on.carried(entry, false).contains(&true) {
                 self.plain(item, explicit);
             }
             return;
         };
+        if !on.carried(entry, true).contains(&true) {
+            return; // nobody asks there
+        }
         self.ruled |= may_answer(&item.peers, true) && !names.is_empty();
         self.anyone |= self.ruled;
         for name in names {
@@ -334,16 +472,6 @@ fn examples(pattern: &Pattern) -> Vec<Name> {
     texts.iter().filter_map(|text| Name::parse(text).ok()).collect()
 }
 
-/// Whether a port is that of DNS alone, by number or by one of its usual names.
-fn names_dns((protocol, port): &(Protocol, Port)) -> bool {
-    let carries = matches!(protocol, Protocol::Udp | Protocol::Tcp | Protocol::Any);
-    carries
-        && match port {
-            Port::Block(block) => *block == PortBlock::one(DNS),
-            Port::Named(name) => matches!(name.as_str(), "dns" | "dns-tcp" | "dns-udp" | "domain"),
-        }
-}
-
 /// Whether a DNS server could be among the peers; `explicit`: the rule names its port, so its author meant one.
 fn may_answer(peers: &Peers, explicit: bool) -> bool {
     match peers {
@@ -374,7 +502,7 @@ mod tests {
 
     #[track_caller]
     fn covered(pattern: &str, by: &[&str], expected: bool) {
-        let mut asked = Asked::of([].into_iter());
+        let mut asked = Asked::of([].into_iter(), &AskedOn::new(&World::default()));
         for text in by {
             asked.patterns.insert(Pattern::pattern(text).unwrap(), (), None);
         }

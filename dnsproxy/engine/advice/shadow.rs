@@ -1,12 +1,12 @@
 //! Rules that are pointless: another one denies all that they allow, or nothing shuts what they open.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use ipnet::IpNet;
 
 use super::index::{Selectors, is_wider};
 use super::together::{Place, Set, Together};
-use super::{Advice, Scene, blocks};
+use super::{Advice, Scene, blocks, cover};
 use crate::engine::labels::Selector;
 use crate::engine::policy::{Block, BlockOf, Entity, Item, Peers, Port, Ports};
 use crate::engine::port::{PortBlock, covers};
@@ -45,9 +45,13 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
     for (way, direction) in DIRECTIONS.into_iter().enumerate() {
         let section = place.rule.section(direction);
         for item in section.allow.iter().filter(|item| means_someone(item)) {
-            if let Some(deny) = always_denied(scene, place, way, item) {
+            if let Some((deny, others)) = always_denied(scene, place, way, item) {
+                let together = match others {
+                    0 => "denies all of it".to_owned(),
+                    others => format!("and {others} more deny all of it together"),
+                };
                 let text = format!(
-                    "it never allows anything: {} at {} denies all of it, and deny beats allow",
+                    "it never allows anything: {} at {} {together}, and deny beats allow",
                     deny.at.0.path, deny.at.0.place
                 );
                 all.push(Advice { at: item.at.clone(), kind: SHADOWED, text });
@@ -62,47 +66,63 @@ pub(super) fn advise(scene: &Scene<'_>, place: &Place<'_>, all: &mut Vec<Advice>
     }
 }
 
-/// The denial that covers an item, if one does wherever its rule holds.
-fn always_denied<'s>(scene: &'s Scene<'_>, place: &Place<'_>, way: usize, item: &Item) -> Option<&'s Item> {
+/// Whether all that an item allows is denied wherever its rule holds.
+pub(super) fn is_denied(scene: &Scene<'_>, place: &Place<'_>, direction: Direction, item: &Item) -> bool {
+    let way = usize::from(direction == Direction::Ingress);
+    always_denied(scene, place, way, item).is_some()
+}
+
+/// The denial that covers an item, if one does wherever its rule holds, or several do together: then the first of these, and
+/// how many others.
+fn always_denied<'s>(scene: &'s Scene<'_>, place: &Place<'_>, way: usize, item: &Item) -> Option<(&'s Item, usize)> {
     let together = &scene.together;
     let first = |bundles: &[usize]| {
         let found = bundles.iter().filter_map(|bundle| scene.denials.denials[*bundle][way].first(item));
-        found.min_by_key(|denial| denial.order).map(|denial| denial.item)
+        found.min_by_key(|denial| denial.order).map(|denial| (denial.item, 0))
+    };
+    let by = |set: &usize| {
+        let bundles = &together.sets[*set].bundles;
+        first(bundles).or_else(|| {
+            let denials: Vec<_> = bundles.iter().map(|bundle| &scene.denials.denials[*bundle][way]).collect();
+            let found = cover::by_all(&denials, item)?;
+            Some((found.first()?.item, found.len() - 1))
+        })
     };
     let bundle = &together.bundles[place.bundle];
     let (one, others) = bundle.sets.split_first()?;
-    let found = first(&together.sets[*one].bundles)?;
+    let found = by(one)?;
     let everywhere = || first(&bundle.everywhere).is_some();
-    let all =
-        others.is_empty() || everywhere() || others.iter().all(|set| first(&together.sets[*set].bundles).is_some());
+    let all = others.is_empty() || everywhere() || others.iter().all(|set| by(set).is_some());
     all.then_some(found)
 }
 
 /// The denials of a bundle in a direction, by what they could cover.
-struct Denials<'w> {
+pub(super) struct Denials<'w> {
     all: Vec<Denial<'w>>,
     /// Those of classes, with which any item is held.
     wide: Vec<usize>,
     /// Those of addresses, by each of their blocks.
-    networks: HashMap<IpNet, Vec<usize>>,
+    networks: BTreeMap<IpNet, Vec<usize>>,
+    /// How much of all addresses their blocks are, at most; IPv4, then IPv6.
+    volumes: [f64; 2],
     /// Those of pods, by each of their selectors.
     selectors: Selectors<'w>,
     of_selector: Vec<Vec<usize>>,
 }
 
 /// An item that denies.
-struct Denial<'w> {
-    item: &'w Item,
+pub(super) struct Denial<'w> {
+    pub item: &'w Item,
     /// Its rule, and which it is there.
-    order: (usize, usize),
+    pub order: (usize, usize),
     /// `None`: all.
-    ports: Option<BTreeSet<(Protocol, PortBlock)>>,
+    pub ports: Option<BTreeSet<(Protocol, PortBlock)>>,
 }
 
 impl<'w> Denials<'w> {
     fn new(together: &Together<'w>, bundle: usize, direction: Direction) -> Denials<'w> {
         let mut all: Vec<Denial<'w>> = Vec::new();
-        let (mut wide, mut networks) = (Vec::new(), HashMap::<_, Vec<usize>>::new());
+        let (mut wide, mut networks) = (Vec::new(), BTreeMap::<IpNet, Vec<usize>>::new());
         let (mut selectors, mut of_selector) = (Vec::new(), Vec::<Vec<usize>>::new());
         let mut known: HashMap<&Selector, usize> = HashMap::new();
         let items = together.rules(bundle).flat_map(|(rule, found)| {
@@ -115,7 +135,7 @@ impl<'w> Denials<'w> {
                 Peers::Networks(blocks) => {
                     for block in blocks {
                         if let BlockOf::Here(network) = &block.of {
-                            networks.entry(*network).or_default().push(number);
+                            networks.entry(network.trunc()).or_default().push(number);
                         }
                     }
                 }
@@ -142,20 +162,45 @@ impl<'w> Denials<'w> {
             }
             all.push(denial);
         }
-        Denials { all, wide, networks, selectors: Selectors::new(selectors), of_selector }
+        let volume = |v4: bool| {
+            networks.keys().filter(|network| network.addr().is_ipv4() == v4).map(cover::share_of).sum::<f64>()
+        };
+        let volumes = [true, false].map(volume);
+        Denials { all, wide, networks, volumes, selectors: Selectors::new(selectors), of_selector }
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.all.is_empty()
+    }
+
+    /// How much of all addresses the blocks of a family are, at most.
+    pub(super) fn volume(&self, network: &IpNet) -> f64 {
+        self.volumes[usize::from(!network.addr().is_ipv4())]
+    }
+
+    /// Those of blocks inside a block.
+    pub(super) fn inside(&self, network: IpNet) -> Vec<&Denial<'w>> {
+        let from = self.networks.range(network..);
+        let inside = from.take_while(|(block, _)| network.contains(*block)).flat_map(|(_, numbers)| numbers);
+        inside.map(|number| &self.all[*number]).collect()
     }
 
     /// The first one that covers all that an item allows.
     fn first(&self, allow: &Item) -> Option<&Denial<'w>> {
+        self.near(&allow.peers).into_iter().find(|denial| denial.covers(allow))
+    }
+
+    /// Those that may cover these peers, in order.
+    pub(super) fn near(&self, peers: &Peers) -> Vec<&Denial<'w>> {
         if self.all.is_empty() {
-            return None;
+            return Vec::new();
         }
         let mut near = self.wide.clone();
         let mut around = |network: IpNet| {
             let supernets = std::iter::successors(Some(network), IpNet::supernet);
             near.extend(supernets.filter_map(|network| self.networks.get(&network.trunc())).flatten());
         };
-        match &allow.peers {
+        match peers {
             // All blocks must be covered; the first one is as good as any.
             Peers::Networks(blocks) => match blocks.first() {
                 Some(Block { of: BlockOf::Here(network), .. }) => around(*network),
@@ -173,7 +218,7 @@ impl<'w> Denials<'w> {
         }
         near.sort_unstable();
         near.dedup();
-        near.into_iter().map(|number| &self.all[number]).find(|denial| denial.covers(allow))
+        near.into_iter().map(|number| &self.all[number]).collect()
     }
 }
 
@@ -237,8 +282,9 @@ pub(super) fn peers_cover(deny: &Peers, allow: &Peers) -> bool {
         Peers::Services(_) => cluster && denies(Entity::World),
         Peers::Entities(allowed) => allowed.iter().all(|entity| match entity {
             Entity::World => denies(Entity::World) || everything_outside(deny),
-            // The API server may be outside.
-            Entity::Host | Entity::ClusterMesh | Entity::Cluster => cluster || denies(*entity),
+            Entity::Host | Entity::RemoteNode | Entity::KubeApiserver | Entity::ClusterMesh | Entity::Cluster => {
+                cluster || denies(*entity)
+            }
             other => denies(*other),
         }),
         Peers::Endpoints(selectors) => {

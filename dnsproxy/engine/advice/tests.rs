@@ -69,7 +69,15 @@ fn warned(policies: &[String], cluster: &str, expected: &[&str]) {
     assert_eq!(found, expected, "{all:#?}");
 }
 
-/// The same for one policy of the web pods.
+/// What is said of a policy in a cluster.
+fn said(policy: &str, cluster: &str) -> String {
+    let text = policy.to_owned() + cluster.trim_start();
+    let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
+    let world = assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world;
+    advise(&world).into_iter().map(|advice| advice.text).collect()
+}
+
+/// The warnings for one policy of the web pods.
 #[track_caller]
 fn warns(spec: &str, expected: &[&str]) {
     let expected: Vec<String> = expected.iter().map(|text| text.replacen(' ', " shop/p spec", 1)).collect();
@@ -186,15 +194,91 @@ fn a_server_that_one_rule_allows_for_some_names_and_another_for_all_is_told() {
 #[test]
 fn what_is_said_of_two_minds_depends_on_the_selector_and_the_port() {
     let list = dns(", rules: {dns: [{matchName: api.example.com}]}");
-    let text = |plain: &str| {
-        let text = policy("p", "app: web", &format!("egress:\n  {list}\n  {plain}")) + CLUSTER.trim_start();
-        let file = File { name: "a.yaml".to_owned(), content: Ok(text.into_bytes()) };
-        let world = assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world;
-        advise(&world).into_iter().map(|advice| advice.text).collect::<String>()
-    };
+    let text = |plain: &str| said(&policy("p", "app: web", &format!("egress:\n  {list}\n  {plain}")), CLUSTER);
     assert!(text(&dns("")).contains("the list shuts nothing"));
     let wide = "- toEntities: [cluster]\n    toPorts: [{ports: [{port: \"53\", protocol: UDP}]}]";
     assert!(text(wide).contains("this one opens no other name there"));
+}
+
+#[test]
+fn a_protocol_of_dns_that_a_list_of_names_leaves_open_is_told() {
+    let list = dns(", rules: {dns: [{matchName: api.example.com}]}").replace("ANY", "UDP");
+    let beside = |plain: &str| format!("egress:\n  {list}\n  {plain}");
+    let kube_dns = dns("").lines().next().unwrap_or_default().to_owned();
+    for wide in [kube_dns.as_str(), "- toEntities: [cluster]"] {
+        warns(&beside(wide), &["resolver-of-two-minds .egress[1]"]);
+        let text = said(&policy("p", "app: web", &beside(wide)), CLUSTER);
+        assert!(text.contains("53/TCP") && text.contains("protocol: ANY") && !text.contains("53/UDP"), "{text}");
+    }
+    warns(&beside("- toEntities: [all]"), &["doh-resolver .egress[1]", "resolver-of-two-minds .egress[1]"]);
+    let on = |port: &str| format!("{kube_dns}\n    toPorts: [{{ports: [{{port: {port}}}]}}]");
+    for open in ["\"53\", protocol: TCP", "\"0\", protocol: TCP", "\"1\", endPort: 1000, protocol: ANY"] {
+        warns(&beside(&on(open)), &["resolver-of-two-minds .egress[1].toPorts[0]"]);
+        assert!(said(&policy("p", "app: web", &beside(&on(open))), CLUSTER).contains("53/TCP"));
+    }
+    // Nothing is open besides, or no DNS server.
+    let tcp = dns(", rules: {dns: [{matchName: b.example.com}]}").replace("ANY", "TCP");
+    let denied = format!("egressDeny:\n  {}", dns("").replace("ANY", "TCP"));
+    for shut in [
+        "- toEndpoints: [{matchLabels: {app: db}}]".to_owned(),
+        "- toCIDR: [192.0.2.0/24]".to_owned(),
+        on("\"443\", protocol: TCP"),
+        on("\"0\", protocol: UDP"),
+        format!("{kube_dns}\n  {tcp}"),
+        format!("{kube_dns}\n  {denied}"),
+    ] {
+        warns(&beside(&shut), &[]);
+    }
+    let any = list.replace("UDP", "ANY");
+    warns(&format!("egress:\n  {any}\n  {kube_dns}"), &[]);
+    let all = dns(ALL_NAMES).replace("ANY", "UDP");
+    warns(&format!("egress:\n  {all}\n  {kube_dns}"), &[]);
+}
+
+#[test]
+fn names_are_asked_for_on_port_53_or_on_what_a_service_maps_it_to() {
+    let kube_dns = |target: u16, slice: bool| {
+        let service = "---
+apiVersion: v1
+kind: Service
+metadata: {name: kube-dns, namespace: kube-system}
+spec: {clusterIP: 198.18.0.53, selector: {k8s-app: kube-dns}, ports: [{name: dns, port: 53, protocol: UDP}]}
+";
+        let slice_text = format!(
+            "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: kube-dns, namespace: kube-system, labels: {{kubernetes.io/service-name: kube-dns}}}}
+addressType: IPv4
+ports: [{{name: dns, port: {target}, protocol: UDP}}]
+endpoints: [{{addresses: [198.51.100.53], conditions: {{ready: true}}}}]
+"
+        );
+        format!("{CLUSTER}{service}{}", if slice { &slice_text } else { "" })
+    };
+    let on = |port: &str, rules: &str| {
+        let server = dns(rules).replace("\"53\", protocol: ANY", port);
+        policy("p", "app: web", &format!("egress:\n  {server}\n  {TO_API}"))
+    };
+    let none: &[&str] = &["no-resolver shop/p spec.egress[1]"];
+    for elsewhere in ["\"5353\", protocol: TCP", "\"853\", protocol: TCP"] {
+        warned(&[on(elsewhere, ALL_NAMES)], &kube_dns(53, true), none);
+        warned(&[on(elsewhere, ALL_NAMES)], &kube_dns(5353, true), none);
+    }
+    let target = "\"5353\", protocol: UDP";
+    for rules in [ALL_NAMES, ""] {
+        warned(&[on(target, rules)], &kube_dns(53, true), none);
+    }
+    warned(&[on(target, ALL_NAMES)], &kube_dns(5353, true), &[]);
+    let unlisted = ["resolver-without-dns-rules shop/p spec.egress[0].toPorts[0]"];
+    warned(&[on(target, "")], &kube_dns(5353, true), &unlisted);
+    for port in [target, "\"53\", protocol: UDP", "dns, protocol: UDP"] {
+        // What a named port is, and what is behind the Service, is not known.
+        let known: Vec<&str> =
+            if port.starts_with("dns") { vec!["no-such-port shop/p spec.egress[0].toPorts[0]"] } else { vec![] };
+        warned(&[on(port, ALL_NAMES)], &kube_dns(53, false), &known);
+        warned(&[on(port, ALL_NAMES)], "", &[]);
+    }
 }
 
 #[test]
@@ -236,6 +320,114 @@ fn blocks_of_the_clusters_own_addresses_are_told() {
     warns("egress:\n  - toCIDR: [203.0.113.0/24]", &["block-of-cluster .egress[0]"]);
     warns("egress:\n  - toCIDR: [0.0.0.0/0]", &[]);
     warns("egress:\n  - toCIDR: [192.0.2.0/24]", &[]);
+}
+
+/// An API server out of the cluster.
+const API_SERVER: &str = "---
+apiVersion: v1
+kind: Service
+metadata: {name: kubernetes, namespace: default}
+spec: {clusterIP: 198.18.0.2, ports: [{name: https, port: 443, protocol: TCP}]}
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: kubernetes, namespace: default, labels: {kubernetes.io/service-name: kubernetes}}
+addressType: IPv4
+ports: [{name: https, port: 6443, protocol: TCP}]
+endpoints: [{addresses: [192.0.2.200], conditions: {ready: true}}]
+";
+
+#[test]
+fn rules_that_never_open_the_api_server_are_told() {
+    let cluster = format!("{CLUSTER}{API_SERVER}");
+    let warns = |spec: &str, expected: &[&str]| warned(&[policy("p", "app: web", spec)], &cluster, expected);
+    for never in [
+        "toCIDR: [192.0.2.200/32]",
+        "toCIDR: [192.0.2.0/24]",
+        "toCIDRSet: [{cidr: 192.0.2.0/24, except: [192.0.2.0/25]}]",
+        "toCIDR: [198.18.0.2/32]",
+        "toServices: [{k8sService: {serviceName: kubernetes, namespace: default}}]",
+    ] {
+        warns(&format!("egress:\n  - {never}"), &["block-of-cluster shop/p spec.egress[0]"]);
+        let text = said(&policy("p", "app: web", &format!("egress:\n  - {never}")), &cluster);
+        assert!(text.contains("toEntities: [kube-apiserver]"), "{text}");
+    }
+    warns("ingress:\n  - fromCIDR: [192.0.2.200/32]", &["block-of-cluster shop/p spec.ingress[0]"]);
+    for other in [
+        "toEntities: [kube-apiserver]",
+        "toCIDR: [192.0.2.0/25]",
+        "toCIDRSet: [{cidr: 192.0.2.0/24, except: [192.0.2.200/32]}]",
+        "toServices: [{k8sService: {serviceName: web}}]",
+    ] {
+        warns(&format!("egress:\n  - {other}"), &[]);
+    }
+    // A denial meets an API server out of the cluster.
+    warns("egress:\n  - toEntities: [kube-apiserver]\n  egressDeny:\n  - toCIDR: [192.0.2.200/32]", &[]);
+    // A NetworkPolicy has no entities.
+    let to = "egress: [{to: [{ipBlock: {cidr: 192.0.2.200/32}}]}]";
+    let text = format!(
+        "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {{name: p, namespace: shop}}\n\
+         spec: {{podSelector: {{}}, policyTypes: [Egress], {to}}}\n---\n"
+    );
+    let text = said(&text, &cluster);
+    assert!(text.contains("a CiliumNetworkPolicy with toEntities: [kube-apiserver]"), "{text}");
+}
+
+#[test]
+fn a_denial_of_blocks_that_hold_pods_is_told_however_wide_it_is() {
+    let deny = |block: &str| format!("egress:\n  - toEntities: [world]\n  egressDeny:\n  - toCIDR: [{block}]");
+    warns(&deny("198.0.0.0/8"), &["block-of-cluster .egressDeny[0]"]);
+    warns(&deny("11.0.0.0/8"), &[]);
+    warns("egress:\n  - toCIDR: [198.0.0.0/8]", &[]);
+}
+
+#[test]
+fn a_block_that_is_excepted_as_a_whole_means_nobody() {
+    let set = |except: &str| format!("egress:\n  - toCIDRSet: [{{cidr: 192.0.2.0/24, except: [{except}]}}]");
+    warns(&set("192.0.2.0/25, 192.0.2.128/25"), &["means-nobody .egress[0]"]);
+    warns(&set("192.0.2.128/25, 192.0.2.0/26, 192.0.2.64/26"), &["means-nobody .egress[0]"]);
+    warns(&set("192.0.2.0/25, 192.0.2.128/26"), &[]);
+}
+
+#[test]
+fn names_of_the_clusters_own_domain_are_told() {
+    let names = |name: &str| {
+        let ports = "toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]";
+        format!("egress:\n  {}\n  - toFQDNs: [{{{name}}}]\n    {ports}", dns(ALL_NAMES))
+    };
+    let told = &["name-of-cluster .egress[1].toFQDNs[0]"];
+    warns(&names("matchPattern: \"**.svc.cluster.local\""), told);
+    warns(&names("matchName: web.shop.svc.CLUSTER.local."), told);
+    warns(&names("matchPattern: \"web-*.shop.svc.cluster.local\""), told);
+    warns(&names("matchName: web.notcluster.local"), &[]);
+    // It may be asked for.
+    warns(&format!("egress:\n  {}", dns(", rules: {dns: [{matchPattern: \"**.svc.cluster.local\"}]}")), &[]);
+}
+
+#[test]
+fn a_port_that_the_named_service_has_not_is_told() {
+    let slice = "---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: web, namespace: shop, labels: {kubernetes.io/service-name: web}}
+addressType: IPv4
+ports: [{name: \"\", port: 8080, protocol: TCP}]
+endpoints: [{addresses: [198.51.100.1], conditions: {ready: true}}]
+";
+    let cluster = format!("{CLUSTER}{slice}");
+    let port = |port: &str| {
+        policy("p", "app: web", &format!("ingress:\n  - toPorts: [{{service: web, ports: [{{port: {port}}}]}}]"))
+    };
+    let told = ["no-such-port shop/p spec.ingress[0].toPorts[0]"];
+    warned(&[port("\"9999\", protocol: TCP")], &cluster, &told);
+    warned(&[port("\"8080\", protocol: UDP")], &cluster, &told);
+    for has in
+        ["\"8080\", protocol: TCP", "\"8080\", protocol: ANY", "\"80\", protocol: TCP", "\"8000\", endPort: 8100"]
+    {
+        warned(&[port(has)], &cluster, &[]);
+    }
+    // Where its pods listen is not known.
+    warned(&[port("\"9999\", protocol: TCP")], CLUSTER, &[]);
 }
 
 #[test]
@@ -280,6 +472,46 @@ fn what_a_denial_shadows_is_told() {
     let egress = "egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.0.0/16]";
     warns(egress, &["shadowed-by-deny .egress[0]"]);
     warns("egress:\n  - toCIDR: [192.0.2.0/24]\n  egressDeny:\n  - toCIDR: [192.0.2.0/25]", &[]);
+    // "cluster" is the nodes and the API server as well.
+    let special = "egress:\n  - toEntities: [kube-apiserver, remote-node]\n  egressDeny:\n  - toEntities: [cluster]";
+    warns(special, &["shadowed-by-deny .egress[0]"]);
+}
+
+#[test]
+fn what_several_denials_shadow_together_is_told() {
+    let tcp = |first: u16, last: u16| {
+        format!("toPorts: [{{ports: [{{port: \"{first}\", endPort: {last}, protocol: TCP}}]}}]")
+    };
+    let spec = |allow: &str, deny: &[&str]| {
+        let deny: String = deny.iter().map(|deny| format!("\n  - {deny}")).collect();
+        format!("egress:\n  - {allow}\n  egressDeny:{deny}")
+    };
+    let told = &["shadowed-by-deny .egress[0]"];
+    let net = "toCIDR: [192.0.2.0/24]";
+    warns(&spec(net, &["toCIDR: [192.0.2.0/25, 192.0.2.128/25]"]), told);
+    warns(&spec(net, &["toCIDR: [192.0.2.128/25]", "toCIDR: [192.0.2.0/26]", "toCIDR: [192.0.2.64/26]"]), told);
+    warns(&spec(net, &["toCIDR: [192.0.2.128/25]", "toCIDR: [192.0.2.0/26]"]), &[]);
+    let on = |peers: &str, first: u16, last: u16| format!("{peers}\n    {}", tcp(first, last));
+    let world = "toEntities: [world]";
+    let ports = [on(world, 80, 80), on(world, 81, 81)];
+    warns(&spec(&on(world, 80, 81), &[&ports[0], &ports[1]]), told);
+    warns(&spec(&on(net, 80, 81), &[&ports[0], &ports[1]]), told);
+    warns(&spec(&on(world, 80, 82), &[&ports[0], &ports[1]]), &[]);
+    warns(&spec(world, &[&ports[0], &ports[1]]), &[]);
+    // A port for each half is the whole of neither.
+    let halves = [on("toCIDR: [192.0.2.0/25]", 80, 80), on("toCIDR: [192.0.2.128/25]", 81, 81)];
+    warns(&spec(&on(net, 80, 81), &[&halves[0], &halves[1]]), &[]);
+    let both = [on("toCIDR: [192.0.2.0/25]", 80, 81), on("toCIDR: [192.0.2.128/25]", 0, 0).replace(", endPort: 0", "")];
+    warns(&spec(&on(net, 80, 81), &[&both[0], &both[1]]), told);
+    warns(&spec(&on(world, 80, 81), &["toCIDR: [0.0.0.0/1, 128.0.0.0/1]", "toCIDR: [\"::/0\"]"]), told);
+    warns(&spec(&on(world, 80, 81), &["toCIDR: [0.0.0.0/1, 128.0.0.0/1]"]), &[]);
+    // Of different policies, and in the order in which they stand.
+    let allow = policy("p", "app: web", &format!("egress:\n  - {net}"));
+    let deny = |name: &str, block: &str| policy(name, "", &format!("egressDeny:\n  - toCIDR: [{block}]"));
+    let (one, other) = (deny("q", "192.0.2.0/25"), deny("r", "192.0.2.128/25"));
+    warned(&[allow.clone(), one.clone(), other.clone()], CLUSTER, &["shadowed-by-deny shop/p spec.egress[0]"]);
+    let text = said(&[allow, one, other].concat(), CLUSTER);
+    assert!(text.contains("spec.egressDeny[0] at a.yaml:15:5 and 1 more deny all of it together"), "{text}");
 }
 
 #[test]

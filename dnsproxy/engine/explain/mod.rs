@@ -19,10 +19,11 @@ pub mod words;
 
 use std::cell::{OnceCell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use answer::{Answer, Connection, Grant, Line, Selecting};
+use ipnet::IpNet;
 use question::{Question, Target};
 
 use super::bits::Bits;
@@ -48,8 +49,9 @@ pub struct Surroundings {
     pub trusted: BTreeSet<IpAddr>,
     /// Servers that the proxy stands in for, beside those that a rule of the workload names.
     pub proxied: BTreeSet<IpAddr>,
-    /// Take it that the proxy stands in for every server: what policies say, whatever the node can do.
-    pub every_server: bool,
+    /// Where the cluster has no DNS servers of its own, take it that those are its that a rule lets be asked: what policies
+    /// say of names, whatever is in the snapshot.
+    pub assume_dns: bool,
 }
 
 /// An address that a workload has learned.
@@ -84,6 +86,14 @@ struct Written<'w> {
     items: BTreeMap<&'w RuleRef, &'w Item>,
 }
 
+/// Addresses that nobody should have: RFC 5737 and RFC 3849.
+const DOCUMENTED_V4: [IpAddr; 3] = [
+    IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)),
+    IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1)),
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 1)),
+];
+/// The same of IPv6.
+const DOCUMENTED_V6: [IpAddr; 1] = [IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))];
 /// How many of a Service's backends are shown.
 const BACKENDS: usize = 16;
 
@@ -348,6 +358,28 @@ impl<'w> Explainer<'w> {
             None => "outside the cluster".to_owned(),
         }
     }
+
+    /// An address of nobody in the cluster that rules speak of as little as they can: in no block but, maybe, that of all
+    /// addresses.
+    pub fn outside(&self, rules: &RuleSet, v6: bool) -> IpAddr {
+        let documented: &[IpAddr] = if v6 { &DOCUMENTED_V6 } else { &DOCUMENTED_V4 };
+        let narrow = || rules.cidrs.iter().map(|(network, _)| network).filter(|network| network.prefix_len() > 0);
+        let services = || self.world.services.values().flat_map(|service| &service.addresses);
+        let is_nobodys = |address: &IpAddr| {
+            address.is_ipv4() != v6
+                && !rules.known.contains_key(address)
+                && !self.holders.contains_key(address)
+                && !services().any(|of| of == address)
+        };
+        // What is free begins somewhere: behind a block, or behind somebody.
+        let candidates = || {
+            let taken = rules.known.keys().chain(self.holders.keys()).chain(services()).copied();
+            let behind = narrow().map(IpNet::broadcast).chain(taken).filter_map(after);
+            documented.iter().copied().chain(behind).filter(is_nobodys)
+        };
+        let free = candidates().find(|address| !narrow().any(|network| network.contains(address)));
+        free.or_else(|| candidates().next()).unwrap_or(documented[0])
+    }
 }
 
 /// The verdict in a sentence.
@@ -374,19 +406,6 @@ fn sentence(answer: &Answer, asked: bool) -> String {
 /// The type of record as text.
 fn type_of(qtype: u16) -> String {
     type_text(qtype)
-}
-
-/// An address outside the cluster that rules speak of as little as they can: in no block but, maybe, that of all addresses.
-pub fn outside(rules: &RuleSet, v6: bool) -> IpAddr {
-    let first: IpAddr = if v6 { [0x2001, 0xdb8, 0, 0, 0, 0, 0, 1].into() } else { [192, 0, 2, 1].into() };
-    let narrow = || rules.cidrs.iter().map(|(network, _)| network).filter(|network| network.prefix_len() > 0);
-    let is_free = |address: &IpAddr| {
-        address.is_ipv4() != v6
-            && !rules.known.contains_key(address)
-            && !narrow().any(|network| network.contains(address))
-    };
-    let mut candidates = std::iter::once(first).chain(narrow().filter_map(|network| after(network.broadcast())));
-    candidates.find(is_free).unwrap_or(first)
 }
 
 fn after(address: IpAddr) -> Option<IpAddr> {

@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::answer::{Answer, Connection, Line, QueryAnswer};
 use super::question::Question;
-use super::{Explainer, outside, type_of, words};
+use super::{Explainer, type_of, words};
 use crate::engine::bits::Bits;
 use crate::engine::endpoint::PodRef;
 use crate::engine::name::Name;
@@ -73,9 +73,11 @@ impl Explainer<'_> {
                 ..QueryAnswer::default()
             }];
         }
+        let assumed = resolver.is_none() && self.surroundings.cluster_dns.is_empty() && self.surroundings.assume_dns;
         let ask = |server| {
+            let proxied = assumed || self.is_proxied(rules, server);
             let [udp, tcp] = [Protocol::Udp, Protocol::Tcp].map(|protocol| {
-                let mut answer = self.query(from, rules, server, protocol, (name, qtype));
+                let mut answer = self.query(from, rules, (server, protocol, proxied), (name, qtype));
                 answer.name.clone_from(&shown);
                 answer
             });
@@ -110,7 +112,7 @@ impl Explainer<'_> {
                     });
                     servers.extend(free);
                 }
-                Servers::Any => drop(servers.insert(outside(rules, false))),
+                Servers::Any => drop(servers.insert(self.outside(rules, false))),
             }
         }
         if !rules.steered() {
@@ -121,7 +123,7 @@ impl Explainer<'_> {
                     .any(|protocol| rules.evaluate(Direction::Egress, *address, protocol, DNS, Bits::NONE).passes())
             };
             let networks = rules.cidrs.iter().map(|(network, _)| network.addr());
-            let candidates = rules.known.keys().copied().chain(networks).chain([outside(rules, false)]);
+            let candidates = rules.known.keys().copied().chain(networks).chain([self.outside(rules, false)]);
             servers.extend(candidates.filter(open).take(1));
         }
         servers.into_iter().collect()
@@ -131,8 +133,7 @@ impl Explainer<'_> {
         &self,
         from: &PodRef,
         rules: &RuleSet,
-        server: IpAddr,
-        protocol: Protocol,
+        (server, protocol, proxied): (IpAddr, Protocol, bool),
         (name, qtype): (&Name, u16),
     ) -> QueryAnswer {
         let mut answer = QueryAnswer {
@@ -147,7 +148,7 @@ impl Explainer<'_> {
             answer.reason = if side.allowed { "unsteered" } else { "server" }.to_owned();
             return answer;
         }
-        if !self.is_proxied(rules, server) {
+        if !proxied {
             answer.reason = "unknown resolver".to_owned();
             answer.by = self.shut_by(from, Direction::Egress);
             let hint = "the proxy stands in for servers that a rule names by endpoint, Service, /32 or /128, for the \
@@ -184,7 +185,7 @@ impl Explainer<'_> {
         let selected = rules.groups_of(name);
         let (bits, names) = if learns { (selected, std::slice::from_ref(name)) } else { (Bits::NONE, &[][..]) };
         let v6 = port.is_some_and(|(protocol, _)| protocol == Protocol::Icmpv6);
-        let address = outside(rules, v6);
+        let address = self.outside(rules, v6);
         let mut side = self.side((from, rules), Direction::Egress, address, port, (names, bits));
         side.peer = None;
         side.peer_is = "whatever it resolves to".to_owned();

@@ -107,7 +107,7 @@ impl Explainer<'_> {
     /// Whether the proxy stands in for a server.
     pub(super) fn is_proxied(&self, rules: &RuleSet, server: IpAddr) -> bool {
         let named = || rules.resolvers().iter().any(|(address, _, ports)| *address == server && ports.holds(DNS));
-        self.surroundings.every_server || self.surroundings.proxied.contains(&server) || named()
+        self.surroundings.proxied.contains(&server) || named()
     }
 
     /// What a verdict rests on.

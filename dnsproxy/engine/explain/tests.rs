@@ -70,7 +70,7 @@ pub(super) fn surroundings(world: &World) -> Surroundings {
         trusted: cluster_dns.iter().copied().collect(),
         proxied: cluster_dns.iter().copied().collect(),
         cluster_dns,
-        every_server: false,
+        assume_dns: false,
     }
 }
 
@@ -306,8 +306,8 @@ fn an_address_outside_is_in_no_block() {
     let rules = explainer.rules(&question::pod("payments/reports").expect("a pod")).expect("rules");
     let mut full = (*rules).clone();
     full.cidrs.insert(0, ("192.0.2.0/24".parse().expect("a network"), Bits::of(1)));
-    assert_eq!(outside(&full, false).to_string(), "192.0.3.0");
-    assert_eq!(outside(&full, true).to_string(), "2001:db8::1");
+    assert_eq!(explainer.outside(&full, false).to_string(), "192.0.3.0");
+    assert_eq!(explainer.outside(&full, true).to_string(), "2001:db8::1");
 }
 
 mod overviews {

@@ -147,12 +147,13 @@ impl Owner {
     }
 
     /// A peer selector means pods of the policy's own namespace, unless it names namespaces or what is no pod. In a clusterwide
-    /// policy it means pods, whatever it names; a denial is not made narrower.
+    /// policy it means pods, whatever it names; a denial is not made narrower. What is said already is not said again: rules of
+    /// equal selectors are merged, whichever kind of policy they stand in.
     fn scoped(&self, selector: Selector, deny: bool) -> Selector {
-        let names_others = selector.names_reserved() || selector.names_namespace();
         match &self.namespace {
-            Some(_) if names_others => selector,
-            None if names_others && deny => selector,
+            _ if selector.names_namespace() && !selector.names_reserved() => selector,
+            Some(_) if selector.names_reserved() => selector,
+            None if selector.names_reserved() && deny => selector,
             Some(namespace) => selector.in_namespace(namespace),
             None => selector.in_any_namespace(),
         }

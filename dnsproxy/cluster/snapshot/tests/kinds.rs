@@ -90,6 +90,14 @@ fn a_policy_whose_kind_is_misspelt_is_refused_with_what_may_have_been_meant() {
         ("networking.k8s.io/v1", "networkpolicies", "NetworkPolicy"),
         ("extensions/v1beta1", "Networkpolicy", "NetworkPolicy"),
         ("policy.networking.k8s.io/v1alpha1", "AdminNetworkpolicy", "AdminNetworkPolicy"),
+        ("cilium.io/v2", "CNP", "CiliumNetworkPolicy"),
+        ("cilium.io/v2", "CiliumPolicy", "CiliumNetworkPolicy"),
+        ("cilium.io/v2", "CiliumNetwork", "CiliumNetworkPolicy"),
+        ("cilium.io/v2", "ccnp", "CiliumClusterwideNetworkPolicy"),
+        ("cilium.io/v2", "CiliumClusterwidePolicy", "CiliumClusterwideNetworkPolicy"),
+        ("cilium.io/v2", "CiliumClusterWidePolicies", "CiliumClusterwideNetworkPolicy"),
+        ("networking.k8s.io/v1", "NetPol", "NetworkPolicy"),
+        ("networking.k8s/v1", "NetPols", "NetworkPolicy"),
     ] {
         is_misspelt(version, kind, &format!("p.yaml:2:7 kind: \"{kind}\" is no kind; did you mean {meant}"));
     }
@@ -114,9 +122,67 @@ fn a_policy_of_a_group_or_version_that_is_not_its_own_is_refused() {
         "apps/v1",
         "v1",
         "cilium.io/v2",
+        "networking.k8s/v1",
+        "netwroking.k8s/v1",
+        "networking.io/v1",
+        "k8s.io/v1",
     ] {
         let why = format!("apiVersion: \"{version}\" of a NetworkPolicy; \"networking.k8s.io/v1\" is allowed");
         is_misspelt(version, "NetworkPolicy", &why);
+    }
+}
+
+/// An object that is no policy is refused with this.
+#[track_caller]
+fn object_is_misspelt(version: &str, kind: &str, why: &str) {
+    let text = format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{name: p, namespace: shop}}\nspec: {{}}\n");
+    let snapshot = read_as("p.yaml", &text, &LastGood::default());
+    let found: Vec<String> =
+        snapshot.refusals.iter().map(|refusal| format!("{} {}", refusal.place, refusal.text)).collect();
+    assert!(found.iter().any(|found| found.contains(why)), "{why}: {found:#?}");
+}
+
+#[test]
+fn what_policies_speak_of_is_refused_where_it_is_misspelt() {
+    for (version, kind, meant) in [
+        ("v1", "pod", "Pod"),
+        ("v1", "Pods", "Pod"),
+        ("v1", "Servce", "Service"),
+        ("v1", "Services", "Service"),
+        ("v1", "Nodes", "Node"),
+        ("v1", "Endpoint", "Endpoints"),
+        ("v1", "namespaces", "Namespace"),
+        ("discovery.k8s.io/v1", "EndpointSlices", "EndpointSlice"),
+    ] {
+        object_is_misspelt(version, kind, &format!("p.yaml:2:7 kind: \"{kind}\" is no kind; did you mean {meant}"));
+    }
+    for (version, kind, allowed) in [
+        ("v1", "EndpointSlice", "discovery.k8s.io/v1"),
+        ("discovery.k8s/v1", "EndpointSlice", "discovery.k8s.io/v1"),
+        ("dicsovery.k8s.io/v1", "EndpointSlice", "discovery.k8s.io/v1"),
+        ("core/v1", "Pod", "v1"),
+        ("core/v1", "Service", "v1"),
+        ("v2", "Pod", "v1"),
+    ] {
+        let why = format!("p.yaml:1:13 apiVersion: \"{version}\" of a {kind}; \"{allowed}\" is allowed");
+        object_is_misspelt(version, kind, &why);
+    }
+}
+
+#[test]
+fn a_list_without_items_is_refused_and_an_empty_one_is_not() {
+    for (version, kind) in [("v1", "List"), ("cilium.io/v2", "CiliumNetworkPolicyList"), ("v1", "PodList")] {
+        let list = |items: &str| format!("apiVersion: {version}\nkind: {kind}\nmetadata: {{}}\n{items}");
+        let item = "item:\n- {apiVersion: v1, kind: Secret}\n";
+        is_refused("p.yaml", &list(item), &format!("p.yaml:1:1 \"item\" of a {kind}; did you mean items"));
+        is_refused(
+            "p.yaml",
+            &list(""),
+            &format!("p.yaml:1:1 a {kind} without items; items are needed, [] if it has none"),
+        );
+        for empty in ["items: []\n", "items:\n"] {
+            assert_eq!(read_as("p.yaml", &list(empty), &LastGood::default()).refusals, []);
+        }
     }
 }
 
@@ -165,6 +231,15 @@ fn what_other_engines_own_is_of_no_use_and_no_error() {
         ),
         ("v1", "Secret ServiceAccount Event PodTemplate PodTemplateList ReplicationController"),
         ("policy/v1", "PodDisruptionBudget"),
+        ("batch/v1", "Job CronJob"),
+        ("serving.knative.dev/v1", "Service"),
+        ("longhorn.io/v1beta2", "Node"),
+        ("config.karmada.io/v1", "Node"),
+        ("metrics.k8s.io/v1beta1", "PodMetrics NodeMetrics PodMetricsList"),
+        ("networking.gke.io/v1", "FQDNNetworkPolicy NetworkPolicy"),
+        ("networking.k8s.aws/v1", "ClusterNetworkPolicy NetworkPolicy"),
+        ("networking.istio.io/v1", "ServiceEntry"),
+        ("example.com/v1", "AllowList"),
     ];
     for (version, kinds) in kinds {
         for kind in kinds.split_whitespace() {

@@ -29,6 +29,11 @@ impl Region {
     pub fn is_outermost(&self) -> bool {
         self.network.prefix_len() == 0
     }
+
+    /// What it is called where nothing has to be told of those inside.
+    pub fn label(&self) -> String {
+        if self.is_outermost() { OUTSIDE.to_owned() } else { self.network.to_string() }
+    }
 }
 
 /// The change in a region, as it is told.

@@ -76,11 +76,11 @@ pub struct Change {
 pub struct NameChange {
     /// Whose.
     pub endpoints: Vec<String>,
-    /// What stands in the rules.
+    /// What stands in the rules; `*` also for what no pattern selects.
     pub pattern: String,
     /// A name that it matches, for which this holds.
     pub example: String,
-    /// `query`, or the ports of connections to its addresses.
+    /// `query`, `query over TCP`, `query to SERVER`, or the ports of connections to its addresses.
     pub what: Vec<String>,
     /// Whether they are allowed now; they were not before. Or the other way round.
     pub allowed: bool,
@@ -189,22 +189,21 @@ fn twins(
 struct Half<'e, 'w> {
     explainer: &'e Explainer<'w>,
     rules: &'e RuleSet,
-    /// The servers that the proxy stands in for; `None`: all of them.
-    proxied: Option<BTreeSet<IpAddr>>,
+    /// The servers that the proxy stands in for.
+    proxied: BTreeSet<IpAddr>,
 }
 
 impl<'e, 'w> Half<'e, 'w> {
     fn new(explainer: &'e Explainer<'w>, rules: &'e RuleSet) -> Half<'e, 'w> {
         let named = rules.resolvers().into_iter().filter(|(_, _, ports)| ports.holds(DNS)).map(|(address, ..)| address);
-        let around = &explainer.surroundings;
-        let proxied = (!around.every_server).then(|| around.proxied.iter().copied().chain(named).collect());
+        let proxied = explainer.surroundings.proxied.iter().copied().chain(named).collect();
         Half { explainer, rules, proxied }
     }
 
     /// Whether something passes: [`Explainer::judge`], without looking for the proxy's servers each time.
     fn passes(&self, direction: Direction, address: IpAddr, (protocol, port): (Protocol, u16), bits: Bits) -> bool {
         let query = direction == Direction::Egress && port == DNS && matches!(protocol, Protocol::Udp | Protocol::Tcp);
-        if query && self.rules.steered() && self.proxied.as_ref().is_some_and(|servers| !servers.contains(&address)) {
+        if query && self.rules.steered() && !self.proxied.contains(&address) {
             return false;
         }
         self.explainer.judge(self.rules, direction, address, (protocol, port), bits).passes()
@@ -241,7 +240,7 @@ impl<'e, 'w> Half<'e, 'w> {
                     }
                 }
             }
-            networks.extend(self.proxied.iter().flatten().copied().map(IpNet::from));
+            networks.extend(self.proxied.iter().copied().map(IpNet::from));
         }
         networks
     }
@@ -292,7 +291,7 @@ fn compare<'w>(was: &Half<'_, 'w>, is: &Half<'_, 'w>, twins: &Twins, peers: &[Pe
             let alike = deltas.iter().all(|all| all.windows(2).all(|two| two[0].1 == two[1].1));
             for (at, delta) in deltas.iter().flatten() {
                 // Where the addresses of one family differ, each is told by itself.
-                let label = if alike { label.clone() } else { format!("{label} at {at}") };
+                let label = if alike { peer.whole(label.clone()) } else { format!("{label} at {at}") };
                 list.note(&label, at.is_ipv6(), delta);
             }
         }
@@ -318,9 +317,13 @@ fn compare<'w>(was: &Half<'_, 'w>, is: &Half<'_, 'w>, twins: &Twins, peers: &[Pe
         let mut free = regions.iter().filter(|region| region.is_outermost()).filter_map(|region| region.sample);
         free.find(|sample| sample.is_ipv6() == v6).map(|sample| [sample, sample])
     };
-    let outside =
-        [false, true].map(|v6| outermost(v6).unwrap_or_else(|| [was, is].map(|half| super::outside(half.rules, v6))));
-    names::names([was, is], outside, &endpoints, found);
+    let outside = [false, true]
+        .map(|v6| outermost(v6).unwrap_or_else(|| [was, is].map(|half| half.explainer.outside(half.rules, v6))));
+    let of_peers = peers.iter().filter_map(|peer| Some((label_for(peer, twins)?, &peer.at)));
+    let of_peers =
+        of_peers.flat_map(|(label, at)| at.iter().map(move |(was, is)| (format!("{label} at {is}"), [*was, *is])));
+    let of_regions = regions.iter().filter_map(|region| Some((region.label(), [region.sample?; 2])));
+    names::names([was, is], of_peers.chain(of_regions), outside, &endpoints, found);
 }
 
 /// What a peer is called; `None` if it is the own node of each of these pods.

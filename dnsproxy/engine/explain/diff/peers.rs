@@ -18,6 +18,16 @@ pub(super) struct Peer {
     /// The node that it is.
     pub node: Option<String>,
     pub at: Vec<(IpAddr, IpAddr)>,
+    /// Whether nothing but its addresses tells which one it is: an API server out of the cluster.
+    pub bare: bool,
+}
+
+impl Peer {
+    /// The label of all of it.
+    pub fn whole(&self, label: String) -> String {
+        let at: BTreeSet<String> = self.at.iter().filter(|_| self.bare).map(|(_, is)| is.to_string()).collect();
+        if at.is_empty() { label } else { format!("{label} at {}", at.into_iter().collect::<Vec<_>>().join(" and ")) }
+    }
 }
 
 /// What a label stands for.
@@ -25,6 +35,7 @@ pub(super) struct Peer {
 enum Kind {
     Pod,
     Node(String),
+    Apiserver,
     Other,
 }
 
@@ -64,7 +75,7 @@ pub(super) fn peers(old: &Explainer<'_>, new: &Explainer<'_>, same: bool) -> Vec
 
 fn peer((label, kind): &(String, Kind), at: Vec<(IpAddr, IpAddr)>) -> Peer {
     let node = if let Kind::Node(name) = kind { Some(name.clone()) } else { None };
-    Peer { label: label.clone(), node, at }
+    Peer { label: label.clone(), node, at, bare: *kind == Kind::Apiserver }
 }
 
 fn labels(one: &Explainer<'_>) -> Labels {
@@ -78,6 +89,7 @@ fn labels(one: &Explainer<'_>) -> Labels {
         let mut all = holders.iter();
         let kind = match (all.next(), all.next()) {
             (Some(Holder::Node(name) | Holder::NodeApiserver(name)), None) => Kind::Node(name.clone()),
+            (Some(Holder::Apiserver), None) => Kind::Apiserver,
             _ if holders.iter().any(|holder| matches!(holder, Holder::Pod(_))) => Kind::Pod,
             _ => Kind::Other,
         };

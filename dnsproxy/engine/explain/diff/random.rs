@@ -31,8 +31,9 @@ impl Both<'_> {
     fn means(&self, label: &str, address: IpAddr) -> bool {
         let (label, v4) = label.strip_suffix(" (IPv4)").map_or((label, true), |label| (label, address.is_ipv4()));
         let (label, v6) = label.strip_suffix(" (IPv6)").map_or((label, true), |label| (label, address.is_ipv6()));
-        let at = label.rsplit_once(" at ").and_then(|(label, at)| Some((label, at.parse::<IpAddr>().ok()?)));
-        let (label, here) = at.map_or((label, true), |(label, at)| (label, at == address));
+        let all = |at: &str| at.split(" and ").map(|at| at.parse::<IpAddr>().ok()).collect::<Option<Vec<_>>>();
+        let at = label.rsplit_once(" at ").and_then(|(label, at)| Some((label, all(at)?)));
+        let (label, here) = at.map_or((label, true), |(label, at)| (label, at.contains(&address)));
         let label = label.strip_suffix(" (for pods elsewhere)").unwrap_or(label);
         if !(v4 && v6 && here) {
             return false;

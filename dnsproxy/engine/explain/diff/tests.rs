@@ -132,6 +132,85 @@ fn every_port_is_said_only_where_icmp_is_meant_too() {
     tells(none, &named, &["+ egress payments/payment-processor on 3/ICMP"]);
 }
 
+/// An item about the cluster's DNS, with these ports and the names that may be asked for; none: any.
+fn dns(protocol: &str, names: &[&str]) -> String {
+    let names: Vec<String> = names.iter().map(|name| format!("{{matchPattern: \"{name}\"}}")).collect();
+    let rules = if names.is_empty() { String::new() } else { format!(", rules: {{dns: [{}]}}", names.join(", ")) };
+    format!(
+        "{{toEndpoints: [{{matchLabels: {{k8s:io.kubernetes.pod.namespace: kube-system, k8s:k8s-app: kube-dns}}}}], \
+         toPorts: [{{ports: [{{port: \"53\", protocol: {protocol}}}]{rules}}}]}}"
+    )
+}
+
+fn egress(items: &[String]) -> String {
+    format!("egress: [{}]", items.join(", "))
+}
+
+/// What it tells of names, and the same of the way back.
+#[track_caller]
+fn tells_names(old: &str, new: &str, lines: &[&str]) {
+    let told = |old: &str, new: &str, opened: char, shut: char| {
+        let found = between(&with(&policy(old)), &with(&policy(new)));
+        let line = |one: &NameChange| {
+            let word = if one.allowed { opened } else { shut };
+            format!("{word} {} ({}): {}", one.pattern, one.example, one.what.join(", "))
+        };
+        found.names.iter().map(line).collect::<BTreeSet<String>>()
+    };
+    let lines: BTreeSet<String> = lines.iter().map(ToString::to_string).collect();
+    assert_eq!(told(old, new, '+', '-'), lines);
+    assert_eq!(told(new, old, '-', '+'), lines);
+}
+
+/// All other names than those of rules can't be asked for any more, whatever else changes.
+#[track_caller]
+fn loses_queries(old: &str, new: &str) {
+    let found = between(&with(old), &with(new));
+    let queries = found.names.iter().filter(|one| one.what.iter().any(|what| what.starts_with("query")));
+    let told: Vec<_> = queries.map(|one| (one.allowed, one.pattern.as_str(), one.what.join(","))).collect();
+    assert_eq!(told, [(false, "*", "query".to_owned())], "{found:#?}");
+}
+
+#[test]
+fn names_are_compared_where_one_side_asks_for_any() {
+    let (plain, one) = (egress(&[dns("UDP", &[])]), egress(&[dns("UDP", &["a.example"])]));
+    tells_names(&plain, &one, &["- * (any.example): query"]);
+    // All of them, whatever is open beside.
+    tells_names(&egress(&[dns("UDP", &["**.example"])]), &plain, &["+ * (any.test): query"]);
+    tells_names(&egress(&[dns("UDP", &["*"])]), &plain, &[]);
+}
+
+#[test]
+fn names_are_compared_with_those_of_a_policy_that_denies_by_default() {
+    let one = egress(&[dns("UDP", &["a.example"])]);
+    let open = format!("enableDefaultDeny: {{egress: false}}\n  {one}");
+    for old in [open, egress(&["{toEntities: [cluster, world]}".to_owned()])] {
+        loses_queries(&policy(&old), &policy(&one));
+    }
+}
+
+#[test]
+fn names_are_compared_with_those_of_a_network_policy() {
+    let old = "apiVersion: networking.k8s.io/v1\nkind: NetworkPolicy\nmetadata: {name: reports, namespace: payments}\n\
+               spec: {podSelector: {matchLabels: {app: reports}}, policyTypes: [Egress], \
+               egress: [{ports: [{port: 53, protocol: UDP}]}]}\n";
+    loses_queries(old, &policy(&egress(&[dns("UDP", &["a.example"])])));
+}
+
+#[test]
+fn names_are_compared_by_protocol_and_by_server() {
+    let over = |tcp: &[&str]| egress(&[dns("UDP", &["a.example", "b.example"]), dns("TCP", tcp)]);
+    let told = ["- a.example (a.example): query over TCP", "+ b.example (b.example): query over TCP"];
+    tells_names(&over(&["a.example"]), &over(&["b.example"]), &told);
+    let there = |names: &str| {
+        let ports = "toPorts: [{ports: [{port: \"53\", protocol: ANY}], rules: {dns: ";
+        egress(&[dns("ANY", &["a.example"]), format!("{{toCIDR: [203.0.113.8/32], {ports}[{names}]}}}}]}}")])
+    };
+    let (a, none) = ("{matchName: a.example}", "{matchName: c.example}");
+    let told = ["- a.example (a.example): query to 203.0.113.8/32", "+ c.example (c.example): query"];
+    tells_names(&there(a), &there(none), &told);
+}
+
 #[test]
 fn the_own_node_is_a_peer_in_both_directions() {
     let from = "ingress: [{fromEntities: [cluster]}]";
@@ -173,6 +252,27 @@ fn a_node_that_something_listens_at_is_told_by_its_own_pods() {
     let found = between(&with("host"), &with("kube-apiserver"));
     let told: Vec<_> = found.connections.iter().map(|one| (one.allowed, one.peers.join("; "))).collect();
     assert_eq!(told, [(false, "the workload's own node".to_owned())], "{found:#?}");
+}
+
+#[test]
+fn an_api_server_out_of_the_cluster_is_told_with_its_addresses() {
+    let with = |addresses: &str, entity: &str| {
+        let slice = format!(
+            "---\napiVersion: discovery.k8s.io/v1\nkind: EndpointSlice\nmetadata: {{name: kubernetes, namespace: default, \
+             labels: {{kubernetes.io/service-name: kubernetes}}}}\naddressType: IPv4\nports: [{{name: https, port: 6443, \
+             protocol: TCP}}]\nendpoints: [{{addresses: [{addresses}], conditions: {{ready: true}}}}]\n"
+        );
+        let policy = policy(&format!("egress: [{{toEntities: [{entity}]}}]"));
+        world(&[("cluster.yaml", &format!("{CLUSTER}{slice}")), ("kube-dns.yaml", KUBE_DNS), ("r.yaml", &policy)])
+    };
+    let told = |addresses: &str| {
+        let found = between(&with(addresses, "kube-apiserver"), &with(addresses, "none"));
+        found.connections.iter().map(|one| one.peers.join("; ")).collect::<Vec<_>>()
+    };
+    assert_eq!(told("203.0.113.200"), ["the API server at 203.0.113.200"]);
+    assert_eq!(told("203.0.113.200, 203.0.113.201"), ["the API server at 203.0.113.200 and 203.0.113.201"]);
+    let moved = between(&with("203.0.113.200", "kube-apiserver"), &with("203.0.113.201", "none"));
+    assert_eq!(moved.connections[0].peers, ["the API server at 203.0.113.201"], "{moved:#?}");
 }
 
 #[test]
