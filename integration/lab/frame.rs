@@ -106,6 +106,23 @@ pub fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), sequence: u32, acknowledged: 
     segment
 }
 
+/// The same with a payload.
+pub fn tcp_carrying(from: (IpAddr, u16), to: (IpAddr, u16), sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut segment = [tcp(from, to, sequence, 0, flags), payload.to_vec()].concat();
+    segment[16..18].fill(0);
+    let sum = transport_checksum(from.0, to.0, 6, &segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+/// An ICMP message with its checksum; what follows the checksum is the body.
+pub fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    let mut message = [&[kind, code, 0, 0], body].concat();
+    let sum = checksum(&message, 0);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
+}
+
 /// ARP: operation 1 asks, 2 tells.
 pub fn arp(operation: u16, sender: (&str, Ipv4Addr), target: (&str, Ipv4Addr)) -> Vec<u8> {
     let mut packet = vec![0, 1, 8, 0, 6, 4];
