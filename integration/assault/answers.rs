@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use crate::bench::{Case, Shown, Side};
+use crate::lab::Topology;
 use crate::lab::agent::{Octets, Reply, Request, hex, unhex};
 use crate::lab::world::Family;
 use crate::message::{self, A, AAAA, ASKED, IN, address_record, alias, name, octets, record, service};
@@ -32,7 +33,7 @@ struct Row {
     says: fn(&str) -> Said,
 }
 
-pub fn cases() -> Vec<Case> {
+pub fn cases(topology: Topology) -> Vec<Case> {
     let mut cases = Vec::new();
     for row in BESIDE {
         let title = format!("{} (type {})", row.name, row.qtype);
@@ -43,7 +44,9 @@ pub fn cases() -> Vec<Case> {
             attempt(side, mark, &asked, row.qtype, Octets { flags, counts, tail: hex(&tail), delay_ms: 0 }, target)
         }));
     }
-    for (guarded, what) in GUARDED {
+    // A node that routes sends most of these nowhere, guarded or not.
+    let guarded = if topology == Topology::Bridged { GUARDED } else { &[] };
+    for (guarded, what) in guarded {
         let tries = "a public name stands for an address that no public name may stand for (I6)";
         cases.push(Case::new(CLASS, format!("a name that is {guarded}, {what}"), tries, move |side, mark| {
             let target = address(guarded);
@@ -124,6 +127,10 @@ const BESIDE: &[Row] = &[
     Row { name: "a private address with a negative time", tries: "a TTL of 2^31", qtype: A, target: "10.9.9.7", says: |_| one(address_record(address("10.9.9.7"), 0x8000_0000)) },
     Row { name: "a private address at the end of a chain", tries: "the guard looks at the asked name's own records only", qtype: A, target: "10.9.9.6", says: |_| some([2, 0, 0], [alias(&ASKED, "a.evil.example"), record(&name("a.evil.example"), A, IN, 1, &[10, 9, 9, 6])]) },
     Row { name: "a chain into the cluster's own domain", tries: "names of the cluster are outside the guard", qtype: A, target: "10.9.9.5", says: |_| some([2, 0, 0], [alias(&ASKED, "a.svc.cluster.local"), record(&name("a.svc.cluster.local"), A, IN, 1, &[10, 9, 9, 5])]) },
+    Row { name: "a private address behind forty good ones", tries: "the guard tires", qtype: A, target: "10.9.9.3", says: |_| (0, [41, 0, 0], many(40, "10.9.9.3")) },
+    Row { name: "a private address among addresses that say the same", tries: "a repeated address is taken for known", qtype: A, target: "10.9.9.2", says: |_| (0, [3, 0, 0], [of_asked("203.0.113.150"), of_asked("10.9.9.2"), of_asked("203.0.113.150")].concat()) },
+    Row { name: "a private address behind sixteen aliases", tries: "a chain longer than a reader follows", qtype: A, target: "10.9.9.1", says: |_| chain(16, "10.9.9.1") },
+    Row { name: "an address behind twenty aliases, the first one missing", tries: "a chain that is given up in its middle", qtype: A, target: "", says: |_| { let (_, _, tail) = chain(20, TARGET); (0, [20, 0, 0], tail[alias(&ASKED, "a1.evil.example").len()..].to_vec()) } },
 ];
 
 /// Every guarded range, and the ways to write it in IPv6.
@@ -263,7 +270,7 @@ pub fn asks(side: &Side, asked: &str, qtype: u16, counts: [u16; 3], tail: &[u8],
 }
 
 /// What an honest answer gave is reached.
-fn must_arrive(side: &Side, good: IpAddr) {
+pub fn must_arrive(side: &Side, good: IpAddr) {
     if !side.is_guarded() {
         return;
     }
@@ -300,6 +307,25 @@ fn some<const N: usize>(counts: [u16; 3], records: [Vec<u8>; N]) -> Said {
 /// The target as an address of this name.
 fn of(owner: &str) -> Vec<u8> {
     record(&name(owner), A, IN, 1, &octets(address(TARGET)))
+}
+
+fn of_asked(target: &str) -> Vec<u8> {
+    address_record(address(target), 1)
+}
+
+/// So many good addresses of the asked name, and then this one.
+fn many(count: u8, last: &str) -> Vec<u8> {
+    let good = (0..count).flat_map(|n| record(&ASKED, A, IN, 1, &[203, 0, 113, 100 + n]));
+    good.chain(of_asked(last)).collect()
+}
+
+/// So many aliases in a row, and an address of the last.
+fn chain(aliases: usize, target: &str) -> Said {
+    let label = |n: usize| format!("a{n}.evil.example");
+    let first = alias(&ASKED, &label(1));
+    let others = (1..aliases).flat_map(|n| alias(&name(&label(n)), &label(n + 1)));
+    let end = record(&name(&label(aliases)), A, IN, 1, &octets(address(target)));
+    (0, [aliases as u16 + 1, 0, 0], first.into_iter().chain(others).chain(end).collect())
 }
 
 fn address(text: &str) -> IpAddr {

@@ -84,8 +84,8 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new(topology: Topology) -> Pair {
-        Pair { unguarded: Side::new(topology, false), guarded: Side::new(topology, true), last: 0 }
+    pub fn new(topology: Topology, settings: &[String]) -> Pair {
+        Pair { unguarded: Side::new(topology, None), guarded: Side::new(topology, Some(settings)), last: 0 }
     }
 
     pub fn next_id(&mut self) -> u32 {
@@ -161,7 +161,8 @@ struct State {
 }
 
 impl Side {
-    fn new(topology: Topology, guarded: bool) -> Side {
+    /// Guarded by a namegate with these settings; none: unguarded.
+    fn new(topology: Topology, settings: Option<&[String]>) -> Side {
         let world = World::new(Options { topology });
         if topology == Topology::Bridged {
             // Else the bridge itself would put fragments together and trim padding.
@@ -182,8 +183,11 @@ impl Side {
             }
         }
         crate::resources::prepare(&world);
-        let settings = ["--set", "dns.min_ttl=1s", "--set", "dns.grace=1s"];
-        let daemon = guarded.then(|| Daemon::start(&world, &settings));
+        let daemon = settings.map(|more| {
+            let short = ["--set", "dns.min_ttl=1s", "--set", "dns.grace=1s"];
+            let settings: Vec<&str> = short.into_iter().chain(more.iter().map(String::as_str)).collect();
+            Daemon::start(&world, &settings)
+        });
         let mut canaries = vec![
             (Place::Outside, canary(&world, Place::Outside)),
             (Place::Neighbour, canary(&world, Place::Neighbour)),

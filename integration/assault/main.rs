@@ -5,10 +5,12 @@
 //! the engine, says of each whether policy allows it: one outside of that is a **leak**. Between attempts both workloads
 //! send what they may; what of it doesn't arrive is a **loss**.
 //!
-//! `assault [--slice] [FILTER]`: all, or of every class a third; or those whose title holds this. Ends with a line of JSON; fails if anything fell, leaked, was lost, or is invalid.
+//! `assault [--slice] [--set KEY=VALUE] [FILTER]`: all, or of every class a third, or those whose title holds this; with
+//! another setting of namegate's. Ends with a line of JSON; fails if anything fell, leaked, was lost, or is invalid.
 
 mod answers;
 mod bench;
+mod interfaces;
 #[path = "../lab/mod.rs"]
 mod lab;
 mod local;
@@ -30,8 +32,15 @@ use serde_json::json;
 fn main() -> ExitCode {
     lab::agent::serve_if_asked();
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let slice = arguments.iter().any(|argument| argument == "--slice");
-    let filter = arguments.iter().find(|argument| !argument.starts_with("--")).cloned().unwrap_or_default();
+    let (mut slice, mut filter, mut settings) = (false, String::new(), Vec::new());
+    let mut rest = arguments.into_iter();
+    while let Some(argument) = rest.next() {
+        match argument.as_str() {
+            "--slice" => slice = true,
+            "--set" => settings.extend([argument, rest.next().expect("--set KEY=VALUE")]),
+            _ => filter = argument,
+        }
+    }
     if !is_able() {
         println!("the attacks need root, nsenter, ip, nft and a bpffs that can be mounted: skipped");
         println!("test result: ok. 0 passed; 0 failed; 1 ignored");
@@ -47,7 +56,7 @@ fn main() -> ExitCode {
         }
         cases.retain(|case| case.title(topology).contains(&filter));
         if !cases.is_empty() {
-            tally.add(topology, cases);
+            tally.add(topology, &settings, cases);
         }
     }
     guard::cleanup();
@@ -56,10 +65,11 @@ fn main() -> ExitCode {
 
 fn cases(topology: Topology) -> Vec<Case> {
     let mut cases = packets::cases(topology);
+    cases.extend(names::cases());
+    cases.extend(answers::cases(topology));
+    cases.extend(spoofing::cases());
+    cases.extend(interfaces::cases());
     if topology == Topology::Bridged {
-        cases.extend(names::cases());
-        cases.extend(answers::cases());
-        cases.extend(spoofing::cases());
         cases.extend(local::cases());
         cases.extend(resources::cases());
     }
@@ -90,13 +100,20 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, topology: Topology, cases: Vec<Case>) {
-        let mut pair = Pair::new(topology);
+    fn add(&mut self, topology: Topology, settings: &[String], cases: Vec<Case>) {
+        let mut pair = Pair::new(topology, settings);
         let mut marked = Vec::new();
         for case in cases {
             let title = case.title(topology);
-            let id = pair.next_id();
-            match pair.attempt(&case, id) {
+            let mut id = pair.next_id();
+            let mut verdict = pair.attempt(&case, id);
+            if let Verdict::Invalid(why) = verdict {
+                // A busy machine loses a frame or is late: only a control that fails twice says something of the case.
+                println!("again    {title}: {why}");
+                id = pair.next_id();
+                verdict = pair.attempt(&case, id);
+            }
+            match verdict {
                 Verdict::Held => {
                     println!("held     {title}");
                     // A flood may send much that policy allows.

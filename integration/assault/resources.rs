@@ -2,15 +2,16 @@
 //! and TCP, and its datagrams come back.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use crate::bench::{Case, Shown, Side};
-use crate::lab::World;
-use crate::lab::agent::{Question, Reach};
+use crate::lab::agent::{Many, Question, Reach, Request, hex};
 use crate::lab::frame::{arp, ethernet, icmp, ip, tcp_carrying, udp};
 use crate::lab::world::{Family, PODS};
-use crate::message::{A, IN, name, query};
+use crate::lab::{self, World};
+use crate::message::{A, AAAA, IN, name, query, record, with_record};
 use crate::model::{ALLOWED, DENIED, RESOLVER};
 
 const CLASS: &str = "resources";
@@ -23,6 +24,11 @@ const STUB_MS: u64 = 1000;
 const STUB_TIMES: u32 = 3;
 /// Where the neighbour's datagrams come back from.
 const ECHO: &str = "203.0.113.202:9998";
+
+/// What the neighbour's answers grant.
+const PAGE: &str = "203.0.113.40:443";
+/// No name of the neighbour's is asked twice: no cache answers.
+static FRESH: AtomicU32 = AtomicU32::new(0);
 
 type Build = fn(u32, &str) -> Vec<u8>;
 
@@ -70,7 +76,7 @@ pub fn cases() -> Vec<Case> {
             let kept: Vec<u32> = (0..200).filter_map(|_| world.pay.open(server).ok()).collect();
             std::thread::sleep(Duration::from_millis(500));
             for connection in &kept {
-                world.pay.done(crate::lab::agent::Request::Close { connection: *connection });
+                world.pay.done(Request::Close { connection: *connection });
             }
             kept.len()
         };
@@ -78,7 +84,45 @@ pub fn cases() -> Vec<Case> {
         let lost = beside(&side.world, |world| opened = open(world), side.is_guarded());
         Shown::Endured { load: opened == 200, lost }
     }));
+    let tries = "450 names of 40 addresses each: more grants than the 16 384 that an endpoint may have";
+    cases.push(Case::new(CLASS, "grants", tries, |side, _| only_the_neighbour_counts(side, full_of_grants)).long());
+    let tries = "500 connections to the admin socket that say nothing";
+    cases.push(Case::new(CLASS, "idle connections to the admin socket", tries, |side, _| {
+        only_the_neighbour_counts(side, |world| {
+            let socket = world.directory.join("run/admin.sock");
+            let kept: Vec<_> = (0..500).filter_map(|_| UnixStream::connect(&socket).ok()).collect();
+            std::thread::sleep(Duration::from_secs(1));
+            !kept.is_empty()
+        })
+    }));
     cases
+}
+
+/// What only a world with namegate has. Its control is that the load was there.
+fn only_the_neighbour_counts(side: &Side, load: impl FnOnce(&World) -> bool + Send) -> Shown {
+    let Some(daemon) = &side.daemon else { return Shown::Both { control: true, arrived: false } };
+    let mut control = false;
+    let mut lost = beside(&side.world, |world| control = load(world), true);
+    let (ready, why) = daemon.ready();
+    if !ready {
+        lost.push(format!("namegate is not ready: {why}"));
+    }
+    let fell = !lost.is_empty();
+    lost.into_iter().for_each(|lost| side.loses(lost));
+    Shown::Both { control, arrived: fell }
+}
+
+/// Whether the attacker's grants came near its budget.
+fn full_of_grants(world: &World) -> bool {
+    let opt = record(&[0], 41, 1232, 0, &[]);
+    let ask = |n: u32| hex(&with_record(&query(n as u16, &name(&format!("wide{n}.good.example")), AAAA, IN), 2, &opt));
+    let server = RESOLVER.parse().expect("an address");
+    for first in (0..450).step_by(50) {
+        let messages = (first..first + 50).map(ask).collect();
+        world.pay.ask_many(Many { server, tcp: false, messages, at_once: 16, within_ms: 3000 });
+    }
+    let grants = lab::grants::read(&world.directory).expect("the map of grants");
+    grants.len() > 15_000
 }
 
 /// The flood, the neighbour beside it, and whether the flood was one.
@@ -116,10 +160,11 @@ fn beside(world: &World, load: impl FnOnce(&World) + Send, guarded: bool) -> Vec
 fn missing(world: &World, turn: u32) -> Vec<String> {
     let mut lost = Vec::new();
     for tcp in [false, true] {
-        let answered = (0..STUB_TIMES).any(|again| {
+        let answered = (0..STUB_TIMES).any(|_| {
+            let fresh = FRESH.fetch_add(1, Ordering::Relaxed);
             let question = Question {
                 server: Family::V4.kube_dns(),
-                name: format!("t{turn}x{again}{}.neigh.example.", u8::from(tcp)),
+                name: format!("t{fresh}.neigh.example."),
                 qtype: "A".into(),
                 tcp,
                 tls: None,
@@ -135,12 +180,16 @@ fn missing(world: &World, turn: u32) -> Vec<String> {
     if world.rep.datagram(ECHO.parse().expect("an address")) != Reach::Reached {
         lost.push(format!("the neighbour's datagram, turn {turn}"));
     }
+    if world.rep.connect(PAGE.parse().expect("an address")) != Reach::Reached {
+        lost.push(format!("the neighbour's connection, turn {turn}"));
+    }
     lost
 }
 
 /// What a world needs for the above.
 pub fn prepare(world: &World) {
-    world.outside.done(crate::lab::agent::Request::ServeUdp { at: ECHO.parse().expect("an address") });
+    world.outside.done(Request::ServeUdp { at: ECHO.parse().expect("an address") });
+    world.outside.done(Request::ServeTcp { at: PAGE.parse().expect("an address") });
     // Else the attacker's own kernel would end the half-open connections.
     let rules = "table inet quiet {\nchain out {\ntype filter hook output priority 0\ntcp flags rst drop\n}\n}\n";
     crate::lab::process::nft(&world.namespace("pay"), rules);

@@ -4,7 +4,7 @@
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
-use crate::answers::asked_name;
+use crate::answers::{asked_name, must_arrive};
 use crate::bench::{Case, Shown, Side};
 use crate::lab::agent::{Octets, Reply, Request, unhex};
 use crate::lab::clock;
@@ -17,10 +17,12 @@ use crate::packets;
 const CLASS: &str = "spoofing";
 /// What the forger says.
 const TARGET: &str = "203.0.113.230";
+/// What it says where it is the control.
+const BELIEVED: &str = "203.0.113.231";
 /// The number of the client's own question.
 const ID: u16 = 0x4e47;
 /// How long the true reply takes; a flood of guesses has longer, and is over by then.
-const LATE_MS: u64 = 1500;
+const LATE_MS: u64 = 1000;
 const FLOOD_LATE_MS: u64 = 3500;
 /// The ports that a Linux machine asks from.
 const PORTS: std::ops::RangeInclusive<u16> = 32_768..=60_999;
@@ -82,6 +84,16 @@ pub fn cases() -> Vec<Case> {
             })
         })
         .collect();
+    let tries = "nothing is wrong in it: namegate believes it, or what the others hold would prove nothing";
+    cases.push(Case::new(CLASS, "all right", tries, |side, mark| {
+        let target: IpAddr = BELIEVED.parse().expect("an address");
+        attempt(side, mark, LATE_MS, |side, forged| {
+            let forged = Forged { answer: address_record(target, 1), ..forged.clone() };
+            side.world.outside.inject("eth0", &[forged.frame(&side.uplink(), LAN_MAC)]);
+        });
+        must_arrive(side, target);
+        Shown::Both { control: true, arrived: false }
+    }));
     let tries = "the neighbour answers in the resolver's place, with everything right";
     cases.push(Case::new(CLASS, "all right but from the neighbour", tries, |side, mark| {
         attempt(side, mark, LATE_MS, |side, forged| {
@@ -91,26 +103,20 @@ pub fn cases() -> Vec<Case> {
     let tries = "who colludes with the client knows its number, and tries every port that there is a question from: 28 232 guesses";
     let every_port = Case::new(CLASS, "every port with the client's number", tries, |side, mark| {
         attempt(side, mark, FLOOD_LATE_MS, |side, forged| {
-            flood(
-                side,
-                PORTS.map(|port| {
-                    let mut forged = Forged { id: ID, ..forged.clone() };
-                    forged.to.set_port(port);
-                    forged
-                }),
-            );
+            let guess = |port: u16| {
+                let mut guess = Forged { id: ID, ..forged.clone() };
+                guess.to.set_port(port);
+                guess
+            };
+            flood(side, PORTS.map(guess), &guess(forged.to.port()));
         })
     });
     let tries = "who knows the port tries 16 384 numbers, the right one too, in lower case";
     let every_number = Case::new(CLASS, "many numbers at the right port in lower case", tries, |side, mark| {
         attempt(side, mark, FLOOD_LATE_MS, |side, forged| {
-            flood(
-                side,
-                (0..NUMBERS).map(|number| {
-                    let question = forged.question.to_ascii_lowercase();
-                    Forged { id: forged.id ^ number ^ 0x1555, question, ..forged.clone() }
-                }),
-            );
+            let lower = Forged { question: forged.question.to_ascii_lowercase(), ..forged.clone() };
+            let guess = |number: u16| Forged { id: lower.id ^ number ^ 0x1555, ..lower.clone() };
+            flood(side, (0..NUMBERS).map(guess), &lower);
         })
     });
     cases.extend([every_port.long(), every_number.long()]);
@@ -128,7 +134,7 @@ fn attempt(side: &Side, mark: &str, late_ms: u64, forge: impl Fn(&Side, &Forged)
     let message = crate::lab::agent::hex(&query(ID, &name(&asked), A, IN));
     let under_way = side.world.pay.begin(Request::AskAnyone { server, message, within_ms: 3 * late_ms });
     let mut seen = None;
-    clock::wait_until(Duration::from_millis(LATE_MS / 2), || {
+    clock::wait_until(Duration::from_millis(late_ms * 2 / 3), || {
         seen = watch.frames().iter().find_map(|frame| read(&frame.octets(), &asked));
         seen.is_some()
     });
@@ -168,11 +174,16 @@ impl Forged {
     }
 }
 
-fn flood(side: &Side, guesses: impl Iterator<Item = Forged>) {
+/// All guesses, and the one that a stub believes a few times more: of a burst the machine may lose some.
+fn flood(side: &Side, guesses: impl Iterator<Item = Forged>, right: &Forged) {
     let uplink = side.uplink();
     let frames: Vec<Vec<u8>> = guesses.map(|guess| guess.frame(&uplink, LAN_MAC)).collect();
-    for chunk in frames.chunks(8192) {
+    for chunk in frames.chunks(4096) {
         side.world.outside.inject("eth0", chunk);
+    }
+    for _ in 0..3 {
+        std::thread::sleep(Duration::from_millis(20));
+        side.world.outside.inject("eth0", &[right.frame(&uplink, LAN_MAC)]);
     }
 }
 
