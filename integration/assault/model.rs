@@ -282,8 +282,13 @@ fn judge_neighbour_discovery(speaker: Speaker, whose: Speaker, sender: &[u8], pa
     {
         return Err("neighbour discovery with another link-layer address in it".into());
     }
-    // The target, one address option and a nonce are all that these carry.
-    if !reports && packet.payload.len() > 24 + 8 + 8 {
+    // The target, one address option and a nonce are all that these carry; a report carries a group, or sixteen of them.
+    let most = match kind {
+        131 | 132 => 24,
+        143 => 8 + 16 * 20,
+        _ => 24 + 8 + 8,
+    };
+    if packet.payload.len() > most {
         return Err(format!("neighbour discovery of {} octets", packet.payload.len()));
     }
     Ok(())

@@ -273,6 +273,16 @@ impl Aim {
         ethernet("33:33:ff:00:00:99", PODS[0].mac, 0x86dd, &neighbour(self.v6(), to, 135, &body))
     }
 
+    /// A listener report of an honest group, 480 octets longer than it is.
+    fn report(&self, kind: u8, record: &[u8]) -> Vec<u8> {
+        let group: Ipv6Addr = "ff02::1:ff00:10".parse().expect("an address");
+        let mut body = [&[0, 0, 0, 1], record, &group.octets(), &self.mark].concat();
+        body.resize(body.len() + 480 - self.mark.len(), 0);
+        let mut packet = neighbour(self.v6(), group, kind, &body);
+        packet[7] = 1;
+        ethernet("33:33:ff:00:00:10", PODS[0].mac, 0x86dd, &packet)
+    }
+
     fn claiming(&self, from: IpAddr) -> Vec<u8> {
         self.framed(&ip(from, self.allowed, 17, &udp((from, 4000), (self.allowed, 9), &self.mark)))
     }

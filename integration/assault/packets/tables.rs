@@ -246,6 +246,9 @@ pub const LINK: &[Row] = &[
     Row { name: "a solicitation with another mac inside", tries: "the option says another link-layer address", families: V6, routed: false, frames: |a| vec![a.neighbourly(v6(a.neighbour), 135, &[&[0; 4][..], &v6(a.neighbour).octets(), &[1, 1], &mac(OTHER_MAC)].concat())] },
     Row { name: "a solicitation to somewhere else", tries: "neighbour discovery as a packet to the world", families: V6, routed: true, frames: |a| vec![a.neighbourly(v6(a.denied), 135, &[&[0; 4][..], &v6(a.denied).octets(), &a.mark].concat())] },
     Row { name: "an honest solicitation with a payload behind it", tries: "a truthful question carries a payload to the segment in an option", families: V6, routed: false, frames: |a| vec![a.solicit_carrying()] },
+    Row { name: "a listener report with a payload behind it", tries: "a truthful report carries a payload to the segment", families: V6, routed: false, frames: |a| vec![a.report(131, &[])] },
+    Row { name: "a listener's goodbye with a payload behind it", tries: "a truthful report carries a payload to the segment", families: V6, routed: false, frames: |a| vec![a.report(132, &[])] },
+    Row { name: "a listener report with a payload in its records", tries: "auxiliary data that nobody reads (RFC 3810)", families: V6, routed: false, frames: |a| vec![a.report(143, &[4, 120, 0, 0])] },
     Row { name: "a listener report that crosses routers", tries: "a report with 64 hops to somewhere else", families: V6, routed: true, frames: |a| vec![a.icmp(a.denied, 0, 131, &[0; 4])] },
 ];
 
