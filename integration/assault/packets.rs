@@ -283,6 +283,20 @@ impl Aim {
         ethernet("33:33:ff:00:00:10", PODS[0].mac, 0x86dd, &packet)
     }
 
+    /// The same, the 480 octets in padding before it.
+    fn padded_report(&self) -> Vec<u8> {
+        let group: Ipv6Addr = "ff02::1:ff00:10".parse().expect("an address");
+        // A router alert (RFC 2711), then two options that say nothing (RFC 8200, 4.2).
+        let mut options = [&[58, 60, 5, 2, 0, 0, 1, 238][..], &self.mark].concat();
+        options.resize(8 + 238, 0);
+        options.extend([1, 240]);
+        options.resize(8 * 61, 0);
+        let report = icmpv6(self.v6(), group, 131, &[&[0; 4][..], &group.octets()].concat());
+        let mut packet = ipv6(self.v6(), group, 0, &[options, report].concat());
+        packet[7] = 1;
+        ethernet("33:33:ff:00:00:10", PODS[0].mac, 0x86dd, &packet)
+    }
+
     fn claiming(&self, from: IpAddr) -> Vec<u8> {
         self.framed(&ip(from, self.allowed, 17, &udp((from, 4000), (self.allowed, 9), &self.mark)))
     }

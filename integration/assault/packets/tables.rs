@@ -249,6 +249,7 @@ pub const LINK: &[Row] = &[
     Row { name: "a listener report with a payload behind it", tries: "a truthful report carries a payload to the segment", families: V6, routed: false, frames: |a| vec![a.report(131, &[])] },
     Row { name: "a listener's goodbye with a payload behind it", tries: "a truthful report carries a payload to the segment", families: V6, routed: false, frames: |a| vec![a.report(132, &[])] },
     Row { name: "a listener report with a payload in its records", tries: "auxiliary data that nobody reads (RFC 3810)", families: V6, routed: false, frames: |a| vec![a.report(143, &[4, 120, 0, 0])] },
+    Row { name: "a listener report behind a payload", tries: "a truthful report behind an option that nobody reads", families: V6, routed: false, frames: |a| vec![a.padded_report()] },
     Row { name: "a listener report that crosses routers", tries: "a report with 64 hops to somewhere else", families: V6, routed: true, frames: |a| vec![a.icmp(a.denied, 0, 131, &[0; 4])] },
 ];
 
