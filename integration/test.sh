@@ -29,6 +29,9 @@ for group in programs integration faults; do
 	cargo test --test "$group" --no-run || exit 1
 	as_root "$(built "$group")" --test-threads 1 2>&1 | tee -a "$log" || status=1
 done
+# A third of the attacks, without the floods.
+cargo test --test assault --no-run || exit 1
+as_root "$(built assault)" --slice 2>&1 | tee -a "$log" || status=1
 
 # "test result: ok. 12 passed; 0 failed; 3 ignored; …", once a program
 awk -v status="$status" '

@@ -41,6 +41,11 @@ static __always_inline int mac_is_own(const struct context *c, const __u8 *mac)
 #define ETHERNET_LEAST 60
 /* A neighbour solicitation with its target, the sender's link-layer address and a nonce (RFC 7527). */
 #define ND_MOST (ETHERNET + 40 + 24 + 8 + 8)
+/* A report of one group (RFC 2710, 3), and one of sixteen without sources (RFC 3810, 5.2); both behind a router
+ * alert.
+ */
+#define MLD_MOST (ETHERNET + 40 + 8 + 24)
+#define MLD2_MOST (ETHERNET + 40 + 8 + 8 + 16 * 20)
 
 struct ethernet_arp {
 	struct ethhdr ethernet;
@@ -131,8 +136,11 @@ SEPARATE enum reason police_nd(PACKET *packet, const struct context *c)
 		return REASON_SPOOFED_ADDRESS;
 	if (owns(&c->endpoint, &f->source) && !mac_is_own(c, mac))
 		return REASON_SPOOFED_MAC;
-	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT)
+	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT) {
+		if (f->octets > (f->icmp_type == MLD2_REPORT ? MLD2_MOST : MLD_MOST)) /* as below */
+			return REASON_ND_SPOOFED;
 		return f->hop_limit == 1 && is_multicast(f) ? REASON_ND : REASON_ND_SPOOFED; /* never forwarded */
+	}
 	if (f->octets > ND_MOST) /* options that these messages don't have: a message to the whole segment */
 		return REASON_ND_SPOOFED;
 	if (f->hop_limit != 255 || f->l4_offset != ETHERNET + sizeof(struct ipv6hdr) || f->icmp_code)

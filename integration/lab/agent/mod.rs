@@ -6,6 +6,7 @@
 pub mod client;
 mod many;
 pub mod names;
+mod octets;
 pub mod packets;
 pub mod rogue;
 mod rush;
@@ -47,6 +48,8 @@ pub enum Request {
     Capture { interface: String },
     /// What has been recorded so far.
     Captured { capture: u32, end: bool },
+    /// What has been recorded since the last time, and forgets it.
+    Drain { capture: u32 },
     /// An echo server: TCP.
     ServeTcp { at: SocketAddr },
     /// An echo server: UDP.
@@ -57,6 +60,13 @@ pub enum Request {
     ServeNames { at: Vec<SocketAddr> },
     /// A name server that misbehaves, on UDP and TCP.
     ServeRogue { at: Vec<SocketAddr> },
+    /// A name server that says octets as they are given, on UDP and TCP.
+    ServeOctets { at: Vec<SocketAddr> },
+    /// What that one says to a name from now on.
+    SayOctets { name: String, say: Octets },
+    /// Sends these octets as a DNS message from a socket without a peer, and returns the first datagram that comes back from
+    /// anyone, hexadecimal.
+    AskAnyone { server: SocketAddr, message: String, within_ms: u64 },
     /// What the name server says from now on.
     Say { name: String, qtype: String, script: Script },
     /// What the name server at an address does to every question from now on; none: it answers.
@@ -222,6 +232,18 @@ pub struct Many {
     pub within_ms: u64,
 }
 
+/// See [`Request::SayOctets`].
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Octets {
+    /// Bits of the header's flags beside QR, RD and RA: a code, TC.
+    pub flags: u16,
+    /// Records of the answer, authority and additional sections.
+    pub counts: [u16; 3],
+    /// What follows the question, hexadecimal.
+    pub tail: String,
+    pub delay_ms: u64,
+}
+
 /// A recorded frame.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct Frame {
@@ -291,11 +313,15 @@ fn answer(request: Request) -> Reply {
         }
         Request::Capture { interface } => packets::capture(&interface),
         Request::Captured { capture, end } => packets::captured(capture, end),
+        Request::Drain { capture } => packets::drain(capture),
         Request::ServeTcp { at } => servers::tcp(at),
         Request::ServeUdp { at } => servers::udp(at),
         Request::ServeTls { at, names, authority } => servers::tls(at, names, &authority),
         Request::ServeNames { at } => names::serve(&at),
         Request::ServeRogue { at } => rogue::serve(&at),
+        Request::ServeOctets { at } => octets::serve(&at),
+        Request::SayOctets { name, say } => octets::say(name, say),
+        Request::AskAnyone { server, message, within_ms } => octets::ask_anyone(server, &unhex(&message), within_ms),
         Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
         Request::Fail { at, script } => names::fail(at, script),
         Request::Asked => names::asked(),

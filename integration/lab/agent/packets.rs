@@ -107,6 +107,13 @@ pub fn captured(capture: u32, end: bool) -> Reply {
     Reply::Frames(frames.clone())
 }
 
+pub fn drain(capture: u32) -> Reply {
+    let mut recordings = RECORDINGS.lock().expect("no panic while locked");
+    let recordings = recordings.get_or_insert_default();
+    let Some(recording) = recordings.get(&capture) else { return failed("capture", capture) };
+    Reply::Frames(std::mem::take(&mut *recording.frames.lock().expect("no panic while locked")))
+}
+
 /// A packet socket on one interface. Protocol 0 receives nothing.
 pub fn packet_socket(interface: &str, protocol: u16) -> std::io::Result<OwnedFd> {
     let name = std::ffi::CString::new(interface)?;
