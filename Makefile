@@ -1,7 +1,9 @@
 # make demo   installs what is missing, builds, and plays the story of README.md in network namespaces of its own
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
+# make faults  namegate under load while it is killed, stopped, starved and cut off; 8 minutes
 # make test-long   a million random policies and packets more, of the compiler and of the kernel programs, and ten million
 #                  frames; minutes
+# make assault   attacks: what a hostile workload can send, ask and exhaust, with namegate and without; minutes
 
 SHELL := /bin/bash
 .ONESHELL:
@@ -19,7 +21,7 @@ HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test test-long lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
+.PHONY: demo test test-long assault assault-long faults mutants lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
 
 demo: deps
 	cargo build --release --bin namegate --example demo
@@ -39,6 +41,21 @@ test-long: deps
 	programs="$$(cargo test --test programs --no-run --message-format=json 2>/dev/null |
 		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
 	$(SUDO) env NAMEGATE_CASES="$$NAMEGATE_CASES" "$$programs" --test-threads 1 meaning
+
+# A JSON line a fault, one at the end; fails when a denied packet got through or an allowed connection was lost.
+faults: deps
+	cargo build --bin namegate
+	cargo test --test faults --no-run
+	faults="$$(cargo test --test faults --no-run --message-format=json 2>/dev/null |
+		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
+	$(SUDO) "$$faults" all
+
+# Its last line is JSON: attacks that held, fell or are invalid; leaks; losses.
+assault: deps
+	cargo build --bin namegate
+	attacks="$$(cargo test --test assault --no-run --message-format=json 2>/dev/null |
+		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
+	$(SUDO) "$$attacks"
 
 lint: deps deps-lint deps-deny
 	cargo fmt --check

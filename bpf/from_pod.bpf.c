@@ -9,26 +9,10 @@ char LICENSE[] SEC("license") = "Dual BSD/GPL";
 
 static __always_inline enum reason verdict(struct __sk_buff *skb, struct context *c)
 {
-	enum reason reason = begin(skb, c, FLOW_EGRESS);
+	enum reason reason = police_sender(skb, c);
 
 	if (reason != REASON_FLOW)
 		return reason;
-	make_linear(skb);
-	reason = parse(skb, &c->frame);
-	if (reason == REASON_ARP)
-		return police_arp(skb, c);
-	if (reason == REASON_ND)
-		return police_nd(skb, c);
-	if (c->frame.family) {
-		enum reason spoofed = police_addresses(skb, c);
-
-		if (spoofed != REASON_FLOW)
-			return spoofed;
-	}
-	if (reason != REASON_FLOW)
-		return reason;
-	if (!(c->endpoint.flags & ENDPOINT_ENFORCE))
-		return REASON_UNENFORCED;
 	if (c->frame.fragment) {
 		reason = follow(c);
 		if (reason != REASON_FLOW)
@@ -44,14 +28,9 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct context c = {};
-	enum reason reason = verdict(skb, &c);
+	enum reason reason = excuse(&c, verdict(skb, &c));
 	int rejected;
 
-	if (reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED && !passes(reason) &&
-	    !(c.endpoint.flags & ENDPOINT_ENFORCE))
-		reason = unenforced(reason);
-	if (is_audited(&c, reason))
-		reason = audited(&c, reason);
 	if (c.probe)
 		return passes(reason) ? NEXT : DROP;
 	count(reason, FLOW_EGRESS, skb->len);

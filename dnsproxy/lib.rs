@@ -38,7 +38,7 @@
 //! 4. [`kernel`]: the BPF side; its programs are in `bpf/`, and `bpf/include/abi.h` is what both share.
 //! 5. [`cluster`]: the Kubernetes side: a mounted directory of objects becomes the engine's world.
 //! 6. [`run`]: the ways of running; [`run::node`] ties all of it together, [`run::state`] is what survives a restart.
-//! 7. [`host`]: the machine's interfaces and addresses.
+//! 7. [`host`]: the machine's interfaces and addresses, and the floor of nftables under what is not guarded yet.
 //! 8. [`observe`]: flow records and lines for those who watch. [`operate`]: metrics, health and the admin socket.
 //! 9. [`config`], [`cli`], [`clock`]: settings, the command line, the one place that reads a clock.
 //!

@@ -1,4 +1,4 @@
-//! Every attempt of the demo as a test: routed, proxy ARP and bridged, IPv4 and IPv6, TCX; clsact once. And the control:
+//! Every attempt of the demo as a test: routed, proxy ARP and bridged, IPv4 and IPv6, TCX; XDP without proxy ARP, clsact once. And the control:
 //! what is denied there passes when nobody guards.
 
 use libtest_mimic::Trial;
@@ -33,6 +33,13 @@ pub fn trials() -> Vec<Trial> {
                     let seen = (attempt.seen)(&mut Stage::unguarded(topology, family));
                     same(&seen, expected)
                 }));
+            }
+        }
+    }
+    for (shape, topology) in [("routed", Topology::Routed), ("bridged", Topology::Bridged)] {
+        for (version, family) in FAMILIES {
+            for attempt in &ATTEMPTS {
+                trials.push(guarded(&format!("{shape}::{version}::xdp"), attempt, topology, family, "xdp"));
             }
         }
     }

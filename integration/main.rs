@@ -3,6 +3,8 @@
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
 mod attempts;
+mod early;
+mod floor;
 mod fragments;
 #[path = "lab/mod.rs"]
 mod lab;
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
         .chain(scenes::trials())
         .chain(repairs::trials())
         .chain(wire::trials())
+        .chain(early::trials())
+        .chain(floor::trials())
         .chain(fragments::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();

@@ -45,6 +45,7 @@ pub fn trials() -> Vec<Trial> {
         scene("a_swap_of_the_data_link_applies_one_generation", data_swap),
         scene("an_interface_that_is_deleted_and_made_again_is_guarded_again", interface_made_again),
         scene("an_interface_that_appears_later_is_guarded", interface_appears_later),
+        scene("an_interface_that_the_configuration_names_no_more_is_let_go", interface_named_no_more),
         scene("sigterm_leaves_enforcement_and_the_next_start_adopts_it", sigterm),
         scene("programs_of_another_version_go_when_ours_are_there", other_version),
         scene("the_detach_command_takes_other_versions_away", other_version_detached),
@@ -323,6 +324,15 @@ fn interface_appears_later() {
     scene.stands();
 }
 
+fn interface_named_no_more() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    scene.kill();
+    let elsewhere = format!("exec \"$0\" $(echo \"$@\" | sed s/{}=/veth-else=/)", PODS[0].host);
+    scene.daemon = Some(Daemon::launch(&scene.world, &["sh", "-c", &elsewhere], &[]));
+    scene.comes_to(Duration::from_secs(5), ONE, 5432, Reach::Reached);
+}
+
 fn sigterm() {
     let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
     scene.stands();
@@ -395,6 +405,8 @@ fn leaves_nothing(scene: &Scene) {
         scene.sees(family, ONE, 5432, Reach::Reached);
         scene.asks(family, ONE); // of the cluster's own resolver
     }
+    let tables = scene.world.must("node", "nft list tables");
+    assert!(!tables.contains("namegate") && tables.contains("table ip services"), "{tables}");
     let addresses = scene.world.must("node", "ip address");
     assert!(!addresses.contains("169.254.77.") && !addresses.contains("fd6e:616d"), "{addresses}");
     for pod in &PODS {

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test and adds up what they counted. Root and BPF are needed by the last two groups: with CI=true their absence
+# Runs every test and adds up what they counted. Root and BPF are needed by the last three groups: with CI=true their absence
 # is a failure, elsewhere those tests are counted as skipped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -25,10 +25,13 @@ cargo test --test corpus 2>&1 | tee -a "$log" || status=1
 # Allocations and instructions a reply, as a release build has them.
 cargo test --release --test counts 2>&1 | tee -a "$log" || status=1
 cargo test --doc 2>&1 | tee -a "$log" || status=1
-for group in programs integration; do
+for group in programs integration faults; do
 	cargo test --test "$group" --no-run || exit 1
 	as_root "$(built "$group")" --test-threads 1 2>&1 | tee -a "$log" || status=1
 done
+# A third of the attacks, without the floods.
+cargo test --test assault --no-run || exit 1
+as_root "$(built assault)" --slice 2>&1 | tee -a "$log" || status=1
 
 # "test result: ok. 12 passed; 0 failed; 3 ignored; …", once a program
 awk -v status="$status" '

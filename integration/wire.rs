@@ -4,6 +4,8 @@
 //! its frames in two worlds. Unguarded they must be captured outside: that is the control. Guarded they must not be, while
 //! the plain datagram sent after them is; and the kernel's counter of the expected reason must have moved.
 //!
+//! With XDP, what it is for must not even come as far as the node's own packet sockets, which stand between XDP and TC.
+//!
 //! In bridged worlds the outside has a port on the bridge, so that frames which no router would forward arrive as well.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -21,6 +23,9 @@ use crate::lab::{Daemon, Topology, World, clock, snapshot};
 
 /// What `payment-processor` may reach here, whole addresses with every port; and that makes it default-deny.
 const RULES: &str = "  - toCIDR: [203.0.113.200/32, \"2001:db8:2::200/128\"]\n";
+/// What XDP leaves to TC: what depends on packets that TC may still hold, what is steered, what is answered.
+const FOR_TC: [&str; 5] =
+    ["fragment_lone", "fragment_overlap", "fragment_steered", "unknown_resolver", "steering_address"];
 const OTHER_MAC: &str = "02:00:00:00:01:77";
 
 /// A class of frames.
@@ -239,7 +244,7 @@ struct Pair {
 }
 
 impl Pair {
-    fn new(topology: Topology) -> Pair {
+    fn new(topology: Topology, attach: &str) -> Pair {
         let unguarded = World::new(Options { topology });
         let guarded = World::new(Options { topology });
         snapshot::with_policy(&guarded.directory.join("snapshot"), &snapshot::policy("payment-processor", RULES));
@@ -252,31 +257,47 @@ impl Pair {
                 );
             }
         }
-        let daemon = Daemon::start(&guarded, &[]);
+        let daemon = Daemon::start(&guarded, &["--set", &format!("enforcement.attach={attach}")]);
         Pair { guarded, unguarded, daemon }
     }
 }
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
-    for (shape, topology) in [("bridged", Topology::Bridged), ("routed", Topology::Routed)] {
+    let shapes = [("bridged", Topology::Bridged), ("routed", Topology::Routed)];
+    for (shape, topology, attach) in shapes.into_iter().flat_map(|(s, t)| ["tcx", "xdp"].map(|attach| (s, t, attach))) {
         // The worlds of a shape are made by its first trial and removed with its last.
         let pair: Arc<Mutex<Option<Pair>>> = Arc::default();
         for class in CLASSES.iter().filter(|class| topology == Topology::Bridged || class.routed) {
             for &family in class.families {
                 let pair = pair.clone();
                 let version = if family == Family::V4 { "ipv4" } else { "ipv6" };
-                trials.push(Trial::test(format!("wire::{shape}::{version}::{}_is_dropped", class.name), move || {
-                    let mut pair = pair.lock().unwrap_or_else(PoisonError::into_inner);
-                    try_class(class, family, topology, pair.get_or_insert_with(|| Pair::new(topology)))
-                }));
+                trials.push(Trial::test(
+                    format!("wire::{shape}::{version}::{attach}::{}_is_dropped", class.name),
+                    move || {
+                        let mut pair = pair.lock().unwrap_or_else(PoisonError::into_inner);
+                        try_class(
+                            class,
+                            family,
+                            topology,
+                            attach,
+                            pair.get_or_insert_with(|| Pair::new(topology, attach)),
+                        )
+                    },
+                ));
             }
         }
     }
     trials
 }
 
-fn try_class(class: &Class, family: Family, topology: Topology, pair: &Pair) -> Result<(), libtest_mimic::Failed> {
+fn try_class(
+    class: &Class,
+    family: Family,
+    topology: Topology,
+    attach: &str,
+    pair: &Pair,
+) -> Result<(), libtest_mimic::Failed> {
     let sender = |mark: &str| Sender {
         from: family.of(&PODS[0]),
         to: family.pick("203.0.113.200", "2001:db8:2::200").parse().expect("an address"),
@@ -297,9 +318,21 @@ fn try_class(class: &Class, family: Family, topology: Topology, pair: &Pair) -> 
         labels.map(|label| pair.daemon.metric("namegate_packets_total", &[&label, "direction=\"egress\""])).sum()
     };
     let before = counted();
+    let behind_xdp = pair.guarded.node.capture(PODS[0].host);
     let leaked = escaped(&pair.guarded, topology, &frames, &plain, &sender("tried").mark, &sender("plain").mark);
     if leaked > 0 {
         return Err(format!("{leaked} of {count} frames got out").into());
+    }
+    let came = || {
+        let frames: Vec<Vec<u8>> =
+            behind_xdp.frames().iter().filter(|frame| !frame.outgoing).map(|frame| frame.octets()).collect();
+        ["tried", "plain"].map(|mark| frames.iter().filter(|frame| holds(frame, &sender(mark).mark)).count())
+    };
+    clock::wait_until(Duration::from_secs(3), || came()[1] == 2); // the one after too
+    let [came, _] = came();
+    let is_early = attach == "xdp" && !class.reasons.iter().any(|each| FOR_TC.contains(each));
+    if came != if is_early { 0 } else { count } {
+        return Err(format!("{came} of {count} frames came past XDP").into());
     }
     let moved = clock::wait_until(Duration::from_secs(3), || counted() >= before + count as f64);
     if moved { Ok(()) } else { Err(format!("dropped, but not counted as {:?}", class.reasons).into()) }

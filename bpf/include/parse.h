@@ -6,7 +6,7 @@
 #define NAMEGATE_PARSE_H
 
 #include "abi.h"
-#include <linux/bpf.h>
+#include "packet.h"
 #include <linux/icmpv6.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
@@ -146,14 +146,14 @@ static __always_inline int is_multicast(const struct frame *f)
 /* Loose and strict source routes lead a packet past the address that was judged (RFC 791, 3.1). On a copy: the verifier
  * (clang 14, Linux 6.18) loses the bounds of a packet pointer that moves by what it reads.
  */
-SEPARATE enum reason walk_options(struct __sk_buff *skb, __u32 length)
+SEPARATE enum reason walk_options(PACKET *packet, __u32 length)
 {
 	__u8 options[64] = {};
 	__u32 at = 0;
 
 	if (length < 4 || length > IPV4_OPTIONS_MAX)
 		return REASON_MALFORMED;
-	if (bpf_skb_load_bytes(skb, ETHERNET + sizeof(struct iphdr), options, length))
+	if (load(packet, ETHERNET + sizeof(struct iphdr), options, length))
 		return REASON_MALFORMED;
 	for (int i = 0; i < IPV4_OPTIONS_MAX && at < length; i++) {
 		__u8 kind = options[at & 63];
@@ -287,7 +287,7 @@ static __always_inline enum reason whole_header(const struct frame *f, enum reas
 	return reason;
 }
 
-static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
+static __always_inline enum reason parse_ipv4(PACKET *packet, void *data, void *data_end, struct frame *f)
 {
 	struct iphdr *ip = data + ETHERNET;
 	enum reason reason;
@@ -302,11 +302,11 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data,
 	f->hop_limit = ip->ttl;
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
-	if ((total < header && !(skb->gso_size && total == 0)) || ETHERNET + total > f->octets)
+	if ((total < header && !(is_segmented_later(packet) && total == 0)) || ETHERNET + total > f->octets)
 		return REASON_MALFORMED; /* total 0 with GSO: more than 64 KiB in one piece (BIG TCP) */
 	f->end = total ? ETHERNET + total : f->octets;
 	if (header > sizeof(*ip)) {
-		enum reason bad = walk_options(skb, header - sizeof(*ip));
+		enum reason bad = walk_options(packet, header - sizeof(*ip));
 
 		if (bad != REASON_FLOW)
 			return bad;
@@ -324,7 +324,7 @@ static __always_inline enum reason parse_ipv4(struct __sk_buff *skb, void *data,
 	return f->fragment ? whole_header(f, reason) : reason;
 }
 
-static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data, void *data_end, struct frame *f)
+static __always_inline enum reason parse_ipv6(PACKET *packet, void *data, void *data_end, struct frame *f)
 {
 	struct ipv6hdr *ip = data + ETHERNET;
 	__u32 offset = ETHERNET + sizeof(*ip);
@@ -339,7 +339,8 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data,
 	f->hop_limit = ip->hop_limit;
 	next = ip->nexthdr;
 	f->protocol = next;
-	f->end = ip->payload_len || !skb->gso_size ? offset + bpf_ntohs(ip->payload_len) : f->octets; /* BIG TCP */
+	f->end = ip->payload_len || !is_segmented_later(packet) ? offset + bpf_ntohs(ip->payload_len)
+								: f->octets; /* BIG TCP */
 	if (f->end > f->octets)
 		return REASON_MALFORMED;
 	/* Never on a wire (RFC 4038, 4.2); here it would pass for the IPv4 address, which is kept in this form. */
@@ -388,24 +389,24 @@ static __always_inline enum reason parse_ipv6(struct __sk_buff *skb, void *data,
 }
 
 /* Whether the frame is understood, and what is in it. */
-SEPARATE enum reason parse(struct __sk_buff *skb, struct frame *f)
+SEPARATE enum reason parse(PACKET *packet, struct frame *f)
 {
-	void *data = (void *)(long)skb->data, *data_end = (void *)(long)skb->data_end;
+	void *data = (void *)(long)packet->data, *data_end = (void *)(long)packet->data_end;
 	struct ethhdr *ethernet = data;
 
 	if (!f)
 		return REASON_INTERNAL;
 
-	f->octets = skb->len;
-	if (skb->vlan_present) /* the kernel has taken a real frame's outer tag out of the bytes */
+	f->octets = octets_of(packet);
+	if (has_tag_aside(packet))
 		return REASON_TAGGED;
 	if ((void *)(ethernet + 1) > data_end)
 		return REASON_MALFORMED;
 	switch (ethernet->h_proto) {
 	case bpf_htons(ETH_P_IP):
-		return parse_ipv4(skb, data, data_end, f);
+		return parse_ipv4(packet, data, data_end, f);
 	case bpf_htons(ETH_P_IPV6):
-		return parse_ipv6(skb, data, data_end, f);
+		return parse_ipv6(packet, data, data_end, f);
 	case bpf_htons(ETH_P_ARP):
 		return REASON_ARP;
 	case bpf_htons(ETH_P_8021Q):
@@ -417,12 +418,16 @@ SEPARATE enum reason parse(struct __sk_buff *skb, struct frame *f)
 }
 
 /* The headers must be linear before they can be read in place; a sender can arrange that they are not. */
-static __always_inline void make_linear(struct __sk_buff *skb)
+static __always_inline void make_linear(PACKET *packet)
 {
-	__u32 want = skb->len < PULL ? skb->len : PULL;
+#ifdef EARLY
+	(void)packet; /* drivers see to it */
+#else
+	__u32 want = packet->len < PULL ? packet->len : PULL;
 
-	if ((long)skb->data_end - (long)skb->data < want)
-		bpf_skb_pull_data(skb, want);
+	if ((long)packet->data_end - (long)packet->data < want)
+		bpf_skb_pull_data(packet, want);
+#endif
 }
 
 #endif

@@ -41,6 +41,11 @@ static __always_inline int mac_is_own(const struct context *c, const __u8 *mac)
 #define ETHERNET_LEAST 60
 /* A neighbour solicitation with its target, the sender's link-layer address and a nonce (RFC 7527). */
 #define ND_MOST (ETHERNET + 40 + 24 + 8 + 8)
+/* A report of one group (RFC 2710, 3), and one of sixteen without sources (RFC 3810, 5.2); both behind a router
+ * alert.
+ */
+#define MLD_MOST (ETHERNET + 40 + 8 + 24)
+#define MLD2_MOST (ETHERNET + 40 + 8 + 8 + 16 * 20)
 
 struct ethernet_arp {
 	struct ethhdr ethernet;
@@ -54,10 +59,10 @@ struct ethernet_arp {
 } __attribute__((packed));
 
 /* A pod may ask for anyone and answer for itself (RFC 826; a probe of RFC 5227 has no sender address). */
-SEPARATE enum reason police_arp(struct __sk_buff *skb, const struct context *c)
+SEPARATE enum reason police_arp(PACKET *packet, const struct context *c)
 {
-	void *data_end = (void *)(long)skb->data_end;
-	struct ethernet_arp *arp = (void *)(long)skb->data;
+	void *data_end = (void *)(long)packet->data_end;
+	struct ethernet_arp *arp = (void *)(long)packet->data;
 	struct address sender;
 	__be32 ip;
 
@@ -110,10 +115,10 @@ static __always_inline int is_on_link(const struct context *c, const struct addr
 }
 
 /* Neighbour discovery of a pod (RFC 4861): it solicits, and advertises itself; it is no router. */
-SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
+SEPARATE enum reason police_nd(PACKET *packet, const struct context *c)
 {
-	void *data_end = (void *)(long)skb->data_end;
-	struct ethhdr *ethernet = (void *)(long)skb->data;
+	void *data_end = (void *)(long)packet->data_end;
+	struct ethhdr *ethernet = (void *)(long)packet->data;
 	const struct frame *f;
 	enum reason here;
 	struct address target;
@@ -131,8 +136,11 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 		return REASON_SPOOFED_ADDRESS;
 	if (owns(&c->endpoint, &f->source) && !mac_is_own(c, mac))
 		return REASON_SPOOFED_MAC;
-	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT)
+	if (f->icmp_type == MLD_REPORT || f->icmp_type == MLD_DONE || f->icmp_type == MLD2_REPORT) {
+		if (f->octets > (f->icmp_type == MLD2_REPORT ? MLD2_MOST : MLD_MOST)) /* as below */
+			return REASON_ND_SPOOFED;
 		return f->hop_limit == 1 && is_multicast(f) ? REASON_ND : REASON_ND_SPOOFED; /* never forwarded */
+	}
 	if (f->octets > ND_MOST) /* options that these messages don't have: a message to the whole segment */
 		return REASON_ND_SPOOFED;
 	if (f->hop_limit != 255 || f->l4_offset != ETHERNET + sizeof(struct ipv6hdr) || f->icmp_code)
@@ -141,7 +149,7 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 		return here;
 	if (f->icmp_type != ND_NEIGHBOUR_SOLICIT && f->icmp_type != ND_NEIGHBOUR_ADVERT)
 		return REASON_ND_SPOOFED;
-	at = (void *)(long)skb->data + ETHERNET + sizeof(struct ipv6hdr) + 8;
+	at = (void *)(long)packet->data + ETHERNET + sizeof(struct ipv6hdr) + 8;
 	if ((void *)(at + 16) > data_end)
 		return REASON_MALFORMED;
 	__builtin_memcpy(target.octets, at, 16);
@@ -154,9 +162,9 @@ SEPARATE enum reason police_nd(struct __sk_buff *skb, const struct context *c)
 }
 
 /* From the pod: the source must be its own. To the pod: the destination must be. */
-static __always_inline enum reason police_addresses(struct __sk_buff *skb, const struct context *c)
+static __always_inline enum reason police_addresses(PACKET *packet, const struct context *c)
 {
-	struct ethhdr *ethernet = (void *)(long)skb->data;
+	struct ethhdr *ethernet = (void *)(long)packet->data;
 	__u8 mac[6];
 
 	if (c->direction == FLOW_INGRESS) {
@@ -166,7 +174,7 @@ static __always_inline enum reason police_addresses(struct __sk_buff *skb, const
 	}
 	if (!owns(&c->endpoint, &c->frame.source))
 		return REASON_SPOOFED_ADDRESS;
-	if ((void *)(ethernet + 1) > (void *)(long)skb->data_end)
+	if ((void *)(ethernet + 1) > (void *)(long)packet->data_end)
 		return REASON_MALFORMED;
 	__builtin_memcpy(mac, ethernet->h_source, 6);
 	return mac_is_own(c, mac) ? REASON_FLOW : REASON_SPOOFED_MAC;

@@ -223,21 +223,13 @@ SEPARATE int reject_icmp6(struct __sk_buff *skb)
 	return bpf_redirect_peer(skb->ifindex, 0);
 }
 
-/* Whether a refusal may be sent: never for what was not understood, nor to many, nor for an ICMP error (RFC 1122). */
+/* Whether a refusal may be sent. */
 static __always_inline int may_reject(const struct context *c, enum reason reason)
 {
 	struct bucket *bucket;
 
-	if (!(c->endpoint.flags & ENDPOINT_REJECT) || c->probe || c->direction != FLOW_EGRESS)
+	if (c->probe || !is_answered(c, reason))
 		return 0;
-	if (reason < REASON_UNKNOWN_RESOLVER || reason == REASON_ICMP_UNRELATED)
-		return 0;
-	if (is_multicast(&c->frame) || (c->frame.tcp_flags & TCP_RST))
-		return 0;
-	if (is_icmp(c->frame.protocol) && !query_of(c->frame.protocol, c->frame.icmp_type))
-		return 0; /* no error about an error (RFC 1122, 3.2.2) */
-	if (c->frame.fragment == FRAGMENT_LATER)
-		return 0; /* nor about one (the same); and it has no header to make a reset of */
 	bucket = bucket_of(c);
 	if (!bucket || bucket->rejects >= rejects_per_second)
 		return 0;

@@ -393,7 +393,7 @@ SEPARATE enum reason converse(struct context *c)
 /* An ICMP error passes when what it quotes is a live flow of this endpoint, seen from the other side (RFC 1122, 3.2.2;
  * path MTU discovery needs it).
  */
-SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
+SEPARATE enum reason relate(PACKET *packet, struct context *c)
 {
 	struct flow_key key = {};
 	struct flow *flow;
@@ -410,7 +410,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 	if (f->family == 4) {
 		struct iphdr ip;
 
-		if (bpf_skb_load_bytes(skb, quoted, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
+		if (load(packet, quoted, &ip, sizeof(ip)) || ip.version != 4 || ip.ihl < 5)
 			return REASON_MALFORMED;
 		if (ip.frag_off & bpf_htons(0x1fff))
 			return REASON_ICMP_UNRELATED; /* a later fragment has no ports */
@@ -421,7 +421,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 	} else {
 		struct ipv6hdr ip;
 
-		if (bpf_skb_load_bytes(skb, quoted, &ip, sizeof(ip)) || ip.version != 6)
+		if (load(packet, quoted, &ip, sizeof(ip)) || ip.version != 6)
 			return REASON_MALFORMED;
 		__builtin_memcpy(&source, &ip.saddr, 16);
 		__builtin_memcpy(&destination, &ip.daddr, 16);
@@ -431,7 +431,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 		if (ip.nexthdr == IPPROTO_FRAGMENT) { /* a first fragment that was too big (RFC 8201) */
 			struct fragment_header fragment;
 
-			if (bpf_skb_load_bytes(skb, ports, &fragment, sizeof(fragment)))
+			if (load(packet, ports, &fragment, sizeof(fragment)))
 				return REASON_MALFORMED;
 			if (fragment.offset & bpf_htons(0xfff8))
 				return REASON_ICMP_UNRELATED;
@@ -439,14 +439,14 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 			ports += sizeof(fragment);
 		}
 	}
-	if (bpf_skb_load_bytes(skb, ports, port, sizeof(port)))
+	if (load(packet, ports, port, sizeof(port)))
 		return REASON_MALFORMED;
 	if (is_icmp(key.endpoint_and_protocol)) {
 		__u8 query = query_of(key.endpoint_and_protocol, *(__u8 *)port);
 
 		if (!query)
 			return REASON_ICMP_UNRELATED; /* no error is about an error (RFC 1122, 3.2.2) */
-		if (bpf_skb_load_bytes(skb, ports + 4, port, 2))
+		if (load(packet, ports + 4, port, 2))
 			return REASON_MALFORMED;
 		key.local_port = port[0];
 		key.remote_port = bpf_htons((__u16)query << 8);
@@ -470,7 +470,7 @@ SEPARATE enum reason relate(struct __sk_buff *skb, struct context *c)
 }
 
 /* What is left when endpoint, frame, addresses and steering have had their say. */
-static __always_inline enum reason decide(struct __sk_buff *skb, struct context *c)
+static __always_inline enum reason decide(PACKET *packet, struct context *c)
 {
 	const struct frame *f = &c->frame;
 	enum reason reason;
@@ -479,21 +479,32 @@ static __always_inline enum reason decide(struct __sk_buff *skb, struct context 
 		return converse(c);
 	if (!is_icmp_error(f))
 		return unasked(c, REASON_PROTOCOL);
-	reason = relate(skb, c);
+	reason = relate(packet, c);
 	return reason == REASON_ICMP_UNRELATED ? unasked(c, reason) : reason;
 }
 
-/* Fills the context. REASON_FLOW: go on. */
-static __always_inline enum reason begin(struct __sk_buff *skb, struct context *c, __u8 direction)
+/* Whether the run is to leave no trace. XDP's never does: what it lets through is judged again. */
+static __always_inline int is_dry(PACKET *packet)
 {
-	__u32 ifindex = skb->ifindex;
+#ifdef EARLY
+	(void)packet;
+	return 1;
+#else
+	return probe_mark && packet->mark == probe_mark;
+#endif
+}
+
+/* Fills the context. REASON_FLOW: go on. */
+static __always_inline enum reason begin(PACKET *packet, struct context *c, __u8 direction)
+{
+	__u32 ifindex = interface_of(packet);
 	struct endpoint *row = bpf_map_lookup_elem(&endpoints, &ifindex);
 
 	c->now = bpf_ktime_get_coarse_ns();
 	c->ifindex = ifindex;
 	c->direction = direction;
-	c->probe = probe_mark && skb->mark == probe_mark;
-	c->frame.octets = skb->len;
+	c->probe = is_dry(packet);
+	c->frame.octets = octets_of(packet);
 	if (!row)
 		return REASON_NO_ENDPOINT;
 	c->endpoint = *row;
@@ -533,6 +544,55 @@ static __always_inline int is_audited(const struct context *c, enum reason reaso
 {
 	return !passes(reason) && reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED &&
 	       (c->endpoint.flags & ENDPOINT_AUDIT) && (c->endpoint.flags & ENDPOINT_ENFORCE);
+}
+
+/* What a pod sends, as far as it can be judged without conversations. REASON_FLOW: go on. */
+static __always_inline enum reason police_sender(PACKET *packet, struct context *c)
+{
+	enum reason reason = begin(packet, c, FLOW_EGRESS);
+
+	if (reason != REASON_FLOW)
+		return reason;
+	make_linear(packet);
+	reason = parse(packet, &c->frame);
+	if (reason == REASON_ARP)
+		return police_arp(packet, c);
+	if (reason == REASON_ND)
+		return police_nd(packet, c);
+	if (c->frame.family) {
+		enum reason spoofed = police_addresses(packet, c);
+
+		if (spoofed != REASON_FLOW)
+			return spoofed;
+	}
+	if (reason != REASON_FLOW)
+		return reason;
+	return c->endpoint.flags & ENDPOINT_ENFORCE ? REASON_FLOW : REASON_UNENFORCED;
+}
+
+/* What a pod sends is refused less when it is not guarded, or only watched. */
+static __always_inline enum reason excuse(struct context *c, enum reason reason)
+{
+	if (reason != REASON_NO_ENDPOINT && reason != REASON_ENDPOINT_CLOSED && !passes(reason) &&
+	    !(c->endpoint.flags & ENDPOINT_ENFORCE))
+		reason = unenforced(reason);
+	return is_audited(c, reason) ? audited(c, reason) : reason;
+}
+
+/* Whether a refusal is one that the pod may be told of: never for what was not understood, nor to many, nor for an ICMP
+ * error or a later fragment (RFC 1122, 3.2.2).
+ */
+static __always_inline int is_answered(const struct context *c, enum reason reason)
+{
+	if (!(c->endpoint.flags & ENDPOINT_REJECT) || c->direction != FLOW_EGRESS)
+		return 0;
+	if (reason < REASON_UNKNOWN_RESOLVER || reason == REASON_ICMP_UNRELATED)
+		return 0;
+	if (is_multicast(&c->frame) || (c->frame.tcp_flags & TCP_RST))
+		return 0;
+	if (c->frame.fragment == FRAGMENT_LATER)
+		return 0; /* it has no header to make a reset of */
+	return !is_icmp(c->frame.protocol) || query_of(c->frame.protocol, c->frame.icmp_type);
 }
 
 #endif

@@ -9,6 +9,7 @@ use clap::Args;
 use super::node::CommonArgs;
 use super::table::Table;
 use super::{FAILED, Output, complain, print, usage};
+use crate::host::floor::FloorStatus;
 use crate::observe::text::clean;
 use crate::operate::{Status, client};
 use crate::upstream::health::ServerHealth;
@@ -81,6 +82,7 @@ pub(super) fn text(status: &Status) -> String {
             clean(&refused.text)
         );
     }
+    let _ = writeln!(text, "{}", floor(&status.floor));
     let mut endpoints =
         Table::new(&["INTERFACE", "POD", "ID", "STATE", "ATTACHED", "STEERED", "GRANTS", "FLOWS", "PROBLEM"]);
     for endpoint in &status.endpoints {
@@ -131,6 +133,20 @@ pub(super) fn text(status: &Status) -> String {
         let _ = writeln!(text, "\n{} flow events were lost; no verdict depends on them", status.events_lost);
     }
     text
+}
+
+fn floor(floor: &FloorStatus) -> String {
+    let problem = if floor.problem.is_empty() { String::new() } else { format!("; {}", clean(&floor.problem)) };
+    if floor.tables.is_empty() {
+        let why = if floor.wanted { problem.as_str() } else { "; enforcement.floor is false" };
+        return format!("no floor: a new interface may send before it is guarded{why}");
+    }
+    format!(
+        "floor: {} of {} interfaces guarded, the rest shut; {} packets dropped{problem}",
+        floor.guarded,
+        floor.names.len(),
+        floor.dropped
+    )
 }
 
 fn upstreams(servers: &[ServerHealth]) -> Table {

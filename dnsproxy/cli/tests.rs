@@ -104,6 +104,14 @@ fn status() -> Status {
             flows: 9,
             problem: String::new(),
         }],
+        floor: crate::host::floor::FloorStatus {
+            wanted: true,
+            tables: vec!["inet".to_owned()],
+            names: vec!["veth-pay".to_owned(), "veth-rep".to_owned()],
+            guarded: 1,
+            dropped: 3,
+            problem: "table bridge namegate can't be written".to_owned(),
+        },
         maps: vec![MapStatus { name: "grants".to_owned(), rows: 5, max: 262_144 }],
         upstreams: vec![
             ServerHealth {
@@ -147,6 +155,7 @@ fn the_status_for_people_says_everything() {
          not ready: veth-rep: not first in the chain\n\
          policy: generation 3, in force since 2026-11-21T04:27:16Z, 2 objects of no use\n\
          refused: p.yaml:7:5: CiliumNetworkPolicy payments/egress: no such \\u{1b}field (the last good version is in force)\n\
+         floor: 1 of 2 interfaces guarded, the rest shut; 3 packets dropped; table bridge namegate can't be written\n\
          \n\
          INTERFACE  POD               ID  STATE     ATTACHED  STEERED  GRANTS  FLOWS  PROBLEM\n\
          veth-rep   payments/reports  7   enforced  tcx       yes      5       9      -\n\

@@ -18,6 +18,7 @@ use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use crate::engine::endpoint::PodRef;
 use crate::engine::name::Name;
 use crate::engine::pattern::Pattern;
+use crate::host::floor::InterfaceNames;
 use crate::upstream::address::ServerAddress;
 
 pub use read::{Range, ranges};
@@ -76,6 +77,8 @@ pub enum Attach {
     Tcx,
     /// A clsact queueing discipline with a direct-action filter.
     Clsact,
+    /// As `Auto`, and XDP before it that drops what is refused in any case; or fail.
+    Xdp,
 }
 
 /// Section `[enforcement]`.
@@ -83,6 +86,10 @@ pub enum Attach {
 pub struct Enforcement {
     /// How programs are attached.
     pub attach: Attach,
+    /// Whether nftables drops what comes from an endpoint's interface until programs guard it. `true` unless set.
+    pub floor: bool,
+    /// Further interfaces that are shut until they are endpoints' and guarded. None unless set.
+    pub floor_interfaces: Vec<InterfaceNames>,
     /// Whether refused packets are answered (TCP RST, ICMP) instead of dropped in silence.
     pub reject: bool,
     /// See [`EVENTS_PER_SECOND`].
@@ -461,6 +468,8 @@ settings! {
     "run_dir" run_dir Restart;
     "detach" detach Reload;
     "enforcement.attach" enforcement.attach Restart;
+    "enforcement.floor" enforcement.floor Reload;
+    "enforcement.floor_interfaces" enforcement.floor_interfaces Reload;
     "enforcement.reject" enforcement.reject Reload;
     "enforcement.events_per_second" enforcement.events_per_second Restart;
     "enforcement.syn_timeout" enforcement.syn_timeout Restart;

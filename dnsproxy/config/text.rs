@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::EndpointSetting;
 use crate::engine::endpoint::PodRef;
+use crate::host::floor::InterfaceNames;
 
 /// An endpoint from `IFACE=NAMESPACE/POD[,mac=…]`.
 ///
@@ -69,6 +70,15 @@ fn interface_name(text: &str) -> Option<String> {
     let ok = !text.is_empty() && text.len() <= 15 && text != "." && text != "..";
     let clean = text.chars().all(|c| !c.is_whitespace() && !c.is_control() && c != '/' && c != ':');
     (ok && clean).then(|| text.to_owned())
+}
+
+/// `eth1`, or `veth*` for all that begin so. Not `*`: that would cut the node itself off.
+pub(super) fn interface_names(text: &str) -> Option<InterfaceNames> {
+    let (name, make): (_, fn(String) -> InterfaceNames) = match text.strip_suffix('*') {
+        Some(start) => (start, InterfaceNames::Prefix),
+        None => (text, InterfaceNames::One),
+    };
+    interface_name(name).filter(|name| !name.contains('*')).map(make)
 }
 
 fn pod_ref(text: &str) -> Option<PodRef> {

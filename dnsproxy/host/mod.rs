@@ -1,3 +1,5 @@
-//! The machine's side: interfaces, addresses, and what changes about them.
+//! The machine's side: interfaces, addresses, what changes about them, and the packet filter's floor under all.
 
+pub mod floor;
 pub mod links;
+mod nftables;

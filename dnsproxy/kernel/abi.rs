@@ -35,6 +35,8 @@ pub const FROM_POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/from_pod.b
 pub const TO_POD: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/to_pod.bpf.o"));
 /// See [`FROM_POD`].
 pub const BEAT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/beat.bpf.o"));
+/// See [`FROM_POD`].
+pub const EARLY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/early.bpf.o"));
 
 /// `enum endpoint_flag`.
 pub mod flag {

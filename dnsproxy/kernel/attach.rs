@@ -1,4 +1,4 @@
-//! Programs on interfaces: TCX links (kernel 6.6 and later), clsact filters before.
+//! Programs on interfaces: TCX links (kernel 6.6 and later), clsact filters before; XDP in front of them if asked for.
 //!
 //! **Invariant:** enforcement outlives the process (I12). Links are pinned and updated in place, a clsact filter is
 //! replaced at its fixed priority and handle; nothing is ever detached in order to be attached again.
@@ -27,6 +27,8 @@ pub enum Attach {
     Tcx,
     /// clsact, also where the kernel has TCX.
     Clsact,
+    /// As `Auto`, and XDP in front of what the pod sends; or nothing.
+    Xdp,
 }
 
 /// How an interface is attached.
@@ -78,11 +80,21 @@ impl Hook {
 }
 
 impl Kernel {
-    /// Attaches both programs to the interface, or replaces those of an earlier run in place.
+    /// Attaches the programs to the interface, or replaces those of an earlier run in place.
     ///
     /// # Errors
     /// The interface is gone, or the kernel can't do what `attach` asks for.
     pub fn attach(&self, ifindex: u32, attach: Attach) -> Result<Method, KernelError> {
+        let method = self.attach_both(ifindex, attach)?;
+        if attach == Attach::Xdp {
+            self.attach_early(ifindex)?;
+        } else {
+            self.detach_early(ifindex); // of an earlier run
+        }
+        Ok(method)
+    }
+
+    fn attach_both(&self, ifindex: u32, attach: Attach) -> Result<Method, KernelError> {
         if attach != Attach::Clsact {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
@@ -130,7 +142,7 @@ impl Kernel {
             link.update_prog(&program).map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
         } else {
             drop(std::fs::remove_file(&pin)); // severed for ever when its device was deleted
-            let link = create_link(program.as_fd().as_raw_fd(), ifindex, hook.tcx())
+            let link = create_link(program.as_fd().as_raw_fd(), ifindex, hook.tcx(), libbpf_sys::BPF_F_BEFORE)
                 .map_err(|source| KernelError::call(what(), source))?;
             pin_at(link.as_fd(), &pin)?;
         }
@@ -163,8 +175,9 @@ impl Kernel {
         }
     }
 
-    /// Takes both programs off the interface, if it is still there, and removes the pins.
+    /// Takes all programs off the interface, if it is still there, and removes the pins.
     pub fn detach(&self, ifindex: u32) {
+        self.detach_early(ifindex);
         self.detach_tcx(ifindex);
         detach_clsact(ifindex, self.on_send().as_fd());
         self.retire_others(ifindex);
@@ -176,6 +189,14 @@ impl Kernel {
         found.sort_unstable();
         found.dedup();
         found
+    }
+
+    /// Whether programs of this run or an earlier one are on the interface, in both directions.
+    pub fn has_programs(&self, ifindex: u32) -> bool {
+        Hook::BOTH.into_iter().all(|hook| {
+            live_link(&self.link_pin(ifindex, hook), ifindex).is_some()
+                || filter(ifindex, hook, self.on_send().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()))
+        })
     }
 }
 
@@ -272,16 +293,17 @@ pub(super) fn live_link(pin: &Path, ifindex: u32) -> Option<Link> {
     let link = Link::open(pin).ok()?;
     match link.info().ok()?.info {
         LinkTypeInfo::Tcx(tcx) if tcx.ifindex == ifindex => Some(link),
+        LinkTypeInfo::Xdp(xdp) if xdp.ifindex == ifindex => Some(link),
         _ => None,
     }
 }
 
-/// libbpf-rs 0.27 has no TCX attach: the low-level call, at the head of the chain.
-pub(super) fn create_link(program: i32, ifindex: u32, attach_type: u32) -> std::io::Result<OwnedFd> {
+/// libbpf-rs 0.27 has no TCX attach and no flags for XDP: the low-level call.
+pub(super) fn create_link(program: i32, ifindex: u32, attach_type: u32, flags: u32) -> std::io::Result<OwnedFd> {
     // SAFETY: plain data, of which zero is a value.
     let mut options: libbpf_sys::bpf_link_create_opts = unsafe { std::mem::zeroed() };
     options.sz = size_of_val(&options) as libbpf_sys::size_t;
-    options.flags = libbpf_sys::BPF_F_BEFORE;
+    options.flags = flags;
     // SAFETY: `options` is of the size that it says.
     let fd = unsafe { libbpf_sys::bpf_link_create(program, ifindex as i32, attach_type, &options) };
     if fd < 0 {

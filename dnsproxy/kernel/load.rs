@@ -5,6 +5,7 @@ use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramMut};
@@ -44,6 +45,7 @@ pub struct Kernel {
     from_pod: Object,
     to_pod: Object,
     beat: Object,
+    pub(super) early: OnceLock<Object>,
     settings: LoadSettings,
     /// Where pins of this ABI version are: `maps/` and `links/`.
     pub(super) pins: PathBuf,
@@ -96,7 +98,8 @@ impl Kernel {
         let to_pod = load_object(abi::TO_POD, "to_pod", &maps, settings, probe_mark)?;
         let beat = load_object(abi::BEAT, "beat", &maps, settings, probe_mark)?;
         let tables = Tables::of(&from_pod)?;
-        Ok(Kernel { from_pod, to_pod, beat, settings: settings.clone(), pins, probe_mark, adopted, tables })
+        let (early, settings) = (OnceLock::new(), settings.clone());
+        Ok(Kernel { from_pod, to_pod, beat, early, settings, pins, probe_mark, adopted, tables })
     }
 
     /// Another copy of a program, with the same maps: where one stands already, the same one can't be put a second time.
@@ -105,7 +108,12 @@ impl Kernel {
             Hook::FromPod => abi::FROM_POD,
             Hook::ToPod => abi::TO_POD,
         };
-        load_object(octets, hook.name(), &self.pins.join("maps"), &self.settings, self.probe_mark)
+        self.another(octets, hook.name())
+    }
+
+    /// Another program, with the same maps.
+    pub(super) fn another(&self, octets: &[u8], name: &str) -> Result<Object, KernelError> {
+        load_object(octets, name, &self.pins.join("maps"), &self.settings, self.probe_mark)
     }
 
     /// Pins maps again whose pins are gone; the names of those. The next start would find no maps to adopt.

@@ -1,15 +1,16 @@
 //! The BPF side: loads the programs, attaches them, writes their maps, reads what they count and tell.
 //!
 //! In reading order: [`abi`] (the types both sides share), [`table`] (a map as typed rows), [`load`] (bpffs, pins, both
-//! programs), [`attach`] (TCX links and clsact filters), `versions` (what an upgrade finds), [`rules`] (endpoints and what
-//! a rule set compiles to), [`grants`], [`sweep`] (what time takes away), [`beat`] (who does so while the proxy is dead),
-//! [`probe`] (is it really in force?), [`repair`] (it is again), [`events`] and [`counters`].
+//! programs), [`attach`] (TCX links and clsact filters), `early` (XDP before them), `versions` (what an upgrade finds),
+//! [`rules`] (endpoints and what a rule set compiles to), [`grants`], [`sweep`] (what time takes away), [`beat`] (who does
+//! so while the proxy is dead), [`probe`] (is it really in force?), [`repair`] (it is again), [`events`] and [`counters`].
 
 pub mod abi;
 pub mod attach;
 pub mod beat;
 pub mod change;
 pub mod counters;
+mod early;
 pub mod events;
 pub mod grants;
 pub mod load;

@@ -22,6 +22,8 @@ pub enum Fault {
     Displaced,
     /// Ours runs, but nothing holds it there when this process ends.
     Unpinned,
+    /// XDP does not drop before it any more.
+    NotEarly,
 }
 
 /// One thing that is wrong.
@@ -44,6 +46,7 @@ impl fmt::Display for Damage {
             (Fault::Displaced, Some(other)) => write!(f, "{name}: program {other} is first in the chain, not ours"),
             (Fault::Displaced, None) => write!(f, "{name}: ours is not first in the chain"),
             (Fault::Unpinned, _) => write!(f, "{name}: its pin is gone"),
+            (Fault::NotEarly, _) => write!(f, "{name}: the XDP program before it is gone"),
         }
     }
 }
@@ -76,6 +79,9 @@ impl Kernel {
             };
             found.push(Damage { hook, fault, other });
         }
+        if self.drops_early() && !self.is_early(ifindex)? {
+            found.push(Damage { hook: Hook::FromPod, fault: Fault::NotEarly, other: None });
+        }
         Ok(found)
     }
 
@@ -86,6 +92,7 @@ impl Kernel {
     pub fn repair(&self, ifindex: u32, method: Method, found: &[Damage]) -> Result<(), KernelError> {
         for damage in found {
             match (method, damage.fault) {
+                (_, Fault::NotEarly) => self.attach_early(ifindex)?,
                 (Method::Tcx, Fault::Detached) => self.attach_link(ifindex, damage.hook)?,
                 (Method::Tcx, Fault::Displaced) => self.put_first(ifindex, damage.hook)?,
                 (Method::Tcx, Fault::Unpinned) => self.pin_link_again(ifindex, damage.hook)?,
@@ -105,7 +112,9 @@ impl Kernel {
         let pin = self.link_pin(ifindex, hook);
         let beside = beside(&pin);
         drop(std::fs::remove_file(&beside));
-        let link = create_link(program(&copy, hook.name()).as_fd().as_raw_fd(), ifindex, hook.tcx()).map_err(failed)?;
+        let link =
+            create_link(program(&copy, hook.name()).as_fd().as_raw_fd(), ifindex, hook.tcx(), libbpf_sys::BPF_F_BEFORE)
+                .map_err(failed)?;
         pin_at(link.as_fd(), &beside)?;
         for old in self.links(ifindex, hook)? {
             // SAFETY: a descriptor of our own.

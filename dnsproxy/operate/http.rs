@@ -114,12 +114,18 @@ impl Server {
     /// # Errors
     /// An address is in use, or another namegate answers on the admin socket. A stale socket is replaced.
     pub fn start(metrics: Option<SocketAddr>, admin: &Path, operator: Arc<Operator>) -> Result<Server, ServeError> {
-        let tcp = match metrics {
-            Some(address) => Some(listen(address).map_err(|source| ServeError::Metrics { address, source })?),
+        // First: it says that another namegate is here; an address in use may be anyone's.
+        let (socket, unix) = AdminSocket::bind(admin)?;
+        let tcp = match metrics.map(|address| listen(address).map_err(|source| ServeError::Metrics { address, source }))
+        {
+            Some(Ok(listener)) => Some(listener),
+            Some(Err(error)) => {
+                socket.remove();
+                return Err(error);
+            }
             None => None,
         };
         let metrics_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
-        let (socket, unix) = AdminSocket::bind(admin)?;
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Thread)?;
         let (stop, stopped) = watch::channel(());
         let serve = move || {

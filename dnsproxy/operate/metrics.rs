@@ -154,6 +154,7 @@ pub struct Metrics {
     repairs: IntCounterVec,
     endpoints: IntGaugeVec,
     ready: IntGauge,
+    floor: IntCounter,
     cache: cache::Cache,
     upstreams: upstreams::Upstreams,
 }
@@ -260,6 +261,11 @@ impl Metrics {
             ),
             endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
             ready: gauge(r, "namegate_ready", "1 if namegate is ready as /readyz has it, else 0."),
+            floor: counter(
+                r,
+                "namegate_floor_packets_total",
+                "Packets dropped by the floor: of interfaces that were not guarded yet.",
+            ),
             cache: cache::Cache::new(r),
             upstreams: upstreams::Upstreams::new(r),
             registry: registry.clone(),
@@ -369,6 +375,11 @@ impl Metrics {
     /// Whether namegate is ready.
     pub fn ready(&self, ready: bool) {
         self.ready.set(i64::from(ready));
+    }
+
+    /// How many packets the floor has dropped since the start.
+    pub fn floor(&self, packets: u64) {
+        raise(&self.floor, packets);
     }
 
     /// All of it in Prometheus' text form.

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::cluster::snapshot::{Refusal, Stands};
+use crate::host::floor::FloorStatus;
 use crate::serve::cache::CacheFigures;
 use crate::upstream::health::ServerHealth;
 
@@ -26,6 +27,8 @@ pub struct Status {
     pub policy: PolicyStatus,
     /// The endpoints, by interface.
     pub endpoints: Vec<EndpointStatus>,
+    /// What drops packets of interfaces that are not guarded yet.
+    pub floor: FloorStatus,
     /// The kernel's tables.
     pub maps: Vec<MapStatus>,
     /// The DNS servers that were asked.
@@ -146,6 +149,12 @@ pub enum AttachedBy {
     Tcx,
     /// A clsact queueing discipline.
     Clsact,
+    /// TCX, and XDP before it.
+    #[serde(rename = "xdp+tcx")]
+    XdpTcx,
+    /// A clsact queueing discipline, and XDP before it.
+    #[serde(rename = "xdp+clsact")]
+    XdpClsact,
 }
 
 impl AttachedBy {
@@ -155,6 +164,8 @@ impl AttachedBy {
             AttachedBy::Nothing => "-",
             AttachedBy::Tcx => "tcx",
             AttachedBy::Clsact => "clsact",
+            AttachedBy::XdpTcx => "xdp+tcx",
+            AttachedBy::XdpClsact => "xdp+clsact",
         }
     }
 }

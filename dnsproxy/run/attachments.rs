@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::node::{Endpoint, Node};
 use crate::clock;
 use crate::config;
+use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::RuleSet;
 use crate::host::links::{Event, Link};
 use crate::kernel::KernelError;
@@ -26,6 +27,8 @@ pub(super) struct Attachment {
     pub bridge: Option<u32>,
     /// The row that the kernel has for it lets nothing pass.
     pub closed: bool,
+    /// The programs were on it when they were last looked at.
+    pub in_place: bool,
 }
 
 impl Node {
@@ -35,16 +38,22 @@ impl Node {
             Ok(links) => self.links = links.into_iter().map(|link| (link.index, link)).collect(),
             Err(error) => return tracing::warn!(%error, "interfaces can't be listed"),
         }
+        let renamed: BTreeSet<u32> = self.renamed().iter().map(|(ifindex, _)| *ifindex).collect();
         let stale: Vec<u32> = self
             .kernel
             .pinned_interfaces()
             .into_iter()
             .chain(self.kernel.endpoints().into_iter().flatten().map(|row| row.0))
-            .filter(|ifindex| !self.is_wanted(*ifindex))
+            .filter(|ifindex| !self.is_named(*ifindex) && !renamed.contains(ifindex))
             .collect();
         for ifindex in stale {
+            self.ground.floor.shut(ifindex);
             self.kernel.detach(ifindex);
             self.kernel.delete_endpoint(ifindex);
+        }
+        self.close_the_renamed();
+        for endpoint in self.endpoints.values_mut() {
+            endpoint.elsewhere = false;
         }
         for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
             self.meet(&key).await;
@@ -52,9 +61,54 @@ impl Node {
         self.publish().await;
     }
 
-    fn is_wanted(&self, ifindex: u32) -> bool {
+    /// It has the name of an endpoint's interface.
+    fn is_named(&self, ifindex: u32) -> bool {
         let name = self.links.get(&ifindex).map(|link| &link.name);
         self.endpoints.values().any(|endpoint| Some(&endpoint.interface) == name)
+    }
+
+    /// Interfaces that the kernel knows as an endpoint's, by a name that is no endpoint's, though the configuration names the
+    /// same one as before.
+    fn renamed(&self) -> Vec<(u32, &Endpoint)> {
+        let rows = self.kernel.endpoints().unwrap_or_default();
+        let find = |(ifindex, id, _, _): (u32, EndpointId, u32, u32)| {
+            let endpoint = self.endpoints.values().find(|endpoint| endpoint.id == id && !endpoint.elsewhere)?;
+            (self.links.contains_key(&ifindex) && !self.is_named(ifindex)).then_some((ifindex, endpoint))
+        };
+        rows.into_iter().filter_map(find).collect()
+    }
+
+    /// A workload does not leave its policy because someone renames its interface: what was attached when that happened goes
+    /// on as it was; what was found so is shut.
+    fn close_the_renamed(&self) {
+        for (ifindex, endpoint) in self.renamed() {
+            if endpoint.attachment.is_none_or(|at| at.ifindex != ifindex) {
+                self.close_row(ifindex, endpoint);
+            }
+        }
+    }
+
+    fn close_row(&self, ifindex: u32, endpoint: &Endpoint) {
+        let row = EndpointRow { flags: flag::CLOSED | flag::ENFORCE, ..endpoint.row(false, false, &BTreeSet::new()) };
+        let name = self.links.get(&ifindex).map_or("?", |link| &link.name);
+        match self.kernel.set_endpoint(ifindex, &row) {
+            Ok(()) => {
+                tracing::warn!(pod = %endpoint.pod, interface = endpoint.interface, "its interface is called {name} now: shut");
+            }
+            Err(error) => tracing::error!(ifindex, error = &error as &dyn std::error::Error, "not shut"),
+        }
+    }
+
+    /// Shuts interfaces of endpoints that no earlier run has guarded: nothing is in force that they could be let through by.
+    pub async fn close_what_is_new(&mut self) {
+        let links = self.netlink.links().await.unwrap_or_default();
+        self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        let known: Vec<u32> = self.kernel.endpoints().into_iter().flatten().map(|row| row.0).collect();
+        let is_new = |name: &str| self.links.values().any(|link| link.name == name && !known.contains(&link.index));
+        let new = self.endpoints.iter().filter(|(_, endpoint)| is_new(&endpoint.interface));
+        for key in new.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            self.meet(&key).await;
+        }
     }
 
     /// Something happened to an interface.
@@ -74,16 +128,10 @@ impl Node {
                 if known.is_some_and(|known| known.up) && !link.up {
                     self.kernel.forget_mac(index);
                 }
-                let renamed: Vec<u32> = self
-                    .endpoints
-                    .values()
-                    .filter_map(|endpoint| endpoint.attachment.map(|at| (at.ifindex, &endpoint.interface)))
-                    .filter(|(ifindex, interface)| *ifindex == index && **interface != link.name)
-                    .map(|(ifindex, _)| ifindex)
-                    .collect();
-                for ifindex in renamed {
-                    self.kernel.detach(ifindex);
-                    self.forget(ifindex).await;
+                let attached = |endpoint: &&Endpoint| endpoint.attachment.is_some_and(|at| at.ifindex == index);
+                if let Some(endpoint) = self.endpoints.values().find(attached).filter(|e| e.interface != link.name) {
+                    let Endpoint { pod, interface, .. } = endpoint;
+                    tracing::warn!(%pod, interface, "its interface is called {} now; it is guarded as before", link.name);
                 }
                 let key = self.endpoints.iter().find(|(_, endpoint)| endpoint.interface == link.name);
                 if let Some(key) = key.map(|(key, _)| key.clone()) {
@@ -95,6 +143,11 @@ impl Node {
     }
 
     async fn forget(&mut self, ifindex: u32) {
+        self.ground.floor.shut(ifindex);
+        if self.kernel.pinned_interfaces().contains(&ifindex) {
+            self.kernel.detach(ifindex); // its links are severed, their pins would stay
+        }
+        self.kernel.delete_endpoint(ifindex);
         let Some(endpoint) =
             self.endpoints.values_mut().find(|endpoint| endpoint.attachment.is_some_and(|at| at.ifindex == ifindex))
         else {
@@ -102,14 +155,13 @@ impl Node {
         };
         endpoint.attachment = None;
         tracing::info!(pod = %endpoint.pod, interface = endpoint.interface, "the interface is gone");
-        self.kernel.detach(ifindex); // its links are severed, their pins would stay
-        self.kernel.delete_endpoint(ifindex);
         self.publish().await;
     }
 
     /// Takes an endpoint off its interface: it is none any more.
-    pub fn let_go(&self, endpoint: &mut Endpoint) {
+    pub fn let_go(&mut self, endpoint: &mut Endpoint) {
         if let Some(at) = endpoint.attachment.take() {
+            self.ground.floor.shut(at.ifindex);
             self.kernel.detach(at.ifindex);
             self.kernel.delete_endpoint(at.ifindex);
         }
@@ -127,10 +179,21 @@ impl Node {
         }
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         endpoint.link_problem = problem;
-        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false };
+        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
         if endpoint.attachment.is_some_and(|old| old.ifindex == at.ifindex && old.bridge == at.bridge) {
             return;
         }
+        // Another interface has its name now: the one that had it stays guarded, and is shut.
+        let before =
+            endpoint.attachment.filter(|old| old.ifindex != link.index && self.links.contains_key(&old.ifindex));
+        if let (Some(before), Some(endpoint)) = (before, self.endpoints.get(key)) {
+            self.close_row(before.ifindex, endpoint);
+        }
+        // It had the name of another endpoint's interface: whose row it was does not write there any more.
+        for (_, other) in self.endpoints.iter_mut().filter(|(other, _)| *other != key) {
+            other.attachment.take_if(|held| held.ifindex == link.index);
+        }
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         if let Some(served) = &endpoint.served {
             let mut served = (**served).clone();
             (served.interface, served.bridge) = (link.index, bridge);
@@ -144,7 +207,7 @@ impl Node {
             .and_then(|()| self.kernel.attach(link.index, attach(self.config.enforcement.attach)));
         match attached {
             Ok(method) => {
-                endpoint.attachment = Some(Attachment { method, closed, ..at });
+                endpoint.attachment = Some(Attachment { method, closed, in_place: true, ..at });
                 endpoint.written = Some(row);
                 endpoint.looked_at = clock::mono();
                 tracing::info!(pod = %endpoint.pod, interface = link.name, ifindex = link.index, ?method, "attached");
@@ -155,6 +218,7 @@ impl Node {
                 tracing::error!(pod = %endpoint.pod, interface = link.name, "not enforced: {error:#}");
             }
         }
+        self.keep_floor(); // opens what is guarded now
         self.upkeep.look_soon();
     }
 
@@ -235,5 +299,6 @@ fn attach(setting: config::Attach) -> Attach {
         config::Attach::Auto => Attach::Auto,
         config::Attach::Tcx => Attach::Tcx,
         config::Attach::Clsact => Attach::Clsact,
+        config::Attach::Xdp => Attach::Xdp,
     }
 }

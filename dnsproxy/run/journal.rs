@@ -44,16 +44,17 @@ impl Journal {
     /// Reads the journal of a state directory.
     ///
     /// # Errors
-    /// The file is there and can't be read, or can't be set aside.
+    /// The file is there and can't be read, or is damaged and can't be set aside.
     pub fn open(directory: &Path) -> io::Result<Read> {
         let path = directory.join("last-good.journal");
         let empty = Journal { path: path.clone(), file: None, said: LastGood::default(), changes: 0 };
         let Some(text) = files::read(&path)? else { return Ok(Read::Missing(empty)) };
         match text.and_then(|text| parse(&text)) {
             Ok((said, changes, length)) => {
-                let file = OpenOptions::new().append(true).open(&path)?;
-                file.set_len(length)?;
-                Ok(Read::Good(Journal { file: Some(file), said, changes, ..empty }))
+                // What can't be written now is still good to read; the next change writes all of it.
+                let cut = |file: File| file.set_len(length).map(|()| file);
+                let file = OpenOptions::new().append(true).open(&path).and_then(cut).ok();
+                Ok(Read::Good(Journal { file, said, changes, ..empty }))
             }
             Err(why) => {
                 let aside = path.with_extension("journal.damaged");

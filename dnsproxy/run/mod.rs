@@ -4,6 +4,7 @@ mod attachments;
 pub mod checkpoint;
 mod explain;
 mod files;
+mod floor;
 mod journal;
 mod lock;
 mod names;
@@ -32,7 +33,7 @@ pub use node::node;
 pub use publish::{caps, guard, routes, search_of, settings};
 pub use reload::{cluster_dns, settle};
 
-/// Takes everything away that a node left: programs, pins, filters, local addresses. The state stays: numbers in it must
+/// Takes everything away that a node left: programs, pins, filters, the floor, local addresses. The state stays: numbers in it must
 /// not be given out again.
 ///
 /// # Errors
@@ -44,6 +45,7 @@ pub fn detach(config: &Config) -> anyhow::Result<()> {
     locks.take_pins(config)?;
     drop(locks);
     let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
+    let found = crate::host::floor::remove_all().context("removing the floor")? || found;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
     checkpoint::remove(&config.state_dir);

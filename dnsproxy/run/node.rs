@@ -15,7 +15,7 @@ use super::journal::{self, Journal};
 use super::lock::Locks;
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{names, packets, publish, reload, steering, upkeep};
+use super::{floor, names, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
@@ -26,6 +26,7 @@ use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::{GrantWrite, MonoNs};
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
+use crate::host::floor::remove_all as remove_floor;
 use crate::host::links::{self, Link, Netlink};
 use crate::kernel::attach::detach_all;
 use crate::kernel::change::PeerRows;
@@ -72,6 +73,7 @@ pub(super) struct Node {
     /// By `namespace/pod`.
     pub endpoints: BTreeMap<String, Endpoint>,
     pub links: BTreeMap<u32, Link>,
+    pub ground: floor::Ground,
     /// What is in force; none before the first snapshot was read.
     pub world: Option<Arc<World>>,
     pub steering: steering::Steering,
@@ -92,6 +94,8 @@ pub(super) struct Node {
 pub(super) struct Endpoint {
     pub pod: PodRef,
     pub interface: String,
+    /// The configuration has named another interface since all were looked at.
+    pub elsewhere: bool,
     pub mac: Option<[u8; 6]>,
     pub id: EndpointId,
     pub slot: u32,
@@ -212,6 +216,7 @@ async fn run_there(
         state,
         endpoints: BTreeMap::new(),
         links: BTreeMap::new(),
+        ground: floor::Ground::default(),
         world: None,
         steering: steering::Steering::default(),
         directory: directory.clone(),
@@ -235,11 +240,28 @@ async fn run_there(
         cluster: CiliumConfig::default(),
     };
     node.name_endpoints();
+    node.lay_floor().await;
     node.inherit().context("adopting what an earlier run left")?;
     let mut watch = Watch::start(&node.config.snapshot);
     node.reload().await;
+    // What an earlier run left in force stays so until there is something to put in its place, as if nobody had started: a
+    // state that can't be written would else shut everyone.
+    while node.world.is_none() && node.kernel.adopted {
+        node.close_what_is_new().await;
+        tokio::select! {
+            _ = terminate.recv() => return leave(node, locks).await,
+            _ = interrupt.recv() => return leave(node, locks).await,
+            _ = hangup.recv() => {
+                node.reload_settings();
+                watch = Watch::start(&node.config.snapshot);
+                node.reload().await;
+            }
+            () = tokio::time::sleep(UPKEEP) => node.reload().await,
+        }
+    }
     let listeners = bound.start(&options, proxy).context("listening for queries")?;
     node.look_at_links().await;
+    node.floor_is_of_this_run();
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
     let events = Events::start(node.kernel.clone(), teller)?;
     node.upkeep(true);
@@ -279,13 +301,29 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server, l
     drop(node.checkpoint); // writes once more
     drop(locks); // a file system that is in use can't be unmounted
     if node.config.detach {
-        checkpoint::remove(&node.config.state_dir);
-        detach_all(&node.config.pin_dir).context("removing programs and pins")?;
-        for local in node.state.resolvers.values() {
-            node.netlink.remove_local(*local).await.context("removing a local address")?;
-        }
+        take_all_away(&node.config, &node.state, &node.netlink).await?;
     }
     drop(server);
+    Ok(())
+}
+
+/// The end of one that never came to run.
+async fn leave(node: Node, locks: Locks) -> anyhow::Result<()> {
+    drop(node.checkpoint);
+    drop(locks);
+    if node.config.detach {
+        take_all_away(&node.config, &node.state, &node.netlink).await?;
+    }
+    Ok(())
+}
+
+async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> anyhow::Result<()> {
+    checkpoint::remove(&config.state_dir);
+    detach_all(&config.pin_dir).context("removing programs and pins")?;
+    remove_floor().context("removing the floor")?;
+    for local in state.resolvers.values() {
+        netlink.remove_local(*local).await.context("removing a local address")?;
+    }
     Ok(())
 }
 
@@ -391,7 +429,7 @@ impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
         let mut named = BTreeMap::new();
-        for setting in &self.config.endpoints {
+        for setting in self.config.endpoints.clone() {
             let key = setting.pod.to_string();
             let mut endpoint = match self.endpoints.remove(&key) {
                 Some(endpoint) => endpoint,
@@ -399,6 +437,7 @@ impl Node {
             };
             if endpoint.interface != setting.interface {
                 self.let_go(&mut endpoint);
+                endpoint.elsewhere |= !endpoint.interface.is_empty();
                 endpoint.interface.clone_from(&setting.interface);
             }
             endpoint.mac = setting.mac;
@@ -497,6 +536,7 @@ impl Node {
             operate::log::set_filter(&self.config.observe.log);
         }
         self.name_endpoints();
+        self.keep_floor();
     }
 }
 
@@ -509,6 +549,7 @@ impl Endpoint {
             let slot = (1..=max_endpoints).find(|slot| !taken.contains(slot)).unwrap_or(max_endpoints);
             state::EndpointState {
                 id: EndpointId(state.last_endpoint_id),
+                interface: String::new(),
                 slot,
                 policy_id: 0,
                 generation: 0,
@@ -518,7 +559,8 @@ impl Endpoint {
         state.endpoints.insert(key, known.clone());
         Endpoint {
             pod: pod.clone(),
-            interface: String::new(),
+            interface: known.interface,
+            elsewhere: false,
             mac: None,
             id: known.id,
             slot: known.slot,

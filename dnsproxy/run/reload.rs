@@ -357,6 +357,7 @@ impl Node {
             let groups = if both { merged(old, &rules.groups) } else { rules.groups.clone() };
             let entry = EndpointState {
                 id: endpoint.id,
+                interface: endpoint.interface.clone(),
                 slot: endpoint.slot,
                 policy_id: endpoint.policy_id,
                 generation: endpoint.generation,

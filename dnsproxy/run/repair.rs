@@ -23,6 +23,9 @@ impl Node {
         for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
             let looked = self.look_at_endpoint(&key);
             let Some(endpoint) = self.endpoints.get_mut(&key) else { continue };
+            if let Some(at) = &mut endpoint.attachment {
+                at.in_place = looked.is_ok() || self.kernel.has_programs(at.ifindex);
+            }
             endpoint.damage = looked.err().unwrap_or_default();
             for problem in [&endpoint.link_problem, &endpoint.damage].into_iter().filter(|text| !text.is_empty()) {
                 reasons.push(format!("{}: {problem}", endpoint.interface));
@@ -38,6 +41,9 @@ impl Node {
     fn look_at_endpoint(&mut self, key: &str) -> Result<(), String> {
         let Some(at) = self.endpoints.get(key).and_then(|endpoint| endpoint.attachment) else { return Ok(()) };
         let found = self.kernel.examine(at.ifindex, at.method).map_err(words)?;
+        if found.iter().any(|damage| damage.fault == Fault::Detached) {
+            self.ground.floor.shut(at.ifindex);
+        }
         if !found.is_empty() {
             // Before, so that nothing that was opened meanwhile passes once the programs are back; after, for what was
             // opened in between.
@@ -85,7 +91,7 @@ impl Node {
         let dark = clock::mono().0.saturating_sub(endpoint.looked_at.0) as f64 / 1e9;
         let (pod, interface, what) = (endpoint.pod.to_string(), &endpoint.interface, list(found));
         if missing(found).next().is_none() {
-            tracing::error!(pod, interface, "somebody removed a pin: {what}; it is there again");
+            tracing::error!(pod, interface, "somebody removed a pin or a link: {what}; it is there again");
         } else {
             tracing::error!(
                 pod,
@@ -113,7 +119,7 @@ impl Node {
 impl From<Fault> for Repair {
     fn from(fault: Fault) -> Repair {
         match fault {
-            Fault::Detached => Repair::Detached,
+            Fault::Detached | Fault::NotEarly => Repair::Detached,
             Fault::Displaced => Repair::Displaced,
             Fault::Unpinned => Repair::Pin,
         }
@@ -122,7 +128,8 @@ impl From<Fault> for Repair {
 
 /// Programs without which something may have passed.
 fn missing(found: &[Damage]) -> impl Iterator<Item = Hook> + '_ {
-    found.iter().filter(|damage| damage.fault != Fault::Unpinned).map(|damage| damage.hook)
+    let is_gap = |fault| matches!(fault, Fault::Detached | Fault::Displaced);
+    found.iter().filter(move |damage| is_gap(damage.fault)).map(|damage| damage.hook)
 }
 
 fn list(found: &[Damage]) -> String {

@@ -44,6 +44,9 @@ pub struct State {
 pub struct EndpointState {
     /// Its number.
     pub id: EndpointId,
+    /// The name of its interface; empty: not known. Where the kernel has its row on one of another name, somebody renamed that.
+    #[serde(default)]
+    pub interface: String,
     /// Its row in `budgets`.
     pub slot: u32,
     /// Its rules' number.
@@ -62,6 +65,7 @@ impl State {
             a.0 == b.0
                 && (a.1.policy_id, a.1.id, a.1.slot) == (b.1.policy_id, b.1.id, b.1.slot)
                 && a.1.groups == b.1.groups
+                && a.1.interface == b.1.interface
         };
         (self.last_endpoint_id, self.last_policy_id) == (written.last_endpoint_id, written.last_policy_id)
             && self.resolvers == written.resolvers

@@ -99,6 +99,7 @@ impl Node {
         if all || now >= self.upkeep.look_at {
             self.upkeep.look_at = now + LOOK;
             self.look_at_programs();
+            self.look_at_floor();
         }
         self.tell();
     }
@@ -196,6 +197,8 @@ impl Node {
         let grants: Vec<u64> = self.endpoints.values().map(grants_of).collect();
         metrics.grants(grants.iter().sum());
         metrics.ready(self.readiness.is_ready());
+        let floor = self.ground.floor.status();
+        metrics.floor(floor.dropped);
         let cache = self.proxy.cache().map(Cache::figures);
         metrics.cache(&cache.unwrap_or_default());
         metrics.background(self.proxy.background());
@@ -222,6 +225,7 @@ impl Node {
                 skipped: self.loaded.skipped,
             },
             endpoints,
+            floor,
             maps: tables
                 .into_iter()
                 .map(|(table, rows, max)| MapStatus { name: table.text().to_owned(), rows, max })
@@ -291,10 +295,12 @@ impl Node {
                 Some(rules) if rules.selected => EndpointState::Enforced,
                 Some(_) => EndpointState::Unenforced,
             },
-            attached: match endpoint.attachment.map(|at| at.method) {
-                None => AttachedBy::Nothing,
-                Some(Method::Tcx) => AttachedBy::Tcx,
-                Some(Method::Clsact) => AttachedBy::Clsact,
+            attached: match (endpoint.attachment.map(|at| at.method), self.kernel.drops_early()) {
+                (None, _) => AttachedBy::Nothing,
+                (Some(Method::Tcx), false) => AttachedBy::Tcx,
+                (Some(Method::Tcx), true) => AttachedBy::XdpTcx,
+                (Some(Method::Clsact), false) => AttachedBy::Clsact,
+                (Some(Method::Clsact), true) => AttachedBy::XdpClsact,
             },
             steered: rules.is_some_and(|rules| rules.steered()),
             grants: grants_of(endpoint) as u32,

@@ -43,6 +43,8 @@ struct Told {
     more: bool,
     /// The directory went away from its path: another one may stand there.
     moved: bool,
+    /// Written to, and not closed since: half of a file can mean more than the whole.
+    unfinished: BTreeSet<String>,
 }
 
 impl Watch {
@@ -71,7 +73,12 @@ impl Watch {
             },
         };
         let latest = heard + PATIENCE;
-        while now() < latest && timeout_at(latest.min(now() + SETTLE), self.changes.recv()).await.is_ok() {}
+        while now() < latest {
+            let until = if lock(&self.told).unfinished.is_empty() { latest.min(now() + SETTLE) } else { latest };
+            if timeout_at(until, self.changes.recv()).await.is_err() {
+                break;
+            }
+        }
         self.heard = None;
         let told = std::mem::take(&mut *lock(&self.told));
         if told.moved {
@@ -148,7 +155,13 @@ impl Told {
                     self.more = true;
                     self.moved |= matches!(event.kind, EventKind::Remove(_) | EventKind::Modify(ModifyKind::Name(_)));
                 }
-                Some(name) => drop(self.names.insert(name.to_owned())),
+                Some(name) => {
+                    match event.kind {
+                        EventKind::Modify(ModifyKind::Data(_)) => drop(self.unfinished.insert(name.to_owned())),
+                        _ => drop(self.unfinished.remove(name)),
+                    }
+                    self.names.insert(name.to_owned());
+                }
                 None => self.more = true,
             }
         }
@@ -259,6 +272,25 @@ mod tests {
         assert_eq!(watch.changed().await, None, "the poll comes first");
         done.store(true, Ordering::Relaxed);
         writer.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_file_that_its_writer_has_open_is_read_when_it_is_closed() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut watch = Watch::start(folder.path());
+        let mut file = fs::File::create(folder.path().join("a.json")).unwrap();
+        std::io::Write::write_all(&mut file, b"half").unwrap();
+        let half = tokio::time::timeout(SETTLE * 10, watch.changed()).await;
+        assert!(half.is_err(), "told while half of it is there: {half:?}");
+        std::io::Write::write_all(&mut file, b" and half").unwrap();
+        drop(file);
+        let start = now();
+        assert_eq!(told(&mut watch).await, names(&["a.json"]));
+        assert!(now() < start + PATIENCE / 2, "closed, and still waited for");
+        // Who never closes it does not put it off for ever.
+        let mut file = fs::File::create(folder.path().join("b.json")).unwrap();
+        std::io::Write::write_all(&mut file, b"half").unwrap();
+        assert_eq!(told(&mut watch).await, names(&["b.json"]));
     }
 
     #[track_caller]

@@ -45,22 +45,26 @@ impl Daemon {
     pub fn start_unready(world: &World, more: &[&str]) -> Daemon {
         let flows = world.directory.join("flows.json");
         let watched = ["--verbose", "--flows", flows.to_str().expect("a path in UTF-8")];
-        Daemon::launch(world, &[&watched, more].concat())
+        Daemon::launch(world, &[], &[&watched, more].concat())
     }
 
     /// Starts it for both pods without records of what passes, and waits until it is ready: for great numbers of queries.
     #[track_caller]
     pub fn start_quiet(world: &World, more: &[&str]) -> Daemon {
-        let daemon = Daemon::launch(world, more);
+        let daemon = Daemon::launch(world, &[], more);
         daemon.wait_ready();
         daemon
     }
 
+    /// Starts it for both pods without records, and doesn't wait. `through` is what starts it in its place, as
+    /// `prlimit --nofile=64`; it must become namegate (exec), so that signals reach it.
     #[track_caller]
-    fn launch(world: &World, more: &[&str]) -> Daemon {
+    pub fn launch(world: &World, through: &[&str], more: &[&str]) -> Daemon {
         let namespace = world.namespace("node");
-        let mut command = inside(&namespace, program().to_str().expect("a path in UTF-8"));
-        command.arg("node").args(common(&world.directory));
+        let program = program();
+        let words = [through, &[program.to_str().expect("a path in UTF-8")]].concat();
+        let mut command = inside(&namespace, words[0]);
+        command.args(&words[1..]).arg("node").args(common(&world.directory));
         for pod in &PODS {
             command.arg("--endpoint").arg(format!("{}=payments/{}", pod.host, pod.name));
         }
@@ -129,6 +133,12 @@ impl Daemon {
     /// SIGHUP.
     pub fn reload(&self) {
         self.signal(libc::SIGHUP);
+    }
+
+    /// How it ended; none when it still runs after `limit`.
+    pub fn ends_within(&mut self, limit: Duration) -> Option<ExitStatus> {
+        wait_until(limit, || !self.runs());
+        self.child.try_wait().ok().flatten()
     }
 
     /// The process.

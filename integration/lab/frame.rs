@@ -80,12 +80,14 @@ pub fn fragment(from: IpAddr, to: IpAddr, protocol: u8, id: u16, begin: u16, mor
             packet[10..12].copy_from_slice(&sum.to_be_bytes());
             packet
         }
-        _ => {
-            let field = begin | u16::from(more);
-            let header = [&[protocol, 0][..], &field.to_be_bytes(), &u32::from(id).to_be_bytes()].concat();
-            ip(from, to, 44, &[header, octets.to_vec()].concat())
-        }
+        _ => ip(from, to, 44, &fragment_header(protocol, begin, more, id, octets)),
     }
+}
+
+/// An IPv6 fragment header; the offset in octets.
+pub fn fragment_header(next: u8, offset: u16, more: bool, id: u16, payload: &[u8]) -> Vec<u8> {
+    let field = offset & 0xfff8 | u16::from(more);
+    [&[next, 0][..], &field.to_be_bytes(), &u32::from(id).to_be_bytes(), payload].concat()
 }
 
 /// All of a datagram in fragments of so many octets each.
@@ -139,6 +141,23 @@ pub fn tcp(from: (IpAddr, u16), to: (IpAddr, u16), sequence: u32, acknowledged: 
     let sum = transport_checksum(from.0, to.0, 6, &segment);
     segment[16..18].copy_from_slice(&sum.to_be_bytes());
     segment
+}
+
+/// The same with a payload.
+pub fn tcp_carrying(from: (IpAddr, u16), to: (IpAddr, u16), sequence: u32, flags: u8, payload: &[u8]) -> Vec<u8> {
+    let mut segment = [tcp(from, to, sequence, 0, flags), payload.to_vec()].concat();
+    segment[16..18].fill(0);
+    let sum = transport_checksum(from.0, to.0, 6, &segment);
+    segment[16..18].copy_from_slice(&sum.to_be_bytes());
+    segment
+}
+
+/// An ICMP message with its checksum; what follows the checksum is the body.
+pub fn icmp(kind: u8, code: u8, body: &[u8]) -> Vec<u8> {
+    let mut message = [&[kind, code, 0, 0], body].concat();
+    let sum = checksum(&message, 0);
+    message[2..4].copy_from_slice(&sum.to_be_bytes());
+    message
 }
 
 /// ARP: operation 1 asks, 2 tells.

@@ -173,8 +173,17 @@ pub mod guard {
             let _ = Command::new("ip").args(["netns", "del", &namespace]).output();
         }
         let directory = directory(prefix);
-        unmount(&directory.join("bpf"));
+        // A state directory may be a file system of its own (faults of disks), even one on top of another.
+        for mounted in ["bpf", "state", "state"] {
+            unmount(&directory.join(mounted));
+        }
         let _ = fs::remove_dir_all(&directory);
+        let _ = fs::remove_dir(memory_group(prefix));
+    }
+
+    /// A world's group of the memory controller, where the machine has it (cgroup v1).
+    pub fn memory_group(prefix: &str) -> PathBuf {
+        Path::new("/sys/fs/cgroup/memory").join(prefix)
     }
 
     fn sweep(dead: impl Fn(u32) -> bool) {
@@ -205,7 +214,8 @@ pub mod guard {
             .collect()
     }
 
-    fn unmount(path: &Path) {
+    /// Takes away what is mounted there, if anything is.
+    pub fn unmount(path: &Path) {
         if let Ok(path) = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()) {
             // SAFETY: a valid C string. An error means that nothing was mounted.
             unsafe { libc::umount2(path.as_ptr(), libc::MNT_DETACH) };

@@ -364,6 +364,17 @@ pub fn neighbour_discovery_is_policed() {
         |more: usize| [&neighbour(135, stranger, POD_MAC)[..], &[14, (more / 8) as u8], &vec![7; more - 2]].concat();
     counts(&bench, Egress, &send(own, 255, &solicit(8)), nd);
     counts(&bench, Egress, &send(own, 255, &solicit(16)), spoofed);
+    // A report of the groups that it listens to with room for a router alert, and one with something more.
+    let group: Ipv6Addr = "ff02::1:ff00:10".parse().unwrap();
+    let report = |kind: u8, hops: u8, octets: usize| {
+        let body = [&[0, 0, 0, 1][..], &group.octets(), &vec![7; octets]].concat();
+        ethernet(POD_MAC, NODE_MAC, 0x86dd, &ip6_hops(own, group, ICMPV6, hops, &icmp(kind, 0, &body)))
+    };
+    for (kind, most) in [(131, 8), (132, 8), (143, 8 + 15 * 20 + 4)] {
+        counts(&bench, Egress, &report(kind, 1, most), nd);
+        counts(&bench, Egress, &report(kind, 1, most + 1), spoofed);
+        counts(&bench, Egress, &report(kind, 64, most), spoofed);
+    }
     // On a shared segment a link-local address must be made of the pod's MAC.
     counts(&bench, Egress, &send(alien, 255, &neighbour(136, alien, POD_MAC)), nd);
     bench.flags(flag::BRIDGED, 0);

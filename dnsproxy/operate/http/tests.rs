@@ -159,6 +159,21 @@ fn a_second_process_is_refused_and_a_stale_socket_is_replaced() {
 }
 
 #[test]
+fn a_second_process_is_told_of_the_first_rather_than_of_its_port() {
+    let running = start();
+    let taken = running.server.metrics_address();
+    let second =
+        |admin: &Path| Server::start(taken, admin, operator(&running.readiness, &running.scrapes)).err().unwrap();
+    let error = second(&running.socket);
+    assert!(matches!(error, ServeError::Taken { .. }), "{error}");
+    // Somebody else's port: nothing is left of the attempt.
+    let other = running.socket.with_file_name("other.sock");
+    let error = second(&other);
+    assert!(matches!(error, ServeError::Metrics { .. }), "{error}");
+    assert!(!other.exists(), "a failed start takes its socket away");
+}
+
+#[test]
 fn what_is_no_socket_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("admin.sock");

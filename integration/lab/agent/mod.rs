@@ -6,7 +6,8 @@
 pub mod client;
 mod many;
 pub mod names;
-mod packets;
+mod octets;
+pub mod packets;
 pub mod rogue;
 mod rush;
 pub mod servers;
@@ -41,10 +42,14 @@ pub enum Request {
     AskRaw { server: SocketAddr, tcp: bool, message: String, within_ms: u64 },
     /// Sends frames as they stand, past the whole network stack; hexadecimal.
     Inject { interface: String, frames: Vec<String> },
+    /// Sends frames as they stand, in turn, from the moment that the interface is there until the time is over.
+    Hammer { interface: String, frames: Vec<String>, for_ms: u64, pause_us: u64 },
     /// Records every frame on an interface until [`Request::Captured`].
     Capture { interface: String },
     /// What has been recorded so far.
     Captured { capture: u32, end: bool },
+    /// What has been recorded since the last time, and forgets it.
+    Drain { capture: u32 },
     /// An echo server: TCP.
     ServeTcp { at: SocketAddr },
     /// An echo server: UDP.
@@ -55,6 +60,13 @@ pub enum Request {
     ServeNames { at: Vec<SocketAddr> },
     /// A name server that misbehaves, on UDP and TCP.
     ServeRogue { at: Vec<SocketAddr> },
+    /// A name server that says octets as they are given, on UDP and TCP.
+    ServeOctets { at: Vec<SocketAddr> },
+    /// What that one says to a name from now on.
+    SayOctets { name: String, say: Octets },
+    /// Sends these octets as a DNS message from a socket without a peer, and returns the first datagram that comes back from
+    /// anyone, hexadecimal.
+    AskAnyone { server: SocketAddr, message: String, within_ms: u64 },
     /// What the name server says from now on.
     Say { name: String, qtype: String, script: Script },
     /// What the name server at an address does to every question from now on; none: it answers.
@@ -84,6 +96,8 @@ pub enum Reply {
         capture: u32,
     },
     Frames(Vec<Frame>),
+    /// How many frames.
+    Sent(u64),
     Names(Vec<String>),
     Rushed(Rushed),
     /// Hexadecimal, their numbers 0.
@@ -218,6 +232,18 @@ pub struct Many {
     pub within_ms: u64,
 }
 
+/// See [`Request::SayOctets`].
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Octets {
+    /// Bits of the header's flags beside QR, RD and RA: a code, TC.
+    pub flags: u16,
+    /// Records of the answer, authority and additional sections.
+    pub counts: [u16; 3],
+    /// What follows the question, hexadecimal.
+    pub tail: String,
+    pub delay_ms: u64,
+}
+
 /// A recorded frame.
 #[derive(Serialize, Deserialize, Clone, Debug)]
 pub struct Frame {
@@ -282,13 +308,20 @@ fn answer(request: Request) -> Reply {
             Reply::Bytes(traffic::ask_raw(server, tcp, &unhex(&message), within_ms).map(|bytes| hex(&bytes)))
         }
         Request::Inject { interface, frames } => packets::inject(&interface, &frames),
+        Request::Hammer { interface, frames, for_ms, pause_us } => {
+            packets::hammer(&interface, &frames, for_ms, pause_us)
+        }
         Request::Capture { interface } => packets::capture(&interface),
         Request::Captured { capture, end } => packets::captured(capture, end),
+        Request::Drain { capture } => packets::drain(capture),
         Request::ServeTcp { at } => servers::tcp(at),
         Request::ServeUdp { at } => servers::udp(at),
         Request::ServeTls { at, names, authority } => servers::tls(at, names, &authority),
         Request::ServeNames { at } => names::serve(&at),
         Request::ServeRogue { at } => rogue::serve(&at),
+        Request::ServeOctets { at } => octets::serve(&at),
+        Request::SayOctets { name, say } => octets::say(name, say),
+        Request::AskAnyone { server, message, within_ms } => octets::ask_anyone(server, &unhex(&message), within_ms),
         Request::Say { name, qtype, script } => names::say(&name, &qtype, script),
         Request::Fail { at, script } => names::fail(at, script),
         Request::Asked => names::asked(),

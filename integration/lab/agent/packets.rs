@@ -4,7 +4,9 @@ use std::collections::HashMap;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
+use super::super::clock::now;
 use super::{Frame, Reply, failed, hex, unhex};
 
 struct Recording {
@@ -28,6 +30,55 @@ pub fn inject(interface: &str, frames: &[String]) -> Reply {
         }
     }
     Reply::Done
+}
+
+/// Waits for the interface without a pause: the first frames are to leave while nobody guards it yet.
+pub fn hammer(interface: &str, frames: &[String], for_ms: u64, pause_us: u64) -> Reply {
+    let Ok(name) = std::ffi::CString::new(interface) else { return failed(interface, "a NUL in its name") };
+    let frames: Vec<Vec<u8>> = frames.iter().map(|frame| unhex(frame)).collect();
+    // SAFETY: a plain system call; the descriptor is owned at once.
+    let descriptor = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+    if descriptor < 0 {
+        return failed("socket", std::io::Error::last_os_error());
+    }
+    // SAFETY: a descriptor that nobody else has.
+    let socket = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    let (start, mut sent) = (now(), 0);
+    while start.elapsed() < Duration::from_millis(for_ms) {
+        let frame = &frames[sent as usize % frames.len()];
+        // SAFETY: the name ends in NUL; address and frame live during the call and are of the sizes given.
+        let passed = unsafe {
+            let mut to: libc::sockaddr_ll = std::mem::zeroed();
+            to.sll_family = libc::AF_PACKET as u16;
+            to.sll_ifindex = libc::if_nametoindex(name.as_ptr()) as i32;
+            let size = size_of::<libc::sockaddr_ll>() as u32;
+            to.sll_ifindex > 0
+                && libc::sendto(socket.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0, (&raw const to).cast(), size)
+                    == frame.len() as isize
+        };
+        if passed {
+            sent += 1;
+            std::thread::sleep(Duration::from_micros(pause_us));
+        } else {
+            set_up(&socket, &name);
+        }
+    }
+    Reply::Sent(sent)
+}
+
+/// Sets an interface up, if it is there.
+fn set_up(socket: &OwnedFd, name: &std::ffi::CStr) {
+    // SAFETY: an ioctl that reads and writes one ifreq, of which zero is a value; its name keeps a final NUL.
+    unsafe {
+        let mut request: libc::ifreq = std::mem::zeroed();
+        for (to, from) in request.ifr_name[..libc::IFNAMSIZ - 1].iter_mut().zip(name.to_bytes()) {
+            *to = *from as libc::c_char;
+        }
+        if libc::ioctl(socket.as_raw_fd(), libc::SIOCGIFFLAGS, &raw mut request) == 0 {
+            request.ifr_ifru.ifru_flags |= libc::IFF_UP as libc::c_short;
+            libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw mut request);
+        }
+    }
 }
 
 pub fn capture(interface: &str) -> Reply {
@@ -56,8 +107,15 @@ pub fn captured(capture: u32, end: bool) -> Reply {
     Reply::Frames(frames.clone())
 }
 
+pub fn drain(capture: u32) -> Reply {
+    let mut recordings = RECORDINGS.lock().expect("no panic while locked");
+    let recordings = recordings.get_or_insert_default();
+    let Some(recording) = recordings.get(&capture) else { return failed("capture", capture) };
+    Reply::Frames(std::mem::take(&mut *recording.frames.lock().expect("no panic while locked")))
+}
+
 /// A packet socket on one interface. Protocol 0 receives nothing.
-fn packet_socket(interface: &str, protocol: u16) -> std::io::Result<OwnedFd> {
+pub fn packet_socket(interface: &str, protocol: u16) -> std::io::Result<OwnedFd> {
     let name = std::ffi::CString::new(interface)?;
     // SAFETY: plain system calls; the descriptor is owned at once, the structures are valid and of the sizes given.
     unsafe {
