@@ -334,11 +334,17 @@ fn neighbours(c: &mut Choices<'_>, world: &World, endpoint: &Endpoint) -> Vec<u8
     let message = match c.below(8) {
         0..=2 => neighbour(135, target, option),
         3..=5 => neighbour(136, target, option),
-        6 => icmp(c.of(&[133, 134, 137, 131, 132, 143]), 0, &[0; 20]),
+        6 => icmp(c.of(&[133, 134, 137, 131, 132, 143, 143]), 0, &[0; 325][..c.of(&[4, 20, 20, 24, 28, 324, 325])]),
         _ => icmp(c.of(&[133, 135, 136]), c.of(&[0, 1]), &[&[0; 4][..], &target.octets()].concat()),
     };
-    let hops = c.of(&[255, 255, 255, 64, 1]);
-    let packet = ip6_hops(source, c.of(&to), ICMPV6, hops, &message);
+    let report = matches!(message[0], 131 | 132 | 143);
+    let hops = if report && c.chance(80) { 1 } else { c.of(&[255, 255, 255, 64, 1]) };
+    // A router alert (RFC 2711) in front of reports, as a rule.
+    let (next, message) = match c.chance(if report { 60 } else { 2 }) {
+        true => (0, [extension(ICMPV6, &[5, 2, 0, 0, 1, 0]), message].concat()),
+        false => (ICMPV6, message),
+    };
+    let packet = ip6_hops(source, c.of(&to), next, hops, &message);
     bare(c.of(&[mac, mac, mac, ALIEN_MAC]), 0x86dd, &packet)
 }
 

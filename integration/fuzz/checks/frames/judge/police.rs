@@ -58,12 +58,18 @@ impl Judge {
         if owns(source) && !self.is_own_mac(run, hardware) {
             return Reason::SpoofedMac;
         }
+        // A report of one group, or of sixteen (RFC 2710, RFC 3810), behind a router alert; the target, one link-layer address
+        // and a nonce (RFC 7527). What is longer is a message to the whole segment.
+        let most = match packet.kind {
+            131 | 132 => 14 + 40 + 8 + 24,
+            143 => 14 + 40 + 8 + 8 + 16 * 20,
+            _ => 14 + 40 + 24 + 8 + 8,
+        };
+        if skb.octets.len() > most {
+            return Reason::NdSpoofed;
+        }
         if matches!(packet.kind, 131 | 132 | 143) {
             return if packet.hops == 1 && is_multicast(packet.destination) { Reason::Nd } else { Reason::NdSpoofed };
-        }
-        // The target, one link-layer address, a nonce (RFC 7527): what is longer is a message to the whole segment.
-        if skb.octets.len() > 14 + 40 + 24 + 8 + 8 {
-            return Reason::NdSpoofed;
         }
         if packet.hops != 255 || packet.at != 54 || packet.code != 0 || !matches!(packet.kind, 133 | 135 | 136) {
             return Reason::NdSpoofed;
