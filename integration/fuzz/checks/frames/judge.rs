@@ -142,8 +142,8 @@ impl Judge {
             return self.carry_out(skb, Some(endpoint), now, (Reason::EndpointClosed, notes));
         }
         let mut reason = match direction {
-            Direction::Egress => self.from_pod(&run, skb, &mut notes),
-            Direction::Ingress => self.to_pod(&run, skb, &mut notes),
+            Direction::Egress => self.outward(&run, skb, &mut notes),
+            Direction::Ingress => self.inward(&run, skb, &mut notes),
         };
         // As itself, and not straight to the proxy: that holds whatever policy says.
         let posing = [Reason::SpoofedAddress, Reason::SpoofedMac, Reason::ArpSpoofed, Reason::NdSpoofed];
@@ -163,7 +163,7 @@ impl Judge {
         self.carry_out(skb, Some(endpoint), now, (reason, notes))
     }
 
-    fn from_pod(&mut self, run: &Run<'_>, skb: &Skb<'_>, notes: &mut Notes) -> Reason {
+    fn outward(&mut self, run: &Run<'_>, skb: &Skb<'_>, notes: &mut Notes) -> Reason {
         let (packet, class) = read(skb);
         notes.packet = packet;
         match (packet, class) {
@@ -208,7 +208,7 @@ impl Judge {
         }
     }
 
-    fn to_pod(&mut self, run: &Run<'_>, skb: &Skb<'_>, notes: &mut Notes) -> Reason {
+    fn inward(&mut self, run: &Run<'_>, skb: &Skb<'_>, notes: &mut Notes) -> Reason {
         if !run.endpoint.is(flag::ENFORCE) {
             return Reason::Unenforced;
         }

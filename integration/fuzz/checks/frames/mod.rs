@@ -113,8 +113,8 @@ fn play<'a>(machine: &mut Machine, c: &'a mut Choices<'a>, frames: Option<&'a mu
         seen.steered += u64::from(outcome.action == NEXT && ruling.steered.is_some() && !probe);
         seen.rejected += u64::from(outcome.action == REDIRECT);
     }
-    for row in 0..counted.len() {
-        assert_eq!(counter(machine, row), counted[row], "row {row}: each frame is counted once");
+    for (row, counted) in counted.iter().enumerate() {
+        assert_eq!(counter(machine, row), *counted, "row {row}: each frame is counted once");
     }
     let slots = judge.used.iter().map(|(slot, used)| (*slot, *used)).chain([(0, judge.pooled)]);
     for (slot, used) in slots {
@@ -162,7 +162,7 @@ fn same(world: &World, skb: &Skb<'_>, ruling: &Ruling, outcome: &Outcome) -> Res
     let unchanged = outcome.octets == skb.octets;
     let probe = skb.mark == PROBE;
     let told = told(world, skb, ruling);
-    let event = outcome.event.as_deref().map(|octets| Told::read(octets));
+    let event = outcome.event.as_deref().map(Told::read);
     if event != told {
         return Err(format!("told was {event:?}, not {told:?}"));
     }

@@ -184,7 +184,7 @@ fn ipv6(skb: &Skb<'_>) -> (Option<Packet>, Class) {
 fn piece(id: u32, begin: u16, more: bool, length: usize, before: usize) -> Option<Piece> {
     let begin = usize::from(begin);
     let end = begin + length;
-    let holds = length > 0 && !(more && length % 8 != 0) && before + end <= 65535;
+    let holds = length > 0 && (!more || length.is_multiple_of(8)) && before + end <= 65535;
     holds.then_some(Piece { id, begin, end, last: !more })
 }
 

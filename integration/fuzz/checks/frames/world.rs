@@ -91,7 +91,8 @@ impl World {
             if c.chance(50) {
                 let (host, service) = (PeerId::HOST, PeerId::SERVICE);
                 let others = [PeerId::HOST_APISERVER, PeerId::STEERING, PeerId(20), PeerId(21)];
-                places.insert(*address, c.of(&[&[host, host, service, service, service, service][..], &others].concat()));
+                places
+                    .insert(*address, c.of(&[&[host, host, service, service, service, service][..], &others].concat()));
             }
         }
         let rules: Vec<RuleSet> = (0..3).map(|_| rules(c, &places)).collect();
