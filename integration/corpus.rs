@@ -79,6 +79,7 @@ fn the_programs_do_with_any_frame_what_the_judge_says() {
         "differences": seen.differences,
         "steered": seen.steered,
         "rejected": seen.rejected,
+        "early": seen.early,
         "seconds": began.elapsed().as_secs_f64(),
         "shares": shares,
     });

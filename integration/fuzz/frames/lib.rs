@@ -2,7 +2,7 @@
 //! of the kernel refuses; what the programs read behind the end of what they were shown is a fault of the process.
 
 use std::cell::Cell;
-use std::ffi::{CString, c_char, c_int, c_void};
+use std::ffi::{CString, c_char, c_int};
 use std::marker::PhantomData;
 use std::ptr;
 
@@ -44,16 +44,51 @@ struct Output {
     action: i32,
 }
 
+const XDP_DROP: i32 = 1;
+const XDP_PASS: i32 = 2;
+
+impl Input {
+    fn of(skb: &Skb<'_>, now: u64) -> Input {
+        let number = |length: usize| u32::try_from(length).expect("a length of a frame");
+        Input {
+            octets: skb.octets.as_ptr(),
+            length: number(skb.octets.len()),
+            linear: number(skb.linear),
+            ifindex: skb.ifindex,
+            mark: skb.mark,
+            vlan_present: skb.tagged.into(),
+            gso_size: skb.gso_size,
+            inbound: skb.inbound.into(),
+            now,
+        }
+    }
+}
+
+impl Output {
+    const EMPTY: Output = Output {
+            octets: ptr::null(),
+            event: ptr::null(),
+            length: 0,
+            event_octets: 0,
+            events: 0,
+            redirects: 0,
+            redirected_to: 0,
+            pkt_type: 0,
+            action: 0,
+        };
+}
+
 unsafe extern "C" {
-    fn machine_map(name: *const c_char, shape: *mut Shape) -> *const c_void;
-    fn machine_lookup(map: *const c_void, shape: Shape, key: *const u8) -> *mut u8;
-    fn machine_update(map: *const c_void, shape: Shape, key: *const u8, value: *const u8, flags: u64) -> i64;
-    fn machine_delete(map: *const c_void, shape: Shape, key: *const u8) -> i64;
-    fn machine_resize(map: *const c_void, shape: Shape, rows: u32);
-    fn machine_rows(map: *const c_void, shape: Shape) -> u32;
+    fn machine_map(name: *const c_char, shape: *mut Shape) -> *const c_char;
+    fn machine_lookup(map: *const c_char, shape: Shape, key: *const u8) -> *mut u8;
+    fn machine_update(map: *const c_char, shape: Shape, key: *const u8, value: *const u8, flags: u64) -> i64;
+    fn machine_delete(map: *const c_char, shape: Shape, key: *const u8) -> i64;
+    fn machine_resize(map: *const c_char, shape: Shape, rows: u32);
+    fn machine_rows(map: *const c_char, shape: Shape) -> u32;
     fn machine_reset();
     fn machine_settings(mark: u32, events: u32, rejects: u32);
     fn machine_run(input: *const Input, output: *mut Output) -> c_int;
+    fn machine_run_early(input: *const Input, output: *mut Output) -> c_int;
 }
 
 /// What the programs are told before they are loaded. The same for every machine of the process.
@@ -187,29 +222,7 @@ impl Machine {
     /// # Panics
     /// The frame is longer than [`LONGEST`].
     pub fn run(&mut self, skb: Skb<'_>, now: u64) -> Outcome {
-        let number = |length: usize| u32::try_from(length).expect("a length of a frame");
-        let input = Input {
-            octets: skb.octets.as_ptr(),
-            length: number(skb.octets.len()),
-            linear: number(skb.linear),
-            ifindex: skb.ifindex,
-            mark: skb.mark,
-            vlan_present: skb.tagged.into(),
-            gso_size: skb.gso_size,
-            inbound: skb.inbound.into(),
-            now,
-        };
-        let mut output = Output {
-            octets: ptr::null(),
-            event: ptr::null(),
-            length: 0,
-            event_octets: 0,
-            events: 0,
-            redirects: 0,
-            redirected_to: 0,
-            pkt_type: 0,
-            action: 0,
-        };
+        let (input, mut output) = (Input::of(&skb, now), Output::EMPTY);
         // SAFETY: the frame lives through the call, which copies it.
         assert_eq!(unsafe { machine_run(&input, &mut output) }, 0, "{} octets are too many", skb.octets.len());
         assert!(output.events <= 1 && output.redirects <= 1, "one event and one redirect at most");
@@ -223,6 +236,21 @@ impl Machine {
             event: (output.events == 1).then(|| copy(output.event, output.event_octets)),
         }
     }
+
+    /// Runs the program of XDP on what a pod sends. True: it drops the frame; and `struct flow_event`, if one was sent.
+    ///
+    /// # Panics
+    /// As [`Machine::run`], or the program returned what it never should.
+    pub fn run_early(&mut self, skb: Skb<'_>, now: u64) -> (bool, Option<Vec<u8>>) {
+        let (input, mut output) = (Input::of(&skb, now), Output::EMPTY);
+        // SAFETY: the frame lives through the call, which copies it.
+        assert_eq!(unsafe { machine_run_early(&input, &mut output) }, 0, "{} octets are too many", skb.octets.len());
+        assert!(output.events <= 1, "one event at most");
+        assert!([XDP_DROP, XDP_PASS].contains(&output.action), "XDP action {}", output.action);
+        // SAFETY: it points to this thread's machine, and is good until its next run; this copies.
+        let event = unsafe { std::slice::from_raw_parts(output.event, output.event_octets as usize).to_vec() };
+        (output.action == XDP_DROP, (output.events == 1).then_some(event))
+    }
 }
 
 impl Drop for Machine {
@@ -232,7 +260,7 @@ impl Drop for Machine {
     }
 }
 
-fn find(map: &str) -> (*const c_void, Shape) {
+fn find(map: &str) -> (*const c_char, Shape) {
     let name = CString::new(map).expect("no NUL in a name");
     let mut shape = Shape::default();
     // SAFETY: a string that ends in NUL, and a place for the shape.
@@ -241,7 +269,7 @@ fn find(map: &str) -> (*const c_void, Shape) {
     (found, shape)
 }
 
-fn named(map: &str, key: &[u8]) -> (*const c_void, Shape) {
+fn named(map: &str, key: &[u8]) -> (*const c_char, Shape) {
     let (found, shape) = find(map);
     assert_eq!(key.len(), shape.key as usize, "octets of a key of {map}");
     (found, shape)

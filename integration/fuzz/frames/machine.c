@@ -26,7 +26,7 @@ struct row {
 };
 
 struct map {
-	const void *address;
+	const char *name;
 	struct shape shape;
 	struct row *chains[CHAINS]; /* a trie has all in the first */
 	__u8 *array;
@@ -44,6 +44,8 @@ struct machine {
 	__u64 event[32];
 	__u32 event_octets;
 	__u32 events, redirects, redirected_to;
+	__u32 length; /* of the frame, to XDP */
+	int early;    /* XDP's program runs */
 };
 
 static _Thread_local struct machine *machine;
@@ -95,18 +97,22 @@ static int is_array(struct shape shape)
 	return shape.type == BPF_MAP_TYPE_ARRAY || shape.type == BPF_MAP_TYPE_PERCPU_ARRAY;
 }
 
-static struct map *map_of(const void *address, struct shape shape)
+static struct map *map_of(const char *name, struct shape shape)
 {
 	struct machine *m = here();
 	struct map *map;
 
+	if (m->early && !strcmp(name, "&counters"))
+		name = EARLY_COUNTERS;
+	if (m->early && !strcmp(name, "&buckets"))
+		name = EARLY_BUCKETS;
 	for (int i = 0; i < m->count; i++)
-		if (m->maps[i].address == address)
+		if (!strcmp(m->maps[i].name, name))
 			return &m->maps[i];
 	if (m->count == MAPS)
 		out_of("maps");
 	map = &m->maps[m->count++];
-	map->address = address;
+	map->name = name;
 	map->shape = shape;
 	if (is_array(shape))
 		map->array = zeroed((size_t)padded(shape.value_octets) * shape.rows);
@@ -165,9 +171,9 @@ static void *longest(struct map *map, const __u8 *key)
 	return best ? value_of(map, best) : NULL;
 }
 
-void *machine_lookup(const void *address, struct shape shape, const void *key)
+void *machine_lookup(const char *name, struct shape shape, const void *key)
 {
-	struct map *map = map_of(address, shape);
+	struct map *map = map_of(name, shape);
 	struct row *row;
 
 	if (is_array(shape)) {
@@ -182,13 +188,13 @@ void *machine_lookup(const void *address, struct shape shape, const void *key)
 	return row ? value_of(map, row) : NULL;
 }
 
-long machine_update(const void *address, struct shape shape, const void *key, const void *value, __u64 flags)
+long machine_update(const char *name, struct shape shape, const void *key, const void *value, __u64 flags)
 {
-	struct map *map = map_of(address, shape);
+	struct map *map = map_of(name, shape);
 	struct row **at;
 
 	if (is_array(shape)) {
-		void *to = machine_lookup(address, shape, key);
+		void *to = machine_lookup(name, shape, key);
 
 		if (!to || flags == BPF_NOEXIST)
 			return to ? -EEXIST : -E2BIG;
@@ -213,9 +219,9 @@ long machine_update(const void *address, struct shape shape, const void *key, co
 	return 0;
 }
 
-long machine_delete(const void *address, struct shape shape, const void *key)
+long machine_delete(const char *name, struct shape shape, const void *key)
 {
-	struct map *map = map_of(address, shape);
+	struct map *map = map_of(name, shape);
 	struct row **at = row_of(map, key), *gone = *at;
 
 	if (is_array(shape))
@@ -255,14 +261,14 @@ void machine_reset(void)
 	m->count = 0;
 }
 
-void machine_resize(const void *address, struct shape shape, __u32 rows)
+void machine_resize(const char *name, struct shape shape, __u32 rows)
 {
-	map_of(address, shape)->shape.rows = rows;
+	map_of(name, shape)->shape.rows = rows;
 }
 
-__u32 machine_rows(const void *address, struct shape shape)
+__u32 machine_rows(const char *name, struct shape shape)
 {
-	return map_of(address, shape)->rows;
+	return map_of(name, shape)->rows;
 }
 
 __u64 bpf_ktime_get_coarse_ns(void)
@@ -443,6 +449,23 @@ long bpf_redirect_peer(__u32 ifindex, __u64 flags)
 	return flags ? 2 : 7; /* TC_ACT_SHOT, TC_ACT_REDIRECT */
 }
 
+long bpf_xdp_load_bytes(struct xdp_md *packet, __u32 offset, void *to, __u32 length)
+{
+	struct machine *m = here();
+
+	(void)packet;
+	if (offset > m->length || length > m->length - offset)
+		return -EINVAL;
+	memcpy(to, m->frame + offset, length);
+	return 0;
+}
+
+__u64 bpf_xdp_get_buff_len(struct xdp_md *packet)
+{
+	(void)packet;
+	return here()->length;
+}
+
 struct input {
 	const __u8 *octets;
 	__u32 length, linear, ifindex, mark, vlan_present, gso_size, inbound;
@@ -488,5 +511,37 @@ int machine_run(const struct input *input, struct output *output)
 	output->redirects = m->redirects;
 	output->redirected_to = m->redirected_to;
 	output->pkt_type = skb.pkt_type;
+	return 0;
+}
+
+int machine_early(struct xdp_md *packet);
+
+/* Octets that drivers show at least: they have a page in front of them. */
+#define DRIVERS 1024
+
+/* The program of XDP, which changes no frame. */
+int machine_run_early(const struct input *input, struct output *output)
+{
+	struct machine *m = here();
+	__u32 linear = input->linear > DRIVERS ? input->linear : DRIVERS;
+	struct __sk_buff shown = {.len = input->length};
+	struct xdp_md packet = {.ingress_ifindex = input->ifindex};
+
+	if (input->length > FRAME - 4096)
+		return -1;
+	memcpy(m->frame, input->octets, input->length);
+	m->now = input->now;
+	m->length = input->length;
+	m->events = 0;
+	show(&shown, linear < input->length ? linear : input->length);
+	packet.data = shown.data;
+	packet.data_end = shown.data_end;
+	m->early = 1;
+	output->action = machine_early(&packet);
+	m->early = 0;
+	forget(&m->deleted);
+	output->event = (const __u8 *)m->event;
+	output->event_octets = m->event_octets;
+	output->events = m->events;
 	return 0;
 }

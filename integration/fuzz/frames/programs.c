@@ -1,19 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0 */
-/* Both kernel programs as they stand in bpf/, for user space. Their headers come first, so that only the names that
- * both files define are told apart.
+/* The programs of TC as they stand in bpf/, for user space. Their headers come first, so that only the names that both
+ * files define are told apart.
  */
-#include <stddef.h>
-#include <string.h>
-#include <asm/byteorder.h>
-#include <linux/icmpv6.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/ipv6.h>
-#include <linux/tcp.h>
-#include <linux/udp.h>
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
+#include "kernel.h"
 
 /* Settings are constants that user space sets before the programs are loaded: here it writes to them. */
 #define const
@@ -38,21 +27,24 @@ int machine_program(int inbound, struct __sk_buff *skb)
 }
 
 /* The maps that the judge fills and reads; the programs may have more. */
-#define MAP(name)                          \
-	{                                  \
-#name, &name, SHAPE(&name) \
+#define MAP(name)                              \
+	{                                      \
+#name, "&" #name, SHAPE(&name) \
 	}
 static const struct {
 	const char *name;
-	const void *map;
+	const char *map;
 	struct shape shape;
 } named_maps[] = {
-	MAP(endpoints), MAP(limits),   MAP(bridges),  MAP(grants),  MAP(peers),	    MAP(peer_bits),
-	MAP(services),	MAP(cidr4),    MAP(cidr6),    MAP(ports),   MAP(flows),	    MAP(port_blocks),
-	MAP(dns_to),	MAP(dns_from), MAP(counters), MAP(budgets), MAP(fragments),
+	MAP(endpoints), MAP(limits),	MAP(bridges),
+	MAP(grants),	MAP(peers),	MAP(peer_bits),
+	MAP(services),	MAP(cidr4),	MAP(cidr6),
+	MAP(ports),	MAP(flows),	MAP(port_blocks),
+	MAP(dns_to),	MAP(dns_from),	MAP(counters),
+	MAP(budgets),	MAP(fragments), {"early_counters", EARLY_COUNTERS, SHAPE(&counters)},
 };
 
-const void *machine_map(const char *name, struct shape *shape)
+const char *machine_map(const char *name, struct shape *shape)
 {
 	for (size_t i = 0; i < sizeof(named_maps) / sizeof(*named_maps); i++) {
 		if (strcmp(named_maps[i].name, name))
@@ -63,9 +55,12 @@ const void *machine_map(const char *name, struct shape *shape)
 	return NULL;
 }
 
+void machine_early_settings(__u32 events);
+
 void machine_settings(__u32 mark, __u32 events, __u32 rejects)
 {
 	probe_mark = mark;
 	events_per_second = events;
 	rejects_per_second = rejects;
+	machine_early_settings(events);
 }

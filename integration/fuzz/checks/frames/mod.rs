@@ -44,6 +44,8 @@ pub struct Seen {
     pub by_reason: BTreeMap<Reason, u64>,
     pub steered: u64,
     pub rejected: u64,
+    /// Dropped by the program of XDP already.
+    pub early: u64,
     /// Worlds that were left at a frame with which the programs did something else.
     pub differences: u64,
 }
@@ -77,6 +79,7 @@ fn play<'a>(machine: &mut Machine, c: &'a mut Choices<'a>, frames: Option<&'a mu
     world.install(machine);
     let mut judge = Judge::default();
     let mut counted = [(0, 0); 128];
+    let mut counted_early = [(0, 0); 128];
     let mut now = START;
     for number in 0..FRAMES {
         if c.is_over() {
@@ -85,6 +88,9 @@ fn play<'a>(machine: &mut Machine, c: &'a mut Choices<'a>, frames: Option<&'a mu
         change(machine, c, &mut world, &mut now);
         let frame = generate::frame(c, &world, &judge);
         let skb = frame.skb();
+        // XDP's program comes first, and is not told what the kernel does not know so soon.
+        let is_early = !skb.inbound && !skb.tagged && skb.gso_size == 0 && skb.mark != PROBE;
+        let early = is_early.then(|| machine.run_early(skb, now));
         let outcome = machine.run(skb, now);
         let ruling = judge.rule(&world, &skb, now);
         let probe = skb.mark == PROBE;
@@ -93,7 +99,20 @@ fn play<'a>(machine: &mut Machine, c: &'a mut Choices<'a>, frames: Option<&'a mu
             counted[row].0 += 1;
             counted[row].1 += skb.octets.len() as u64;
         }
-        let found = counter(machine, row);
+        if let Some((true, event)) = early {
+            assert!(!ruling.reason.passed() && !ruling.rejected, "frame {number}: early, but {ruling:?}\n{skb:x?}");
+            let told = event.map_or(ruling.reason, |event| Told::read(&event).reason);
+            assert_eq!(told, ruling.reason, "frame {number}: early\n{skb:x?}");
+            counted_early[row].0 += 1;
+            counted_early[row].1 += skb.octets.len() as u64;
+            let found = counter(machine, "early_counters", row);
+            assert_eq!(
+                found, counted_early[row],
+                "frame {number}: early, with another reason than {ruling:?}\n{skb:x?}"
+            );
+            seen.early += 1;
+        }
+        let found = counter(machine, "counters", row);
         assert!(
             found == counted[row],
             "frame {number}: {ruling:?}, but counted was {:?}\n{skb:x?}",
@@ -113,8 +132,10 @@ fn play<'a>(machine: &mut Machine, c: &'a mut Choices<'a>, frames: Option<&'a mu
         seen.steered += u64::from(outcome.action == NEXT && ruling.steered.is_some() && !probe);
         seen.rejected += u64::from(outcome.action == REDIRECT);
     }
-    for (row, counted) in counted.iter().enumerate() {
-        assert_eq!(counter(machine, row), *counted, "row {row}: each frame is counted once");
+    for (map, counted) in [("counters", counted), ("early_counters", counted_early)] {
+        for (row, counted) in counted.iter().enumerate() {
+            assert_eq!(counter(machine, map, row), *counted, "row {row} of {map}: each frame is counted once");
+        }
     }
     let slots = judge.used.iter().map(|(slot, used)| (*slot, *used)).chain([(0, judge.pooled)]);
     for (slot, used) in slots {
@@ -124,15 +145,15 @@ fn play<'a>(machine: &mut Machine, c: &'a mut Choices<'a>, frames: Option<&'a mu
     }
 }
 
-fn counter(machine: &Machine, row: usize) -> (u64, u64) {
-    let octets = machine.get("counters", (row as u32).octets()).expect("a row of an array");
+fn counter(machine: &Machine, map: &str, row: usize) -> (u64, u64) {
+    let octets = machine.get(map, (row as u32).octets()).expect("a row of an array");
     let counter = abi::counter::from_octets(&octets).expect("a counter");
     (counter.packets, counter.octets)
 }
 
 /// The reasons that were counted otherwise than expected.
 fn moved(machine: &Machine, counted: &[(u64, u64); 128], expected: usize) -> Vec<Reason> {
-    let other = (0..128).filter(|row| *row != expected && counter(machine, *row) != counted[*row]);
+    let other = (0..128).filter(|row| *row != expected && counter(machine, "counters", *row) != counted[*row]);
     other.map(|row| Reason::from_number(row as u8 & 63)).collect()
 }
 
