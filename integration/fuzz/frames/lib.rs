@@ -28,6 +28,7 @@ struct Input {
     vlan_present: u32,
     gso_size: u32,
     inbound: u32,
+    unfinished: u32,
     now: u64,
 }
 
@@ -59,6 +60,7 @@ impl Input {
             vlan_present: skb.tagged.into(),
             gso_size: skb.gso_size,
             inbound: skb.inbound.into(),
+            unfinished: number(skb.unfinished),
             now,
         }
     }
@@ -119,6 +121,9 @@ pub struct Skb<'a> {
     pub gso_size: u32,
     /// To the pod.
     pub inbound: bool,
+    /// The sender has left the sum of TCP or UDP to a card: in its place is that of the pseudo header alone, and ends at this
+    /// octet of the frame. 0: the sum is made.
+    pub unfinished: usize,
 }
 
 /// What a program did with a frame.

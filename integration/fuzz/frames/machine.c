@@ -44,8 +44,9 @@ struct machine {
 	__u64 event[32];
 	__u32 event_octets;
 	__u32 events, redirects, redirected_to;
-	__u32 length; /* of the frame, to XDP */
-	int early;    /* XDP's program runs */
+	__u32 unfinished; /* where the checksum ends that is left to a card */
+	__u32 length;	  /* of the frame, to XDP */
+	int early;	  /* XDP's program runs */
 };
 
 static _Thread_local struct machine *machine;
@@ -351,7 +352,7 @@ long bpf_skb_change_tail(struct __sk_buff *skb, __u32 length, __u64 flags)
 {
 	struct machine *m = here();
 
-	if (flags || length > FRAME || length < 14)
+	if (flags || length > FRAME || length < 14 || length < m->unfinished)
 		return -EINVAL;
 	if (length > skb->len)
 		memset(m->frame + skb->len, 0, length - skb->len);
@@ -409,9 +410,11 @@ __s64 bpf_csum_diff(const __be32 *from, __u32 from_octets, const __be32 *to, __u
 	return sum;
 }
 
-/* The sum at `offset`, which is never partial here, with `from` out of it and `to` in it. */
-static long replace(struct __sk_buff *skb, __u32 offset, __u32 from, __u32 to, int datagram)
+/* The sum at `offset`, with `from` out of it and `to` in it. One that is left to a card covers the pseudo header only.
+ */
+static long replace(struct __sk_buff *skb, __u32 offset, __u32 from, __u32 to, int transport, __u64 flags)
 {
+	int datagram = !!(flags & BPF_F_MARK_MANGLED_0), unfinished = transport && here()->unfinished;
 	__u8 *at;
 	__u16 sum;
 
@@ -420,7 +423,10 @@ static long replace(struct __sk_buff *skb, __u32 offset, __u32 from, __u32 to, i
 	memcpy(&sum, at, 2);
 	if (datagram && !sum)
 		return 0; /* UDP without one */
-	sum = ~folded(add_words(add_words((__u16)~sum, ~from), to));
+	if (unfinished && !(flags & BPF_F_PSEUDO_HDR))
+		return 0;
+	sum = unfinished ? folded(add_words(add_words(sum, ~from), to))
+			 : ~folded(add_words(add_words((__u16)~sum, ~from), to));
 	if (datagram && !sum)
 		sum = 0xffff;
 	memcpy(at, &sum, 2);
@@ -430,7 +436,7 @@ static long replace(struct __sk_buff *skb, __u32 offset, __u32 from, __u32 to, i
 
 long bpf_l3_csum_replace(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to, __u64 size)
 {
-	return size == 2 || size == 4 ? replace(skb, offset, from, to, 0) : -EINVAL;
+	return size == 2 || size == 4 ? replace(skb, offset, from, to, 0, 0) : -EINVAL;
 }
 
 long bpf_l4_csum_replace(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to, __u64 flags)
@@ -439,7 +445,7 @@ long bpf_l4_csum_replace(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 
 
 	if (size ? size != 2 && size != 4 : from != 0)
 		return -EINVAL;
-	return replace(skb, offset, from, to, !!(flags & BPF_F_MARK_MANGLED_0));
+	return replace(skb, offset, from, to, 1, flags);
 }
 
 long bpf_redirect_peer(__u32 ifindex, __u64 flags)
@@ -468,7 +474,7 @@ __u64 bpf_xdp_get_buff_len(struct xdp_md *packet)
 
 struct input {
 	const __u8 *octets;
-	__u32 length, linear, ifindex, mark, vlan_present, gso_size, inbound;
+	__u32 length, linear, ifindex, mark, vlan_present, gso_size, inbound, unfinished;
 	__u64 now;
 };
 
@@ -500,6 +506,7 @@ int machine_run(const struct input *input, struct output *output)
 	memcpy(m->frame, input->octets, input->length);
 	m->now = input->now;
 	m->events = m->redirects = m->redirected_to = 0;
+	m->unfinished = input->unfinished;
 	show(&skb, input->linear < input->length ? input->linear : input->length);
 	output->action = machine_program(input->inbound, &skb);
 	forget(&m->deleted);

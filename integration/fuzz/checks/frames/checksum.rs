@@ -39,11 +39,15 @@ fn layout(octets: &[u8]) -> Option<Layout> {
 }
 
 fn layer4(octets: &[u8], layout: &Layout) -> u16 {
+    sum([&pseudo(octets, layout).to_be_bytes()[..], &octets[layout.at..layout.end]])
+}
+
+/// Of the pseudo header alone.
+fn pseudo(octets: &[u8], layout: &Layout) -> u16 {
     let Layout { v4, protocol, at, end } = *layout;
     let addresses = if v4 { &octets[26..34] } else { &octets[22..54] };
     let rest = [0, protocol, ((end - at) >> 8) as u8, (end - at) as u8];
-    let pseudo: [&[u8]; 2] = if v4 && protocol == ICMP { [&[], &[]] } else { [addresses, &rest] };
-    sum(pseudo.into_iter().chain([&octets[at..end]]))
+    if v4 && protocol == ICMP { 0 } else { sum([addresses, &rest]) }
 }
 
 fn place(protocol: u8) -> Option<usize> {
@@ -65,6 +69,30 @@ pub fn is_right(octets: &[u8]) -> Option<bool> {
     let header = !layout.v4 || sum([&octets[14..layout.at]]) == 0xffff;
     let without = layout.protocol == UDP && word(octets, place) == Some(0);
     Some(header && (without || layer4(octets, &layout) == 0xffff))
+}
+
+/// Whether the frame's checksums are right, with that of TCP or UDP left to a card: the sum of the pseudo header stands in its
+/// place (Linux: CHECKSUM_PARTIAL).
+pub fn is_begun(octets: &[u8]) -> Option<bool> {
+    let layout = layout(octets).filter(|layout| matches!(layout.protocol, TCP | UDP))?;
+    let place = layout.at + place(layout.protocol)?;
+    let header = !layout.v4 || sum([&octets[14..layout.at]]) == 0xffff;
+    let found = word(octets.get(..layout.end)?, place)?;
+    // Zero has two forms.
+    Some(header && found % 0xffff == pseudo(octets, &layout) % 0xffff)
+}
+
+/// Makes them right so; where the sum ends that is left to a card. 0: the frame has none such.
+pub fn begin(octets: &mut [u8]) -> usize {
+    let Some(layout) = layout(octets).filter(|layout| matches!(layout.protocol, TCP | UDP)) else { return 0 };
+    let Some(place) = place(layout.protocol).map(|place| layout.at + place).filter(|place| place + 2 <= layout.end)
+    else {
+        return 0;
+    };
+    mend(octets);
+    let sum = pseudo(octets, &layout);
+    octets[place..place + 2].copy_from_slice(&sum.to_be_bytes());
+    place + 2
 }
 
 /// Makes them right.

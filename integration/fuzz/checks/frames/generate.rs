@@ -31,6 +31,7 @@ pub struct Frame {
     mark: u32,
     tagged: bool,
     gso_size: u32,
+    unfinished: usize,
 }
 
 impl Frame {
@@ -43,6 +44,7 @@ impl Frame {
             tagged: self.tagged,
             gso_size: self.gso_size,
             inbound: self.inbound,
+            unfinished: self.unfinished,
         }
     }
 }
@@ -68,18 +70,24 @@ pub fn frame(c: &mut Choices<'_>, world: &World, judge: &Judge) -> Frame {
         mark: if c.chance(2) { PROBE } else { 0 },
         tagged: false,
         gso_size: if c.chance(3) { 1400 } else { 0 },
+        unfinished: 0,
     };
     frame.octets = match c.below(20) {
         0..9 => wrap(&draft),
         9..12 => pieces::fragmented(c, world, judge, endpoint, &mut frame),
         _ => odd(c, world, judge, endpoint, draft, &mut frame),
     };
-    if c.chance(50) {
-        checksum::mend(&mut frame.octets);
+    match c.below(4) {
+        0 | 1 => checksum::mend(&mut frame.octets),
+        2 => frame.unfinished = checksum::begin(&mut frame.octets),
+        _ => {}
     }
     match c.below(16) {
         0 => frame.linear = c.below(64),
-        1 => frame.octets.truncate(c.below(frame.octets.len() + 1)),
+        1 => {
+            frame.octets.truncate(c.below(frame.octets.len() + 1));
+            frame.unfinished = 0;
+        }
         2 => flip(c, &mut frame.octets),
         3 => frame.octets.resize(frame.octets.len() + c.below(200), 0x5a),
         _ => {}

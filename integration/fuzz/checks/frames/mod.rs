@@ -257,6 +257,7 @@ fn steered(world: &World, skb: &Skb<'_>, ruling: &Ruling, outcome: &Outcome) -> 
         (false, false) => 38,
         (false, true) => 22,
     };
+    let is_right = if skb.unfinished > 0 { checksum::is_begun } else { checksum::is_right };
     let mut wanted = skb.octets.to_vec();
     match to.address {
         IpAddr::V4(to) => wanted[address..address + 4].copy_from_slice(&to.octets()),
@@ -282,7 +283,7 @@ fn steered(world: &World, skb: &Skb<'_>, ruling: &Ruling, outcome: &Outcome) -> 
     match () {
         () if outcome.action != NEXT || outcome.to_host != bridged => Err("a steered frame goes on".into()),
         () if found != wanted => Err(format!("steered, it should be {wanted:x?}")),
-        () if checksum::is_right(skb.octets) == Some(true) && checksum::is_right(&outcome.octets) != Some(true) => {
+        () if is_right(skb.octets) == Some(true) && is_right(&outcome.octets) != Some(true) => {
             Err("its checksums were right and are wrong".into())
         }
         () => Ok(()),
@@ -296,6 +297,11 @@ fn answered(skb: &Skb<'_>, packet: &Packet, outcome: &Outcome) -> Result<(), Str
     // With options the ports lie behind what is quoted.
     if v4 && packet.protocol != TCP && packet.at != 34 {
         return if outcome.action == DROP { Ok(()) } else { Err("options are answered with silence".into()) };
+    }
+    // The kernel takes nothing off that it has still to sum up.
+    let left = if packet.protocol == TCP { 14 + header + 20 } else { 14 + header + 8 };
+    if left < skb.unfinished {
+        return if outcome.action == DROP { Ok(()) } else { Err("the frame can't be cut off so far".into()) };
     }
     if outcome.action != REDIRECT || outcome.redirected != Some(skb.ifindex) {
         return Err(format!("is answered, but action {}", outcome.action));
