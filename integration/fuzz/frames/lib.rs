@@ -68,16 +68,16 @@ impl Input {
 
 impl Output {
     const EMPTY: Output = Output {
-            octets: ptr::null(),
-            event: ptr::null(),
-            length: 0,
-            event_octets: 0,
-            events: 0,
-            redirects: 0,
-            redirected_to: 0,
-            pkt_type: 0,
-            action: 0,
-        };
+        octets: ptr::null(),
+        event: ptr::null(),
+        length: 0,
+        event_octets: 0,
+        events: 0,
+        redirects: 0,
+        redirected_to: 0,
+        pkt_type: 0,
+        action: 0,
+    };
 }
 
 unsafe extern "C" {
