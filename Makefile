@@ -2,7 +2,8 @@
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
 # make faults  namegate under load while it is killed, stopped, starved and cut off; 8 minutes
 # make test-long   a million random policies and packets more, of the compiler and of the kernel programs; minutes
-# make assault   attacks: what a hostile workload can send, ask and exhaust, with namegate and without; minutes
+# make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; 15 minutes (assault-long: 45)
+# make mutants   takes each rule away and sees the tests fail; most of an hour
 
 SHELL := /bin/bash
 .ONESHELL:
@@ -47,12 +48,17 @@ faults: deps
 		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
 	$(SUDO) "$$faults" all
 
-# Its last line is JSON: attacks that held, fell or are invalid; leaks; losses.
-assault: deps
-	cargo build --bin namegate
-	attacks="$$(cargo test --test assault --no-run --message-format=json 2>/dev/null |
-		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
-	$(SUDO) "$$attacks"
+# Attacks, faults, frames and fuzz. Its last line is JSON: attacks that held, fell or are invalid; leaks; losses; faults, runs,
+# violations; frames judged; fuzz executions; what a flow, a grant and a name cost.
+assault: deps deps-fuzz
+	@integration/assault.sh
+
+assault-long: deps deps-fuzz
+	@integration/assault.sh --long
+
+# Takes each rule away in a copy of the tree and sees the tests fail; some two minutes each, a line of JSON at the end.
+mutants: deps
+	@$(SUDO) integration/mutants/try.sh
 
 lint: deps deps-lint deps-deny
 	cargo fmt --check

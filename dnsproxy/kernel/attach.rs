@@ -9,9 +9,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::query::LinkTypeInfo;
-use libbpf_rs::{
-    Link, MapCore, MapHandle, Program, ProgramMut, TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder,
-};
+use libbpf_rs::{Link, MapCore, MapHandle, Program, TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
 
 use super::KernelError;
 use super::load::{Kernel, unmount_bpffs};
@@ -98,7 +96,7 @@ impl Kernel {
         if attach != Attach::Clsact {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
-                    detach_clsact(ifindex, self.on_send().as_fd());
+                    detach_clsact(ifindex, self.on_beat().as_fd());
                     self.retire_others(ifindex);
                     return Ok(Method::Tcx);
                 }
@@ -120,7 +118,7 @@ impl Kernel {
 
     /// Puts our filter in its place, or replaces what stands there.
     pub(super) fn attach_clsact(&self, ifindex: u32, hook: Hook) -> Result<(), KernelError> {
-        let program = self.program(hook);
+        let program = self.program(hook)?;
         let mut builder = TcHookBuilder::new(program.as_fd());
         builder.ifindex(ifindex as i32).replace(true).handle(HANDLE).priority(PRIORITY);
         let mut filter = builder.hook(hook.tc());
@@ -135,7 +133,7 @@ impl Kernel {
 
     /// Lets the pinned link run our program, or puts one at the head of the chain and pins it.
     pub(super) fn attach_link(&self, ifindex: u32, hook: Hook) -> Result<(), KernelError> {
-        let program = self.program(hook);
+        let program = self.program(hook)?;
         let pin = self.link_pin(ifindex, hook);
         let what = || format!("attach {} to interface {ifindex} with TCX", hook.name());
         if let Some(mut link) = live_link(&pin, ifindex) {
@@ -152,13 +150,6 @@ impl Kernel {
             drop(std::fs::remove_file(beside));
         }
         Ok(())
-    }
-
-    pub(super) fn program(&self, hook: Hook) -> ProgramMut<'_> {
-        match hook {
-            Hook::FromPod => self.on_send(),
-            Hook::ToPod => self.on_receive(),
-        }
     }
 
     pub(super) fn link_pin(&self, ifindex: u32, hook: Hook) -> PathBuf {
@@ -179,7 +170,7 @@ impl Kernel {
     pub fn detach(&self, ifindex: u32) {
         self.detach_early(ifindex);
         self.detach_tcx(ifindex);
-        detach_clsact(ifindex, self.on_send().as_fd());
+        detach_clsact(ifindex, self.on_beat().as_fd());
         self.retire_others(ifindex);
     }
 
@@ -195,7 +186,7 @@ impl Kernel {
     pub fn has_programs(&self, ifindex: u32) -> bool {
         Hook::BOTH.into_iter().all(|hook| {
             live_link(&self.link_pin(ifindex, hook), ifindex).is_some()
-                || filter(ifindex, hook, self.on_send().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()))
+                || filter(ifindex, hook, self.on_beat().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()))
         })
     }
 }

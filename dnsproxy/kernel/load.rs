@@ -1,6 +1,7 @@
-//! The programs and all maps, loaded once and pinned, or adopted from an earlier run.
+//! All maps and the programs: pinned, or adopted from an earlier run.
 
 use std::ffi::CString;
+use std::io::ErrorKind;
 use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
@@ -40,10 +41,10 @@ pub struct LoadSettings {
     pub rejects_per_second: u32,
 }
 
-/// The loaded programs and their maps.
+/// The maps and programs.
 pub struct Kernel {
-    from_pod: Object,
-    to_pod: Object,
+    /// Empty until they are needed: see [`Kernel::open`].
+    programs: OnceLock<Programs>,
     beat: Object,
     pub(super) early: OnceLock<Object>,
     settings: LoadSettings,
@@ -55,6 +56,12 @@ pub struct Kernel {
     pub adopted: bool,
     /// See bpf/include/maps.h, where each map has its comment.
     pub tables: Tables,
+}
+
+/// The programs that judge packets.
+struct Programs {
+    from_pod: Object,
+    to_pod: Object,
 }
 
 /// Every map of bpf/include/maps.h as a typed table.
@@ -83,23 +90,59 @@ pub struct Tables {
 }
 
 impl Kernel {
-    /// Loads the programs with the maps pinned under `pin_dir`; maps that are there already are adopted.
+    /// [`Kernel::open`] and [`Kernel::load_programs`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub fn load(pin_dir: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
+        let kernel = Kernel::open(pin_dir, settings, probe_mark)?;
+        kernel.load_programs()?;
+        Ok(kernel)
+    }
+
+    /// Opens the maps pinned under `pin_dir`, which the programs of an earlier run go on reading. The verifier takes half a
+    /// second for ours on a busy machine, and DNS need not wait for it: they are loaded by [`Kernel::load_programs`], or
+    /// when they are first needed. Where there are no maps yet, both are made here.
     ///
     /// `probe_mark` must be hard to guess and not zero.
     ///
     /// # Errors
     /// No bpffs can be mounted, the kernel refuses a program, or pinned maps have another shape or size.
-    pub fn load(pin_dir: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
+    pub fn open(pin_dir: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
         make_directories(pin_dir)?;
         let pins = pins_of(pin_dir);
         let maps = pins.join("maps");
         let adopted = maps.join("endpoints").exists();
-        let from_pod = load_object(abi::FROM_POD, "from_pod", &maps, settings, probe_mark)?;
-        let to_pod = load_object(abi::TO_POD, "to_pod", &maps, settings, probe_mark)?;
+        let pinned = if adopted { Tables::pinned(&maps, settings) } else { None };
+        let programs = OnceLock::new();
+        let tables = match pinned {
+            Some(tables) => tables,
+            None => {
+                let loaded = Programs::load(&maps, settings, probe_mark)?;
+                let tables = Tables::of(&loaded.from_pod)?;
+                drop(programs.set(loaded));
+                tables
+            }
+        };
         let beat = load_object(abi::BEAT, "beat", &maps, settings, probe_mark)?;
-        let tables = Tables::of(&from_pod)?;
         let (early, settings) = (OnceLock::new(), settings.clone());
-        Ok(Kernel { from_pod, to_pod, beat, early, settings, pins, probe_mark, adopted, tables })
+        Ok(Kernel { programs, beat, early, settings, pins, probe_mark, adopted, tables })
+    }
+
+    /// Loads the programs, if that has not been done.
+    ///
+    /// # Errors
+    /// The kernel refuses one.
+    pub fn load_programs(&self) -> Result<(), KernelError> {
+        self.programs().map(drop)
+    }
+
+    fn programs(&self) -> Result<&Programs, KernelError> {
+        if let Some(programs) = self.programs.get() {
+            return Ok(programs);
+        }
+        let loaded = Programs::load(&self.pins.join("maps"), &self.settings, self.probe_mark)?;
+        Ok(self.programs.get_or_init(|| loaded))
     }
 
     /// Another copy of a program, with the same maps: where one stands already, the same one can't be put a second time.
@@ -124,6 +167,7 @@ impl Kernel {
         let maps = self.pins.join("maps");
         let named = |map: &libbpf_rs::Map<'_>| map.name().to_str().map(str::to_owned);
         let gone: Vec<_> = self
+            .programs()?
             .from_pod
             .maps()
             .filter_map(|map| Some((named(&map)?, map)))
@@ -136,34 +180,57 @@ impl Kernel {
         Ok(gone.into_iter().map(|(name, _)| name).collect())
     }
 
-    /// The program for what pods send.
-    pub(super) fn on_send(&self) -> ProgramMut<'_> {
-        program(&self.from_pod, "from_pod")
+    /// The program of a hook.
+    pub(super) fn program(&self, hook: Hook) -> Result<ProgramMut<'_>, KernelError> {
+        let programs = self.programs()?;
+        let object = match hook {
+            Hook::FromPod => &programs.from_pod,
+            Hook::ToPod => &programs.to_pod,
+        };
+        Ok(program(object, hook.name()))
     }
 
     /// The program of the heartbeat.
     pub(super) fn on_beat(&self) -> ProgramMut<'_> {
         program(&self.beat, "beat")
     }
+}
 
-    /// The program for what pods receive.
-    pub(super) fn on_receive(&self) -> ProgramMut<'_> {
-        program(&self.to_pod, "to_pod")
+impl Programs {
+    fn load(maps: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Programs, KernelError> {
+        Ok(Programs {
+            from_pod: load_object(abi::FROM_POD, "from_pod", maps, settings, probe_mark)?,
+            to_pod: load_object(abi::TO_POD, "to_pod", maps, settings, probe_mark)?,
+        })
     }
 }
 
 impl Tables {
     fn of(object: &Object) -> Result<Tables, KernelError> {
-        let handle = |name: &'static str| -> Result<MapHandle, KernelError> {
-            object
-                .maps()
-                .find(|map| map.name() == name)
-                .ok_or_else(|| KernelError::call(format!("find map {name}"), std::io::ErrorKind::NotFound.into()))
-                .and_then(|map| {
-                    MapHandle::try_from(&map)
-                        .map_err(|error| KernelError::call(format!("open map {name}"), std::io::Error::other(error)))
-                })
-        };
+        Tables::by_name(&|name| {
+            let map = object.maps().find(|map| map.name() == name);
+            let map = map.ok_or_else(|| KernelError::call(format!("find map {name}"), ErrorKind::NotFound.into()))?;
+            MapHandle::try_from(&map)
+                .map_err(|error| KernelError::call(format!("open map {name}"), std::io::Error::other(error)))
+        })
+    }
+
+    /// Those of an earlier run; none if one is missing or of another size: then the load says what is wrong.
+    fn pinned(maps: &Path, settings: &LoadSettings) -> Option<Tables> {
+        let tables = Tables::by_name(&|name| {
+            let map = MapHandle::from_pinned_path(maps.join(name))
+                .map_err(|error| KernelError::call(format!("open map {name}"), std::io::Error::other(error)))?;
+            if rows_of(name, settings).is_some_and(|rows| map.max_entries() != rows) {
+                return Err(KernelError::call(format!("adopt map {name}"), ErrorKind::InvalidData.into()));
+            }
+            Ok(map)
+        });
+        tables
+            .inspect_err(|error| tracing::debug!(error = error as &dyn std::error::Error, "maps are not adopted"))
+            .ok()
+    }
+
+    fn by_name(handle: &dyn Fn(&'static str) -> Result<MapHandle, KernelError>) -> Result<Tables, KernelError> {
         macro_rules! table {
             ($name:literal) => {
                 Table::new(handle($name)?, $name)?
@@ -244,16 +311,22 @@ fn load_object(
 
 fn size_maps(object: &mut OpenObject, settings: &LoadSettings) -> libbpf_rs::Result<()> {
     for mut map in object.maps_mut() {
-        let rows = match map.name().to_str() {
-            Some("endpoints" | "slots" | "macs" | "bridges") => settings.max_endpoints,
-            Some("budgets" | "buckets") => settings.max_endpoints + 1,
-            Some("flows") => settings.max_flows,
-            Some("grants") => settings.max_grants,
-            _ => continue,
-        };
-        map.set_max_entries(rows)?;
+        if let Some(rows) = map.name().to_str().and_then(|name| rows_of(name, settings)) {
+            map.set_max_entries(rows)?;
+        }
     }
     Ok(())
+}
+
+/// How many rows a map has, if that is not for bpf/include/maps.h to say.
+fn rows_of(map: &str, settings: &LoadSettings) -> Option<u32> {
+    match map {
+        "endpoints" | "slots" | "macs" | "bridges" => Some(settings.max_endpoints),
+        "budgets" | "buckets" => Some(settings.max_endpoints + 1),
+        "flows" => Some(settings.max_flows),
+        "grants" => Some(settings.max_grants),
+        _ => None,
+    }
 }
 
 /// Writes the `const volatile` settings, which the verifier then takes for constants.

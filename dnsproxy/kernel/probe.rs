@@ -5,6 +5,7 @@ use std::time::Duration;
 use libbpf_rs::ProgramInput;
 
 use super::KernelError;
+use super::attach::Hook;
 use super::load::Kernel;
 use crate::engine::ruleset::Direction;
 
@@ -44,10 +45,10 @@ impl Kernel {
         context[8..12].copy_from_slice(&if dry { self.probe_mark } else { 0 }.to_ne_bytes());
         context[36..40].copy_from_slice(&ifindex.to_ne_bytes());
         context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
-        let program = match direction {
-            Direction::Egress => self.on_send(),
-            Direction::Ingress => self.on_receive(),
-        };
+        let program = self.program(match direction {
+            Direction::Egress => Hook::FromPod,
+            Direction::Ingress => Hook::ToPod,
+        })?;
         let mut out = vec![0u8; frame.len() + 256];
         let input = ProgramInput {
             context_in: Some(&mut context),

@@ -71,7 +71,7 @@ impl Kernel {
                 Method::Tcx if chain[0] != ours => (Fault::Displaced, Some(chain[0])),
                 Method::Tcx if live_link(&self.link_pin(ifindex, hook), ifindex).is_none() => (Fault::Unpinned, None),
                 Method::Tcx => continue,
-                Method::Clsact => match filter(ifindex, hook, self.program(hook).as_fd()).query().ok() {
+                Method::Clsact => match filter(ifindex, hook, self.on_beat().as_fd()).query().ok() {
                     Some(id) if id == ours && chain.is_empty() => continue,
                     Some(id) if id == ours => (Fault::Displaced, Some(chain[0])),
                     other => (Fault::Detached, other),
@@ -125,7 +125,7 @@ impl Kernel {
         drop(std::fs::remove_file(&pin));
         std::fs::rename(&beside, &pin).map_err(failed)?;
         let mut link = live_link(&pin, ifindex).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
-        link.update_prog(&self.program(hook)).map_err(other)
+        link.update_prog(&*self.program(hook)?).map_err(other)
     }
 
     /// Somebody holds our link, else the program would be gone: it gets its name back.
@@ -154,7 +154,7 @@ impl Kernel {
     }
 
     fn id_of(&self, hook: Hook) -> Result<u32, KernelError> {
-        Program::id_from_fd(self.program(hook).as_fd())
+        Program::id_from_fd(self.program(hook)?.as_fd())
             .map_err(|error| KernelError::call(format!("look at {}", hook.name()), std::io::Error::other(error)))
     }
 

@@ -61,6 +61,26 @@ impl Node {
         self.publish().await;
     }
 
+    /// Where programs of an earlier run are in force they are told of this one's policy, and DNS is served, before there are
+    /// new ones: the verifier takes its time for those.
+    pub async fn resume(&mut self) {
+        let Ok(links) = self.netlink.links().await else { return };
+        self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
+            let interface = &self.endpoints[&key].interface;
+            let Some(link) = self.links.values().find(|link| link.name == *interface).cloned() else { continue };
+            if !self.kernel.has_programs(link.index) {
+                continue;
+            }
+            let (bridge, _) = self.bridge_of(&link).await;
+            let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
+            if let Err(error) = self.introduce(&key, at) {
+                tracing::warn!(pod = key, error = &error as &dyn std::error::Error, "its DNS waits for its programs");
+            }
+        }
+        self.publish().await;
+    }
+
     /// It has the name of an endpoint's interface.
     fn is_named(&self, ifindex: u32) -> bool {
         let name = self.links.get(&ifindex).map(|link| &link.name);
@@ -180,7 +200,7 @@ impl Node {
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         endpoint.link_problem = problem;
         let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
-        if endpoint.attachment.is_some_and(|old| old.ifindex == at.ifindex && old.bridge == at.bridge) {
+        if endpoint.attachment.is_some_and(|old| old.in_place && old.ifindex == at.ifindex && old.bridge == at.bridge) {
             return;
         }
         // Another interface has its name now: the one that had it stays guarded, and is shut.
@@ -193,26 +213,19 @@ impl Node {
         for (_, other) in self.endpoints.iter_mut().filter(|(other, _)| *other != key) {
             other.attachment.take_if(|held| held.ifindex == link.index);
         }
-        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
-        if let Some(served) = &endpoint.served {
-            let mut served = (**served).clone();
-            (served.interface, served.bridge) = (link.index, bridge);
-            endpoint.served = Some(served.into());
-        }
-        let row = endpoint.row(bridge.is_some(), self.config.enforcement.reject, &self.steering.servers);
-        let closed = row.flags & flag::CLOSED != 0;
         let attached = self
-            .kernel
-            .set_endpoint(link.index, &row)
+            .introduce(key, at)
             .and_then(|()| self.kernel.attach(link.index, attach(self.config.enforcement.attach)));
-        match attached {
-            Ok(method) => {
-                endpoint.attachment = Some(Attachment { method, closed, in_place: true, ..at });
-                endpoint.written = Some(row);
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
+        match (attached, &mut endpoint.attachment) {
+            (Ok(method), Some(at)) => {
+                (at.method, at.in_place) = (method, true);
                 endpoint.looked_at = clock::mono();
                 tracing::info!(pod = %endpoint.pod, interface = link.name, ifindex = link.index, ?method, "attached");
             }
-            Err(error) => {
+            (Ok(_), None) => {}
+            (Err(error), attachment) => {
+                *attachment = None;
                 let error = anyhow::Error::from(error);
                 endpoint.link_problem = format!("{error:#}");
                 tracing::error!(pod = %endpoint.pod, interface = link.name, "not enforced: {error:#}");
@@ -220,6 +233,21 @@ impl Node {
         }
         self.keep_floor(); // opens what is guarded now
         self.upkeep.look_soon();
+    }
+
+    /// Lets kernel and proxy know the interface of an endpoint, which its programs are not on yet.
+    fn introduce(&mut self, key: &str, at: Attachment) -> Result<(), KernelError> {
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
+        if let Some(served) = &endpoint.served {
+            let mut served = (**served).clone();
+            (served.interface, served.bridge) = (at.ifindex, at.bridge);
+            endpoint.served = Some(served.into());
+        }
+        let row = endpoint.row(at.bridge.is_some(), self.config.enforcement.reject, &self.steering.servers);
+        self.kernel.set_endpoint(at.ifindex, &row)?;
+        endpoint.attachment = Some(Attachment { closed: row.flags & flag::CLOSED != 0, ..at });
+        endpoint.written = Some(row);
+        Ok(())
     }
 
     /// The bridge of a port, and what is wrong with it: steered replies leave by the bridge's own address.

@@ -193,7 +193,7 @@ async fn run_there(
     let settings = load_settings(&config);
     let fresh = !config.pin_dir.exists();
     let kernel =
-        Arc::new(Kernel::load(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
+        Arc::new(Kernel::open(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
     if fresh {
         locks.take_pins(&config)?;
     }
@@ -260,6 +260,8 @@ async fn run_there(
         }
     }
     let listeners = bound.start(&options, proxy).context("listening for queries")?;
+    node.resume().await;
+    node.kernel.load_programs().context("loading the kernel programs")?;
     node.look_at_links().await;
     node.floor_is_of_this_run();
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.

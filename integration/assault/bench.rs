@@ -162,7 +162,7 @@ struct State {
 
 impl Side {
     /// Guarded by a namegate with these settings; none: unguarded.
-    fn new(topology: Topology, settings: Option<&[String]>) -> Side {
+    pub fn new(topology: Topology, settings: Option<&[String]>) -> Side {
         let world = World::new(Options { topology });
         if topology == Topology::Bridged {
             // Else the bridge itself would put fragments together and trim padding.

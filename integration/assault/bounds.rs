@@ -7,6 +7,7 @@ use namegate::kernel::abi;
 use serde_json::{Value, json};
 
 use crate::bench::Side;
+use crate::lab::World;
 use crate::lab::agent::{Many, hex};
 use crate::message::{A, IN, name, query};
 use crate::model::RESOLVER;
@@ -15,20 +16,19 @@ use crate::resources;
 /// Names that the neighbour asks for, one address each.
 const NAMES: u32 = 8_000;
 
-/// After the attacks: peaks, and octets for each of a flow (its map is allocated at once), a grant, and a name with its
-/// cached answer and its grant's row in user space.
-pub fn measure(side: &Side) -> Value {
-    let Some(daemon) = &side.daemon else { return Value::Null };
-    let pid = daemon.pid();
-    let peak = status(pid, "VmHWM:");
-    let held =
-        |side: &Side| (maps(pid), crate::lab::grants::read(&side.world.directory).expect("the map of grants").len());
-    let (before, few) = held(side);
-    resources::ask_for_many_addresses(&side.world, 1_000..1_100);
-    let (after, many) = held(side);
+/// The peak of the one that was attacked; and of one that was not, octets for each of a flow (its map is allocated at once), a
+/// grant in the kernel, and a name with its cached answer and its row in user space.
+pub fn measure(attacked: &Side, fresh: &Side) -> Value {
+    let (Some(process), Some(daemon)) = (&attacked.daemon, &fresh.daemon) else { return Value::Null };
+    let peak = status(process.pid(), "VmHWM:");
+    let (pid, world) = (daemon.pid(), &fresh.world);
+    let held = || (maps(pid), crate::lab::grants::read(&world.directory).expect("the map of grants").len());
     let resident = status(pid, "VmRSS:");
-    let names = ask(side);
+    let names = ask(world);
     let grown = status(pid, "VmRSS:").saturating_sub(resident) * 1024;
+    let (before, few) = held();
+    resources::ask_for_many_addresses(world, 0..100);
+    let (after, many) = held();
     let flows = map_of::<abi::flow_key, abi::flow>(&after);
     let grant = |maps: &Maps| map_of::<abi::grant_key, abi::grant>(maps).map_or(0, |map| map.octets);
     let each = |octets: u64, count: u64| octets.checked_div(count);
@@ -43,14 +43,14 @@ pub fn measure(side: &Side) -> Value {
 }
 
 /// How many of [`NAMES`] were answered.
-fn ask(side: &Side) -> usize {
+fn ask(world: &World) -> usize {
     let server = RESOLVER.parse().expect("an address");
     let mut answered = 0;
     for first in (0..NAMES).step_by(500) {
         let messages = (first..first + 500)
             .map(|n| hex(&query(n as u16, &name(&format!("bound{n}.neigh.example")), A, IN)))
             .collect();
-        let replies = side.world.rep.ask_many(Many { server, tcp: false, messages, at_once: 16, within_ms: 3000 });
+        let replies = world.rep.ask_many(Many { server, tcp: false, messages, at_once: 16, within_ms: 3000 });
         answered += replies.into_iter().flatten().count();
     }
     answered

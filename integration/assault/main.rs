@@ -25,7 +25,7 @@ mod spoofing;
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-use bench::{Case, Pair, Verdict};
+use bench::{Case, Pair, Side, Verdict};
 use lab::process::guard;
 use lab::{Topology, clock};
 use serde_json::json;
@@ -57,7 +57,7 @@ fn main() -> ExitCode {
         }
         cases.retain(|case| case.title(topology).contains(&filter));
         if !cases.is_empty() {
-            tally.add(topology, &settings, cases, !slice && filter.is_empty());
+            tally.add(topology, &settings, cases, !slice);
         }
     }
     guard::cleanup();
@@ -143,7 +143,7 @@ impl Tally {
             }
         }
         if measured && topology == Topology::Bridged {
-            self.bounds = Some(bounds::measure(&pair.guarded));
+            self.bounds = Some(bounds::measure(&pair.guarded, &Side::new(topology, Some(settings))));
         }
         let (frames, leaks, loss) = pair.guarded.findings();
         for leak in &leaks {

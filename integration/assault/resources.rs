@@ -44,6 +44,7 @@ const FLOODS: &[(&str, &str, Build)] = &[
     ("questions of ever-new names", "20 000 names that policy selects, an upstream query each", |n, mark| question(n, &format!("{mark}n{n}.good.example"))),
     ("questions of denied names", "20 000 names that policy refuses", |n, mark| question(n, &format!("{mark}n{n}.evil.example"))),
     ("questions that are none", "20 000 malformed messages", |n, mark| datagram(port(n), ("203.0.113.60", 53), &[&[0x4e, 0x47, 1, 0, 0, 9, 0, 9, 0, 9, 0, 9, 0xc0, 12][..], mark.as_bytes()].concat())),
+    ("a hundred thousand random messages", "questions with octets changed, cut, doubled and swapped", |n, mark| datagram(port(n), ("203.0.113.60", 53), &garbled(n, mark))),
     ("half-open connections to the resolver", "20 000 SYNs whose handshake never ends", |n, mark| syn(port(n), ("203.0.113.60", 53), mark)),
     ("arp", "20 000 questions for addresses of the segment", |n, mark| {
         let target = ("00:00:00:00:00:00", std::net::Ipv4Addr::from(0xc633_6400 + n % 250));
@@ -59,7 +60,8 @@ pub fn cases() -> Vec<Case> {
         .map(|(what, tries, build)| {
             Case::new(CLASS, format!("a flood of {what}"), tries, move |side, mark| {
                 let load = |world: &World| {
-                    for first in (0..MANY).step_by(PIECE as usize) {
+                    let many = if what.contains("hundred thousand") { 5 * MANY } else { MANY };
+                    for first in (0..many).step_by(PIECE as usize) {
                         let frames: Vec<Vec<u8>> = (first..first + PIECE).map(|n| build(n, mark)).collect();
                         world.pay.inject("eth0", &frames);
                     }
@@ -201,7 +203,7 @@ pub fn prepare(world: &World) {
 }
 
 fn port(n: u32) -> u16 {
-    20_000 + n as u16
+    20_000 + (n % 40_000) as u16
 }
 
 fn packet(to: &str, protocol: u8, payload: &[u8]) -> Vec<u8> {
@@ -221,4 +223,30 @@ fn syn(from: u16, to: (&str, u16), mark: &str) -> Vec<u8> {
 
 fn question(n: u32, asked: &str) -> Vec<u8> {
     datagram(port(n), ("203.0.113.60", 53), &query(n as u16, &name(asked), A, IN))
+}
+
+/// A question in which anything may be wrong; the same number makes the same one. The mark stands behind it.
+fn garbled(n: u32, mark: &str) -> Vec<u8> {
+    let mut state = u64::from(n) + 1;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 33) as usize % below.max(1)
+    };
+    let opt = record(&[0], 41, 1232, 0, &[0, 10, 0, 8, 1, 2, 3, 4, 5, 6, 7, 8]);
+    let mut message = with_record(&query(n as u16, &name(&format!("r{n}.good.example")), A, IN), 2, &opt);
+    for _ in 0..=random(6) {
+        let at = random(message.len());
+        match random(5) {
+            0 => message.truncate(at),
+            1 => message.insert(at, random(256) as u8),
+            2 => message.extend_from_within(at..),
+            3 => message.swap(at, 0),
+            _ => message[at] = random(256) as u8,
+        }
+        if message.is_empty() {
+            break;
+        }
+    }
+    message.extend(mark.as_bytes());
+    message
 }
