@@ -57,6 +57,41 @@ fn datagrams_go_there_and_back() {
 }
 
 #[test]
+fn configurations_are_refused_with_their_place_or_can_be_written_again() {
+    holds("config", checks::config::check);
+}
+
+#[test]
+fn damaged_checkpoints_are_refused_and_say_nothing_new() {
+    holds("checkpoint", checks::checkpoint::check);
+}
+
+#[test]
+fn damaged_states_are_refused() {
+    holds("state", checks::state::check);
+}
+
+#[test]
+fn damaged_journals_say_what_was_said_before_or_nothing() {
+    holds("journal", checks::journal::check);
+}
+
+#[test]
+fn whoever_asks_the_admin_socket_gets_whole_replies_and_leaves_nothing() {
+    holds("admin", checks::admin::check);
+}
+
+#[test]
+fn questions_about_policy_have_one_answer() {
+    holds("question", checks::question::check);
+}
+
+#[test]
+fn scenarios_are_refused_with_their_line_or_say_one_thing() {
+    holds("scenario", checks::scenario::check);
+}
+
+#[test]
 fn frames_fare_as_the_judge_says() {
     holds("frames", checks::frames::check);
 }

@@ -70,6 +70,9 @@ mod faults;
 mod language;
 mod run;
 
+use crate::lab::agent::{Forgery, Script};
+use crate::lab::snapshot;
+use crate::lab::world::Family;
 use language::Scenario;
 
 /// One trial a file, and a second against the engine for those that say so.
@@ -104,7 +107,11 @@ fn in_engine(scenario: &Scenario) -> Result<(), Failed> {
 
 fn read(path: &Path) -> Result<Scenario, String> {
     let text = fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
-    language::parse(&text)
+    parse(&text)
+}
+
+fn parse(text: &str) -> Result<Scenario, String> {
+    language::parse(text, Family::V4.kube_dns())
 }
 
 /// `SUBJECT::NAME` and path of every scenario under a directory.

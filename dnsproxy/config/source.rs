@@ -9,6 +9,7 @@ use ::config::{FileFormat, Value, ValueKind};
 use toml_edit::{Document, Item, TableLike};
 
 use super::{Config, KEYS, read};
+use crate::observe::text::clean;
 
 /// The file that is read when no `--config` names one; it may be absent.
 pub const DEFAULT_PATH: &str = "/etc/namegate/namegate.toml";
@@ -69,7 +70,7 @@ pub enum ConfigError {
         source: io::Error,
     },
     /// The file is no TOML.
-    #[error("{place}: {what}")]
+    #[error("{place}: {}", clean(what))]
     Syntax {
         /// Where.
         place: Place,
@@ -87,7 +88,7 @@ pub enum ConfigError {
         near: Option<String>,
     },
     /// The value can't be.
-    #[error("{place}: {key}: found {found}; allowed is {allowed}")]
+    #[error("{place}: {}: found {found}; allowed is {allowed}", clean(key))]
     Value {
         /// Where.
         place: Place,
@@ -301,7 +302,11 @@ impl Walk<'_> {
             let path = format!("{prefix}{name}");
             let below = format!("{path}.");
             let at = table.key(name).and_then(toml_edit::Key::span).map_or(0, |span| span.start);
-            if KEYS.iter().any(|key| key.name == path) {
+            if name.contains('.') {
+                // The merging takes it for several names at the top of the file, and for one that is none of ours below.
+                let (found, allowed) = (format!("the one name {name:?}"), "names without dots in quotes".to_owned());
+                self.errors.push(ConfigError::Value { place: self.place(at), key: path, found, allowed });
+            } else if KEYS.iter().any(|key| key.name == path) {
                 self.value(&path, item);
             } else if !KEYS.iter().any(|key| key.name.starts_with(&below)) {
                 let near = near_key(&path);
@@ -366,25 +371,28 @@ fn place_at(path: &Path, text: &str, at: usize) -> Place {
 /// The setting that `key` may have been meant to be.
 fn near_key(key: &str) -> Option<String> {
     // A key in the wrong section is as common as a misspelt one.
-    let last = |name: &str| name.rsplit('.').next().map(str::to_owned);
-    let names = || KEYS.iter().map(|key| key.name.to_owned());
-    names().find(|name| last(name) == last(key)).or_else(|| nearest(key, names()))
+    fn last(name: &str) -> &str {
+        name.rsplit_once('.').map_or(name, |(_, last)| last)
+    }
+    let names = || KEYS.iter().map(|key| key.name);
+    names().find(|name| last(name) == last(key)).map(str::to_owned).or_else(|| nearest(key, names()))
 }
 
 /// The candidate that is at most two edits away from `text`.
-fn nearest(text: &str, candidates: impl Iterator<Item = String>) -> Option<String> {
+fn nearest(text: &str, candidates: impl Iterator<Item = impl AsRef<str> + Ord + Into<String>>) -> Option<String> {
     candidates
-        .map(|name| (strsim::levenshtein(text, &name), name))
+        .filter(|name| name.as_ref().len().abs_diff(text.len()) <= 2 * size_of::<char>())
+        .map(|name| (strsim::levenshtein(text, name.as_ref()), name))
         .filter(|(edits, _)| *edits <= 2)
         .min()
-        .map(|(_, name)| name)
+        .map(|(_, name)| name.into())
 }
 
 /// The key, unless the place is its name already.
 fn said(place: &Place, key: &str) -> String {
     match place {
         Place::Variable(name) if name == key => String::new(),
-        _ => format!("{key}: "),
+        _ => format!("{}: ", clean(key)),
     }
 }
 
@@ -405,7 +413,7 @@ impl fmt::Display for Place {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Place::File { path, line, column } => write!(f, "{}:{line}:{column}", path.display()),
-            Place::Variable(name) | Place::Flag(name) => f.write_str(name),
+            Place::Variable(name) | Place::Flag(name) => f.write_str(&clean(name)),
             Place::Default => f.write_str("default"),
         }
     }

@@ -162,7 +162,7 @@ impl Drop for Server {
 
 /// Who asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Asker {
+pub enum Asker {
     /// Anyone who reaches the metrics' address.
     Anyone,
     /// Root, or the user that namegate runs as, on the admin socket.
@@ -286,22 +286,31 @@ where
 {
     let Ok(slot) = Arc::clone(slots).try_acquire_owned() else { return };
     let operator = Arc::clone(operator);
-    let service = service_fn(move |request: Request<Incoming>| {
-        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
-        let response = answer(&operator, request.method(), path, query, asker);
-        std::future::ready(Ok::<_, Infallible>(response))
-    });
     tokio::spawn(async move {
-        let served = http1::Builder::new()
-            .timer(TokioTimer::new())
-            .header_read_timeout(REQUEST_TIMEOUT)
-            .max_buf_size(REQUEST_OCTETS)
-            .serve_connection(TokioIo::new(stream), service);
-        if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
-            tracing::debug!(%error, "a connection of an operator ended");
-        }
+        converse(stream, &operator, asker).await;
         drop(slot);
     });
+}
+
+/// Answers the requests of one connection until it is closed, sends what is none, or was open for too long.
+pub async fn converse<S>(stream: S, operator: &Operator, asker: Asker)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
+        let response = answer(operator, request.method(), path, query, asker);
+        std::future::ready(Ok::<_, Infallible>(response))
+    });
+    let served = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .half_close(true) // who says all at once and shuts its side gets its answer
+        .header_read_timeout(REQUEST_TIMEOUT)
+        .max_buf_size(REQUEST_OCTETS)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
+        tracing::debug!(%error, "a connection of an operator ended");
+    }
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {

@@ -176,24 +176,52 @@ impl Writer {
     }
 
     fn write(&self, id: EndpointId, table: &Mutex<FqdnTable>) -> io::Result<()> {
-        let mut body = format!("{} {}\n", self.boot, self.slept.load(Ordering::Relaxed));
+        let mut text = Text::new(&self.boot, Duration::from_nanos(self.slept.load(Ordering::Relaxed)));
         let mut after = None;
         loop {
             let (rows, last) = table.lock().unwrap_or_else(PoisonError::into_inner).remember(after, ROWS);
-            rows.iter().for_each(|row| put_row(row, &mut body));
+            rows.iter().for_each(|row| text.row(row));
             if last.is_none() {
                 break;
             }
             after = last;
         }
-        write_file(&path(&self.directory, id), &body)
+        write_file(&path(&self.directory, id), &text)
     }
 }
 
-fn write_file(path: &Path, body: &str) -> io::Result<()> {
+/// What a file says, made row by row. Read again by [`parse`].
+#[derive(Clone, Debug)]
+pub struct Text {
+    body: String,
+}
+
+impl Text {
+    /// Begins. `boot`: which boot this is, without blanks; `slept`: how long the machine had slept since then.
+    pub fn new(boot: &str, slept: Duration) -> Text {
+        Text { body: format!("{boot} {}\n", u64::try_from(slept.as_nanos()).unwrap_or(u64::MAX)) }
+    }
+
+    /// Adds `ADDRESS MARK`, then `UNTIL NAME` as often as there are names.
+    pub fn row(&mut self, row: &Remembered) {
+        let _ = write!(self.body, "{} {:08x}", row.address, row.mark);
+        for (name, until) in &row.names {
+            let _ = write!(self.body, " {} {name}", until.0);
+        }
+        self.body.push('\n');
+    }
+
+    /// The file's first line, and the rest.
+    pub fn parts(&self) -> (String, &str) {
+        (header(&self.body), &self.body)
+    }
+}
+
+fn write_file(path: &Path, text: &Text) -> io::Result<()> {
     let beside = path.with_extension("new");
     let mut file = files::create(&beside)?;
-    file.write_all(header(body).as_bytes())?;
+    let (header, body) = text.parts();
+    file.write_all(header.as_bytes())?;
     file.write_all(body.as_bytes())?;
     // Renamed before it is synced: what a slow disk has not taken yet must outlive a kill, and means nothing after a boot.
     fs::rename(beside, path)?;
@@ -244,17 +272,11 @@ fn boot_id() -> io::Result<String> {
     Ok(fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
 }
 
-/// `ADDRESS MARK`, then `UNTIL NAME` as often as there are names.
-fn put_row(row: &Remembered, body: &mut String) {
-    let _ = write!(body, "{} {:08x}", row.address, row.mark);
-    for (name, until) in &row.names {
-        let _ = write!(body, " {} {name}", until.0);
-    }
-    body.push('\n');
-}
-
-/// `None`: of another boot.
-fn parse(text: &[u8], boot: &str) -> Result<Option<Names>, String> {
+/// What a file says. `None`: it is of another boot than `boot`.
+///
+/// # Errors
+/// It is not as it was written, and why.
+pub fn parse(text: &[u8], boot: &str) -> Result<Option<Names>, String> {
     let text = std::str::from_utf8(text).map_err(|error| error.to_string())?;
     let (found, body) = text.split_once('\n').ok_or("no header line")?;
     let wanted = header(body);
@@ -403,7 +425,9 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let path = path(&super::directory(directory.path()), ONE);
         fs::create_dir_all(super::directory(directory.path())).expect("a directory");
-        write_file(&path, "another-boot 0\n203.0.113.1 00000000 5 a.test.\n").expect("writable");
+        let mut text = Text::new("another-boot", Duration::ZERO);
+        table().lock().expect("not poisoned").remember(None, 10).0.iter().for_each(|row| text.row(row));
+        write_file(&path, &text).expect("writable");
         assert!(matches!(read(directory.path(), ONE).expect("readable"), Read::Missing));
         assert!(!path.exists());
     }

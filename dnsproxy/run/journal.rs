@@ -12,7 +12,7 @@ use super::files;
 use crate::cluster::snapshot::{Change, LastGood};
 
 /// The first line.
-const HEADER: &str = "namegate-last-good 1\n";
+pub const HEADER: &str = "namegate-last-good 1\n";
 /// How many changes may stand in the file for every object that is there, before it is written anew.
 const GROWTH: usize = 2;
 /// Below so many it is never written anew.
@@ -114,13 +114,20 @@ impl Journal {
     }
 }
 
-fn line(changes: &[Change]) -> io::Result<String> {
+/// A line: all of these changes or, if it is cut, none.
+///
+/// # Errors
+/// None that a change can cause; JSON has them for other types.
+pub fn line(changes: &[Change]) -> io::Result<String> {
     let body = serde_json::to_string(changes)?;
     Ok(format!("{:08x} {body}\n", crc32fast::hash(body.as_bytes())))
 }
 
 /// What the text says, in how many changes, and where its last whole line ends.
-fn parse(text: &[u8]) -> Result<(LastGood, usize, u64), String> {
+///
+/// # Errors
+/// It is not as it was written, and why.
+pub fn parse(text: &[u8]) -> Result<(LastGood, usize, u64), String> {
     let body = text.strip_prefix(HEADER.as_bytes()).ok_or("the first line is another")?;
     let (mut said, mut count) = (LastGood::default(), 0);
     let mut length = HEADER.len() as u64;

@@ -5,7 +5,7 @@ pub mod checkpoint;
 mod explain;
 mod files;
 mod floor;
-mod journal;
+pub mod journal;
 mod lock;
 mod names;
 mod node;

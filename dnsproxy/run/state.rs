@@ -107,7 +107,11 @@ pub fn read(directory: &Path) -> io::Result<Read> {
     }
 }
 
-fn parse(text: &[u8]) -> Result<State, String> {
+/// What a file says.
+///
+/// # Errors
+/// It is not as it was written, and why.
+pub fn parse(text: &[u8]) -> Result<State, String> {
     let split = text.iter().position(|octet| *octet == b'\n').ok_or("no header line")?;
     let (header, body) = (&text[..split], &text[split + 1..]);
     let header = std::str::from_utf8(header).map_err(|error| error.to_string())?;
@@ -118,18 +122,25 @@ fn parse(text: &[u8]) -> Result<State, String> {
     serde_json::from_slice(body).map_err(|error| error.to_string())
 }
 
+/// The state as a file says it; [`parse`] reads it again.
+///
+/// # Errors
+/// None that a state can cause; JSON has them for other types.
+pub fn text(state: &State) -> serde_json::Result<Vec<u8>> {
+    let body = serde_json::to_vec(state)?;
+    Ok([format!("namegate-state {VERSION} {:08x}\n", crc32fast::hash(&body)).as_bytes(), &body].concat())
+}
+
 /// Writes the state: to a file beside, synced, renamed over the old one, the directory synced.
 ///
 /// # Errors
 /// It is not on disk: the kernel must not use what is new in it.
 pub fn write(directory: &Path, state: &State) -> io::Result<()> {
     fs::create_dir_all(directory)?;
-    let body = serde_json::to_vec(state)?;
     let path = path(directory);
     let beside = path.with_extension("json.new");
     let mut file = files::create(&beside)?;
-    writeln!(file, "namegate-state {VERSION} {:08x}", crc32fast::hash(&body))?;
-    file.write_all(&body)?;
+    file.write_all(&text(state)?)?;
     file.sync_all()?;
     fs::rename(&beside, &path)?;
     File::open(directory)?.sync_all()

@@ -2,7 +2,7 @@
 
 use libtest_mimic::{Failed, Trial};
 
-use super::{daemon, engine, language, run};
+use super::{daemon, engine, parse, run};
 
 const POLICY: &str = "\
 policy pay:
@@ -48,12 +48,18 @@ const STORIES: [(&str, bool, &str, &str); 10] = [
 ];
 
 /// What is no scenario, and where that is said.
-const NO_SCENARIOS: [(&str, &str); 6] = [
+const NO_SCENARIOS: [(&str, &str); 12] = [
     ("pay asks a.test A", "line 1: a question without `reply …`"),
     ("pay asks a.test A reply NOERROR", "line 1: found reply after a question"),
     ("pay dances", "line 1: not a step"),
     ("nothing\nnothing  + wish pay", "line 2: found `+ wish pay`"),
     ("nothing\n\nat 3 nothing", "line 3: found 3; a time as 100ms or 3s is wanted"),
+    ("at -1s nothing", "line 1: found -1s; a time"),
+    ("at infs nothing", "line 1: found infs; a time"),
+    ("nothing\npay reaches 203.0.113.{0..4294967295}:443", "line 2: found {0..4294967295}; 1 to 1000 repetitions"),
+    ("pay reaches 203.0.113.{9..8}:443", "line 1: found {9..8}; 1 to 1000 repetitions"),
+    ("pay asks a.test A taking 65537  reply none", "line 1: found 65537; a number that fits"),
+    ("file a.yaml from /dev/zero", "line 1: found /dev/zero; a file of ours"),
     ("setting a=b", "no step"),
 ];
 
@@ -63,16 +69,16 @@ pub fn trials() -> Vec<Trial> {
         .iter()
         .map(|&(name, granted, steps, wanted)| {
             trial(name, wanted, move || {
-                let scenario = language::parse(&[POLICY, if granted { GRANTED } else { "" }, steps, "\n"].concat())?;
+                let scenario = parse(&[POLICY, if granted { GRANTED } else { "" }, steps, "\n"].concat())?;
                 run::run(&scenario, engine::Model::new(&scenario)?)
             })
         })
         .collect();
     trials.extend(NO_SCENARIOS.iter().enumerate().map(|(number, &(text, wanted))| {
-        trial(&format!("no_scenario_{}", number + 1), wanted, move || language::parse(text).map(drop))
+        trial(&format!("no_scenario_{}", number + 1), wanted, move || parse(text).map(drop))
     }));
     trials.push(trial("what_is_stopped_though_nobody_guards_makes_it_invalid", "nobody guards", || {
-        daemon::control(&language::parse("pay is stopped at 192.0.2.1:443\n")?)
+        daemon::control(&parse("pay is stopped at 192.0.2.1:443\n")?)
     }));
     trials
 }

@@ -1,9 +1,14 @@
 //! From a scenario's text to its steps.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::{Component, Path};
+use std::str::FromStr;
 use std::time::Duration;
 
-use crate::lab::agent::{Forgery, Script};
+use super::{Forgery, Script, snapshot};
+
+/// How often `{from..to}` repeats a statement at most.
+const REPEATED: u32 = 1_000;
 
 /// A file, read.
 #[derive(Debug, Default)]
@@ -217,8 +222,8 @@ impl Pod {
     }
 }
 
-/// Reads a scenario; the error says in which line.
-pub fn parse(text: &str) -> Result<Scenario, String> {
+/// Reads a scenario; the error says in which line. `kube_dns` is asked where a question names no server.
+pub fn parse(text: &str, kube_dns: SocketAddr) -> Result<Scenario, String> {
     let mut scenario = Scenario::default();
     let mut lines = text.lines().enumerate().peekable();
     while let Some((number, first)) = lines.next() {
@@ -243,7 +248,7 @@ pub fn parse(text: &str) -> Result<Scenario, String> {
             }
         }
         for statement in repeated(&whole).map_err(fault)? {
-            scenario.take(number + 1, &statement, &body).map_err(fault)?;
+            scenario.take(number + 1, &statement, &body, kube_dns).map_err(fault)?;
         }
     }
     if scenario.steps.is_empty() {
@@ -257,7 +262,7 @@ pub fn parse(text: &str) -> Result<Scenario, String> {
 }
 
 impl Scenario {
-    fn take(&mut self, line: usize, statement: &str, body: &str) -> Result<(), String> {
+    fn take(&mut self, line: usize, statement: &str, body: &str, kube_dns: SocketAddr) -> Result<(), String> {
         let mut clauses = clauses(statement);
         if statement == "also against the engine" {
             self.engine = true;
@@ -282,7 +287,7 @@ impl Scenario {
         if clauses.is_empty() {
             return Err("a time and nothing else".into());
         }
-        let act = act(&mut clauses, body)?;
+        let act = act(&mut clauses, body, kube_dns)?;
         let changes: Vec<Change> = clauses.iter().map(|clause| change(clause)).collect::<Result<_, _>>()?;
         match act {
             Act::File { name, text: Some(text) } if self.steps.is_empty() && at.is_none() && changes.is_empty() => {
@@ -295,7 +300,7 @@ impl Scenario {
 }
 
 /// The act; takes the clauses that say it and leaves those that say what changes.
-fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
+fn act(clauses: &mut Vec<String>, body: &str, kube_dns: SocketAddr) -> Result<Act, String> {
     let first = clauses.remove(0);
     let mut take = |prefix: &str| {
         let index = clauses.iter().position(|clause| clause.starts_with(prefix))?;
@@ -309,7 +314,10 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         ["SIGTERM"] => Act::Terminate,
         ["nothing"] => Act::Nothing,
         ["file", name, "from", path] => {
-            let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
+            if !Path::new(path).components().all(|part| matches!(part, Component::Normal(_))) {
+                return Err(format!("found {path}; a file of ours is wanted"));
+            }
+            let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
             let text = std::fs::read_to_string(&path).map_err(|error| format!("{}: {error}", path.display()))?;
             Act::File { name: name.into(), text: Some(text) }
         }
@@ -320,7 +328,7 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
         }
         ["policy", pod] if pod.ends_with(':') => {
             let pod = who(pod.trim_end_matches(':'))?;
-            let text = crate::lab::snapshot::policy(pod.name(), body);
+            let text = snapshot::policy(pod.name(), body);
             Act::File { name: format!("{}.yaml", pod.word()), text: Some(text) }
         }
         [pod, "asks", name, qtype, ref how @ ..] => {
@@ -330,7 +338,7 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
                 tcp: false,
                 tls: false,
                 edns: Some(1232),
-                server: kube_dns(),
+                server: kube_dns,
             };
             let mut how = how.iter();
             while let Some(word) = how.next() {
@@ -339,7 +347,7 @@ fn act(clauses: &mut Vec<String>, body: &str) -> Result<Act, String> {
                     ("of", Some(server)) => question.server = SocketAddr::new(address(server)?, 53),
                     ("over", Some("tls")) => (question.tcp, question.tls) = (true, true),
                     ("without", Some("edns")) => question.edns = None,
-                    ("taking", Some(octets)) => question.edns = Some(number(octets)? as u16),
+                    ("taking", Some(octets)) => question.edns = Some(number(octets)?),
                     _ => {
                         return Err(format!(
                             "found {word} after a question; over tcp, over tls, of ADDRESS, taking OCTETS or without \
@@ -491,7 +499,7 @@ fn reply_of(text: &str) -> Result<Option<Expected>, String> {
         let mut next = || words.next().ok_or_else(|| format!("nothing after {word}"));
         match word {
             "ttl" => expected.ttl = Some(number(next()?)?),
-            "ede" => expected.ede = Some(number(next()?)? as u16),
+            "ede" => expected.ede = Some(number(next()?)?),
             "saying" => expected.saying = Some(next()?.into()),
             "with" => expected.with.push(next()?.into()),
             "without" => expected.without.push(next()?.into()),
@@ -509,7 +517,7 @@ fn frame_of(words: &[&str]) -> Result<Frame, String> {
         ["ack", rest @ ..] => (Kind::Ack, rest),
         ["udp", rest @ ..] => (Kind::Udp, rest),
         ["cut", rest @ ..] => (Kind::Cut, rest),
-        ["protocol", value, rest @ ..] => (Kind::Protocol(number(value)? as u8), rest),
+        ["protocol", value, rest @ ..] => (Kind::Protocol(number(value)?), rest),
         _ => return Err("a frame is syn, ack, udp, cut or protocol N".into()),
     };
     let (from, to) = match *rest {
@@ -528,7 +536,7 @@ fn target(text: &str) -> Result<Target, String> {
 
 fn socket(text: &str) -> Result<SocketAddr, String> {
     if let Some((pod, port)) = text.split_once(':').and_then(|(pod, port)| Some((Pod::read(pod)?, port))) {
-        return Ok(SocketAddr::new(pod.address(), number(port)? as u16));
+        return Ok(SocketAddr::new(pod.address(), number(port)?));
     }
     text.parse().map_err(|_| format!("found {text}; ADDRESS:PORT or POD:PORT is wanted"))
 }
@@ -541,8 +549,8 @@ fn address(text: &str) -> Result<IpAddr, String> {
     text.parse().map_err(|_| format!("found {text}; an address is wanted"))
 }
 
-fn number(text: &str) -> Result<u32, String> {
-    text.parse().map_err(|_| format!("found {text}; a number is wanted"))
+fn number<T: FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("found {text}; a number that fits there is wanted"))
 }
 
 /// `100ms` or `1.5s`.
@@ -553,12 +561,7 @@ fn duration(text: &str) -> Result<Duration, String> {
         None => (text.strip_suffix('s').ok_or_else(wanted)?, 1.0),
     };
     let count: f64 = digits.parse().map_err(|_| wanted())?;
-    Ok(Duration::from_secs_f64(count * unit))
-}
-
-/// The Service's IPv4 address.
-fn kube_dns() -> SocketAddr {
-    crate::lab::world::Family::V4.kube_dns()
+    Duration::try_from_secs_f64(count * unit).map_err(|_| wanted())
 }
 
 fn uncommented(line: &str) -> &str {
@@ -580,7 +583,10 @@ fn repeated(statement: &str) -> Result<Vec<String>, String> {
     };
     let range = rest.split_once('}').ok_or("a range without its `}`")?.0;
     let (from, to) = range.split_once("..").ok_or("a range is {from..to}")?;
-    let (from, to) = (number(from)?, number(to)?);
+    let (from, to): (u32, u32) = (number(from)?, number(to)?);
+    if to.checked_sub(from).is_none_or(|more| more >= REPEATED) {
+        return Err(format!("found {{{range}}}; 1 to {REPEATED} repetitions are wanted"));
+    }
     let pattern = format!("{{{range}}}");
     Ok((from..=to).map(|value| statement.replace(&pattern, &value.to_string())).collect())
 }

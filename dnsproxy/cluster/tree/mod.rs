@@ -25,6 +25,8 @@ pub const DOCUMENTS: usize = 200_000;
 pub const ANCHORS: usize = 1_000;
 /// How many values all aliases of a YAML file may stand for, once written out.
 pub const ALIASED_VALUES: usize = 20_000;
+/// How many octets of text, keys included, they may stand for.
+pub const ALIASED_OCTETS: usize = 256 << 10;
 
 /// A place in a file: line and column in characters, both from 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]

@@ -5,7 +5,8 @@ use std::collections::HashMap;
 use saphyr_parser::{Event, Parser, ScalarStyle, ScanError, Span};
 
 use super::{
-    ALIASED_VALUES, ANCHORS, DEPTH, DOCUMENTS, Key, Node, OBJECT_VALUES, Place, TEXT_OCTETS, TreeError, VALUES, Value,
+    ALIASED_OCTETS, ALIASED_VALUES, ANCHORS, DEPTH, DOCUMENTS, Key, Node, OBJECT_VALUES, Place, TEXT_OCTETS, TreeError,
+    VALUES, Value,
 };
 
 /// The documents of a file but for empty ones.
@@ -28,12 +29,13 @@ struct Builder {
     /// How many were begun, empty ones too.
     begun: usize,
     open: Vec<Open>,
-    /// Values that an alias may refer to.
-    anchors: HashMap<usize, (Node, usize)>,
+    /// Values that an alias may refer to, how many each is, and octets of text in it.
+    anchors: HashMap<usize, (Node, usize, usize)>,
     values: usize,
     /// How many there were before the object that is being read.
     before_object: usize,
     aliased: usize,
+    aliased_octets: usize,
 }
 
 /// A list or map that has not ended yet.
@@ -63,16 +65,24 @@ impl Builder {
             }
             Event::DocumentEnd => Ok(()),
             Event::Alias(anchor) => {
-                let Some((node, values)) = self.anchors.get(&anchor) else {
+                let Some((node, values, octets)) = self.anchors.get(&anchor) else {
                     return Err(error(at, "an alias inside the value that it names; only earlier values can be named"));
                 };
-                let (node, values) = (Node { at, value: node.value.clone() }, *values);
+                let values = *values;
                 self.aliased += values;
                 if self.aliased > ALIASED_VALUES {
                     let text =
                         format!("aliases stand for {} values so far; the limit is {ALIASED_VALUES}", self.aliased);
                     return Err(error(at, text));
                 }
+                self.aliased_octets += octets;
+                if self.aliased_octets > ALIASED_OCTETS {
+                    let octets = self.aliased_octets;
+                    let text =
+                        format!("aliases stand for {octets} octets of text so far; the limit is {ALIASED_OCTETS}");
+                    return Err(error(at, text));
+                }
+                let node = Node { at, value: node.value.clone() };
                 self.count(at, values)?;
                 self.add(node)
             }
@@ -144,9 +154,11 @@ impl Builder {
     }
 
     fn remember(&mut self, anchor: usize, node: &Node, values: usize) -> Result<(), TreeError> {
-        // A large value that nobody can afford to name needn't be kept twice.
         if anchor > 0 && values <= ALIASED_VALUES {
-            self.anchors.insert(anchor, (node.clone(), values));
+            // A large value that nobody can afford to name needn't be kept twice: its first alias is refused.
+            let octets = text_octets(&node.value);
+            let kept = if octets <= ALIASED_OCTETS { node.clone() } else { Node { at: node.at, value: Value::Null } };
+            self.anchors.insert(anchor, (kept, values, octets));
         }
         if self.anchors.len() > ANCHORS {
             return Err(error(node.at, format!("more than {ANCHORS} anchors in one document")));
@@ -182,6 +194,16 @@ fn key(node: Node) -> Result<Key, TreeError> {
         return Err(error(node.at, "merge key <<; write the keys out"));
     }
     Ok(Key { at: node.at, text })
+}
+
+/// Octets of text in a value, keys included.
+fn text_octets(value: &Value) -> usize {
+    match value {
+        Value::Null | Value::Bool(_) => 0,
+        Value::Number(text) | Value::Ambiguous(text) | Value::Text(text) => text.len(),
+        Value::List(items) => items.iter().map(|item| text_octets(&item.value)).sum(),
+        Value::Map(entries) => entries.iter().map(|(key, item)| key.text.len() + text_octets(&item.value)).sum(),
+    }
 }
 
 /// What a scalar without quotes is to Kubernetes' tools, which read YAML 1.1.
@@ -298,6 +320,16 @@ mod tests {
         let documents = parse("a: &x {k: v}\nb: *x\n").unwrap();
         let b = documents[0].get("b").unwrap();
         assert_eq!((b.at, b.get("k").unwrap().as_text()), (at(2, 4), Some("v")));
+    }
+
+    #[test]
+    fn a_long_text_is_not_multiplied_by_aliases() {
+        let long = "x".repeat(ALIASED_OCTETS / 2);
+        let stand_for = |octets| format!("aliases stand for {octets} octets of text so far; the limit is 262144");
+        assert_eq!(parse(&format!("a: &x {long}\nb: [*x, *x]\n")).map(|found| found.len()), Ok(1));
+        refused(&format!("a: &x {long}\nb: [*x, *x, *x]\n"), &format!("2:13: {}", stand_for(393_216)));
+        refused(&format!("a: &x {long}{long}y\nb: *x\n"), &format!("2:4: {}", stand_for(262_145)));
+        refused(&format!("a: &x [{long}, {{y: {long}}}]\nb: *x\n"), &format!("2:4: {}", stand_for(262_145)));
     }
 
     #[test]

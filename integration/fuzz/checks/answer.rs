@@ -13,11 +13,19 @@ use namegate::engine::query::Query;
 use namegate::engine::reply::rebuild::{Changes, rebuilt};
 use namegate::engine::reply::{self, Additional, Ede, EdeCode, Rcode};
 
+use super::cost::{self, Limit};
 use super::naive::{self, A, AAAA, CNAME, HEADER, HTTPS, OPT, Outline, SVCB, outline, word};
+
+/// Nothing is kept but where records are.
+const PARSED: Limit = Limit { held: (0, 512), allocations: (0, 8) };
+/// Names of the chain and addresses: an address of 16 octets is a record of 28.
+const LEARNED: Limit = Limit { held: (16, 1_024), allocations: (0, 64) };
+/// A name is a pointer of two octets and is written in full where it must not be compressed.
+const REBUILT: Limit = Limit { held: (64, 1_024), allocations: (0, 64) };
 
 pub fn check(octets: &[u8]) {
     let Some((&control, message)) = octets.split_first() else { return };
-    let answer = match Answer::parse(message) {
+    let answer = match cost::within(message.len(), PARSED, || Answer::parse(message)) {
         Ok(answer) => answer,
         Err(error) => return refused(message, error),
     };
@@ -37,7 +45,7 @@ pub fn check(octets: &[u8]) {
     if aliases > CHAIN && !matches!(expected, Err(Nothing::Type | Nothing::Rcode | Nothing::Truncated)) {
         expected = Err(Nothing::Chain);
     }
-    assert_eq!(answer.learn(&query), expected);
+    assert_eq!(cost::within(message.len(), LEARNED, || answer.learn(&query)), expected);
     assert_eq!(answer.rcode(), u16::from(theirs.metadata.response_code));
     assert_eq!(answer.truncated(), theirs.metadata.truncation);
     let _ = (answer.addresses().count(), answer.cnames().count());
@@ -276,7 +284,7 @@ fn rewritten(control: u8, query: &Query<'_>, answer: &Answer<'_>, before: Option
         compress: control & 0x40 == 0,
         nothing_left: Some(&nothing_left),
     };
-    let done = match rebuilt(query, answer, &changes) {
+    let done = match cost::within(answer.message.len(), REBUILT, || rebuilt(query, answer, &changes)) {
         Ok(done) => done,
         Err(error) => {
             let was = outline(answer.message).expect("whole");

@@ -8,6 +8,13 @@ use namegate::engine::compile::Compiler;
 use namegate::engine::policy::Section;
 use namegate::engine::world::PeerIds;
 
+use super::cost::{self, Limit};
+
+/// A tree of what was read, objects of it and what is kept of them as text; a refusal is some 200 octets for any one.
+const LIMIT: Limit = Limit { held: (500, 40_000), allocations: (20, 2_000) };
+/// Aliases stand for 20 000 values and 256 KiB at most.
+const ALIASED: Limit = Limit { held: (500, 2_500_000), allocations: (20, 100_000) };
+
 pub fn check(octets: &[u8]) {
     for name in ["file.yaml", "file.json"] {
         let first = read(name, octets, &LastGood::default());
@@ -30,7 +37,8 @@ pub fn check(octets: &[u8]) {
 
 fn read(name: &str, octets: &[u8], last_good: &LastGood) -> Snapshot {
     let file = File { name: name.to_owned(), content: Ok(octets.to_vec()) };
-    assemble(&[file], last_good, OnInvalid::Refuse)
+    let limit = if octets.contains(&b'*') { ALIASED } else { LIMIT };
+    cost::within(octets.len(), limit, || assemble(&[file], last_good, OnInvalid::Refuse))
 }
 
 fn holds(snapshot: &Snapshot) {

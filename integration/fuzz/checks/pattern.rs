@@ -3,8 +3,14 @@
 use namegate::engine::name::Name;
 use namegate::engine::pattern::{Bare, Pattern, PatternTrie};
 
+use super::cost::{self, Limit};
+
 /// Patterns are tried up to this many.
 const PATTERNS: usize = 32;
+/// The text as it was written and in lower case, label by label; a node of the trie for each.
+const READ: Limit = Limit { held: (256, 2_048), allocations: (4, 32) };
+/// What is found, and nothing for what is tried.
+const MATCHED: Limit = Limit { held: (16, 4_096), allocations: (1, 64) };
 
 pub fn check(octets: &[u8]) {
     let mut lines = octets.split(|octet| *octet == b'\n');
@@ -17,16 +23,17 @@ pub fn check(octets: &[u8]) {
         let mut expected = Vec::new();
         for (at, line) in lines.clone().take(PATTERNS).enumerate() {
             let Ok(text) = std::str::from_utf8(line) else { continue };
-            let Ok(pattern) = Pattern::pattern(text) else { continue };
+            let Ok(pattern) = cost::within(text.len(), READ, || Pattern::pattern(text)) else { continue };
             if naive(bare, text, &labels) {
                 expected.push(at);
             }
             if let Some(exact) = pattern.exact() {
                 assert_eq!(naive(bare, text, &labels), exact == name && name.has_only_pattern_octets(), "{text}");
             }
-            trie.insert(pattern, at, None);
+            cost::within(text.len(), READ, || trie.insert(pattern, at, None));
         }
-        let mut found: Vec<usize> = trie.matches(&name).map(|found| *found.value).collect();
+        let find = || trie.matches(&name).map(|found| *found.value).collect::<Vec<usize>>();
+        let mut found = cost::within(octets.len(), MATCHED, find);
         found.sort_unstable();
         assert_eq!(found, expected, "{name} by {bare:?}");
     }

@@ -4,10 +4,14 @@ use hickory_proto::op::{Message, MessageType, OpCode};
 use hickory_proto::rr::rdata::opt::EdnsCode;
 use namegate::engine::query::{Query, QueryError};
 
+use super::cost::{self, Limit};
 use super::naive::{self, HEADER, OPT, outline, word};
 
+/// The name is kept.
+const LIMIT: Limit = Limit { held: (2, 512), allocations: (0, 8) };
+
 pub fn check(message: &[u8]) {
-    match (Query::parse(message), Message::from_vec(message)) {
+    match (cost::within(message.len(), LIMIT, || Query::parse(message)), Message::from_vec(message)) {
         (Ok(ours), Ok(theirs)) => {
             if let Some(places) = outline(message) {
                 assert_eq!(places.end, message.len());

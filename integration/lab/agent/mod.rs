@@ -10,6 +10,7 @@ mod octets;
 pub mod packets;
 pub mod rogue;
 mod rush;
+mod script;
 pub mod servers;
 pub mod traffic;
 
@@ -18,6 +19,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
+
+pub use script::{Forgery, Script};
 
 /// What can be asked of an agent. Times are milliseconds.
 #[derive(Serialize, Deserialize, Clone, Debug)]
@@ -151,49 +154,6 @@ pub struct Answered {
     /// RFC 8914: code and text.
     pub errors: Vec<(u16, String)>,
     pub micros: u64,
-}
-
-/// What the lab's name server says for a name and type.
-#[derive(Serialize, Deserialize, Clone, Debug, Default)]
-pub struct Script {
-    /// `owner type data` each; an empty owner means the asked name.
-    pub records: Vec<(String, String, String)>,
-    /// Seconds.
-    pub ttl: u32,
-    /// Empty: NOERROR.
-    pub rcode: String,
-    pub delay_ms: u64,
-    /// Never answers.
-    pub silent: bool,
-    /// The zone's SOA record comes along, with this TTL and this least one; 0: it doesn't.
-    pub soa: u32,
-    /// TC=1 over UDP.
-    pub truncate: bool,
-    /// Only the server at this address says so.
-    pub by: Option<IpAddr>,
-    /// Over UDP it repeats the name in lower case, as some old servers do.
-    pub folds: bool,
-    /// How many datagrams of the question are lost before one is heard.
-    pub loses: u32,
-    /// What else is sent over UDP before the answer, to try the proxy's checks.
-    pub forged: Vec<Forgery>,
-}
-
-/// A wrong answer that precedes the right one; it carries the address.
-#[derive(Serialize, Deserialize, Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Forgery {
-    /// Another transaction number.
-    Number(IpAddr),
-    /// Another question.
-    Question(IpAddr),
-    /// The question in other case.
-    Case(IpAddr),
-    /// From another port of the server.
-    Port(IpAddr),
-    /// From another address.
-    Address(IpAddr),
-    /// Twelve octets of header only.
-    Header,
 }
 
 /// See [`Request::Rush`].
