@@ -158,6 +158,11 @@ impl Source {
         self
     }
 
+    /// The file that is read, if there is one.
+    pub fn file(&self) -> Option<&Path> {
+        self.path.as_deref().or(self.fallback.as_deref().filter(|path| path.exists()))
+    }
+
     /// Reads and merges everything anew.
     ///
     /// # Errors

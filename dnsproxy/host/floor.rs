@@ -29,6 +29,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
+use std::path::Path;
 
 use super::nftables::{Attributes, Family, Message, Request, change, get, part, parts};
 
@@ -60,15 +61,29 @@ pub struct Wanted {
 }
 
 /// The floor as far as this process has laid it.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 pub struct Floor {
     wanted: Option<Wanted>,
     sides: [Side; 2],
 }
 
+/// Where it stands.
+#[derive(Clone, Debug)]
+struct Table {
+    family: Family,
+    name: String,
+}
+
+impl fmt::Display for Table {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "table {} {}", self.family.text(), self.name)
+    }
+}
+
 /// One of the two tables.
-#[derive(Default, Debug)]
+#[derive(Debug)]
 struct Side {
+    at: Table,
     laid: Option<Laid>,
     /// Why it is not as it should be; empty if it is.
     problem: String,
@@ -110,14 +125,33 @@ pub struct FloorStatus {
 }
 
 const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
-const TABLE: &str = "namegate";
 const CHAIN: &str = "floor";
 /// Before fragments are put together (-400) and connections tracked (-200).
 const PRIORITY: i32 = -500;
 /// The loopback interface has this number in every network namespace (LOOPBACK_IFINDEX); no prefix is to catch it.
 const LOOPBACK: u32 = 1;
 
+/// The name of the tables: of each `pin_dir` another, so that two namegates on a machine leave each other's alone.
+pub fn table_of(pin_dir: &Path) -> String {
+    let octets = pin_dir.as_os_str().as_encoded_bytes();
+    if octets == b"/sys/fs/bpf/namegate" {
+        return "namegate".into();
+    }
+    format!("namegate_{:08x}", crc32fast::hash(octets))
+}
+
 impl Floor {
+    /// Nothing is laid yet. `table`: see [`table_of`].
+    pub fn new(table: &str) -> Floor {
+        let side = |family| Side {
+            at: Table { family, name: table.to_owned() },
+            laid: None,
+            problem: String::new(),
+            dropped: 0,
+        };
+        Floor { wanted: None, sides: FAMILIES.map(side) }
+    }
+
     /// Makes the floor what is wanted; none: there is to be none. Does nothing where it is that already.
     pub fn keep(&mut self, wanted: Option<&Wanted>) {
         let Some(wanted) = wanted else {
@@ -127,8 +161,8 @@ impl Floor {
             return;
         };
         self.wanted = Some(wanted.clone());
-        for (side, family) in self.sides.iter_mut().zip(FAMILIES) {
-            side.keep(family, wanted);
+        for side in &mut self.sides {
+            side.keep(wanted);
         }
     }
 
@@ -142,19 +176,19 @@ impl Floor {
     /// Looks whether it is still as written; what someone else has changed is written again. Whether that was so.
     pub fn check(&mut self) -> bool {
         let mut changed = false;
-        for (side, family) in self.sides.iter_mut().zip(FAMILIES) {
-            changed |= side.check(family);
+        for side in &mut self.sides {
+            changed |= side.check();
         }
         changed
     }
 
     /// Removes what any run has left.
     fn take_away(&mut self) {
-        for (side, family) in self.sides.iter_mut().zip(FAMILIES) {
+        for side in &mut self.sides {
             side.put_away();
-            side.problem = match remove(family) {
+            side.problem = match remove(&side.at) {
                 Ok(_) => String::new(),
-                Err(error) => format!("table {} {TABLE} can't be removed: {error}", family.text()),
+                Err(error) => format!("{} can't be removed: {error}", side.at),
             };
         }
     }
@@ -167,12 +201,12 @@ impl Floor {
 
     /// What it does.
     pub fn status(&self) -> FloorStatus {
-        let laid = |(side, family): (&Side, Family)| side.laid.is_some().then(|| family.text().to_owned());
+        let laid = |side: &Side| side.laid.is_some().then(|| side.at.family.text().to_owned());
         let problems: Vec<&str> =
             self.sides.iter().map(|side| side.problem.as_str()).filter(|problem| !problem.is_empty()).collect();
         let mut status = FloorStatus {
             wanted: self.wanted.is_some(),
-            tables: self.sides.iter().zip(FAMILIES).filter_map(laid).collect(),
+            tables: self.sides.iter().filter_map(laid).collect(),
             dropped: self.sides.iter().map(Side::dropped).sum(),
             problem: problems.join("; "),
             ..FloorStatus::default()
@@ -185,22 +219,22 @@ impl Floor {
     }
 }
 
-/// Removes the floor that any run has left. Whether there was one.
+/// Removes the floor that any run with this table has left. Whether there was one.
 ///
 /// # Errors
 /// The kernel refused.
-pub fn remove_all() -> io::Result<bool> {
+pub fn remove_all(table: &str) -> io::Result<bool> {
     let mut found = false;
     for family in FAMILIES {
-        found |= remove(family)?;
+        found |= remove(&Table { family, name: table.to_owned() })?;
     }
     Ok(found)
 }
 
 impl Side {
-    fn keep(&mut self, family: Family, wanted: &Wanted) {
+    fn keep(&mut self, wanted: &Wanted) {
         let Some(laid) = self.laid.as_mut().filter(|laid| laid.wanted.names == wanted.names) else {
-            return self.lay(family, wanted);
+            return self.lay(wanted);
         };
         if laid.wanted.guarded == wanted.guarded {
             return;
@@ -208,23 +242,23 @@ impl Side {
         let gone: Vec<Vec<u8>> = laid.wanted.guarded.difference(&wanted.guarded).map(number).collect();
         let new: Vec<Vec<u8>> = wanted.guarded.difference(&laid.wanted.guarded).map(number).collect();
         let mut requests = Vec::new();
-        put_elements(&mut requests, Message::DelElement, Set::Guarded, &gone);
-        put_elements(&mut requests, Message::NewElement, Set::Guarded, &new);
-        match change(family, &requests) {
+        put_elements(&mut requests, Message::DelElement, Set::Guarded, &self.at, &gone);
+        put_elements(&mut requests, Message::NewElement, Set::Guarded, &self.at, &new);
+        match change(self.at.family, &requests) {
             Ok(()) => {
                 laid.seen.elements = elements_of(wanted);
                 laid.wanted = wanted.clone();
                 self.problem = String::new();
             }
             // Someone else has changed it.
-            Err(_) => self.lay(family, wanted),
+            Err(_) => self.lay(wanted),
         }
     }
 
-    fn check(&mut self, family: Family) -> bool {
+    fn check(&mut self) -> bool {
         let Some(laid) = &mut self.laid else { return false };
         let wanted = laid.wanted.clone();
-        match look(family) {
+        match look(&self.at) {
             Ok(seen) if (&seen.rules, &seen.elements) == (&laid.seen.rules, &laid.seen.elements) => {
                 laid.seen.dropped = seen.dropped;
                 return false;
@@ -232,12 +266,12 @@ impl Side {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => return false, // the next look tells
             _ => (),
         }
-        self.lay(family, &wanted);
+        self.lay(&wanted);
         true
     }
 
-    fn lay(&mut self, family: Family, wanted: &Wanted) {
-        match change(family, &whole(wanted)).and_then(|()| look(family)) {
+    fn lay(&mut self, wanted: &Wanted) {
+        match change(self.at.family, &whole(&self.at, wanted)).and_then(|()| look(&self.at)) {
             Ok(seen) => {
                 self.put_away();
                 self.laid = Some(Laid { wanted: wanted.clone(), seen });
@@ -246,7 +280,7 @@ impl Side {
             // What stood before stands still, and the next call tries again.
             Err(error) => {
                 let hint = if is_absence(&error) { " (this kernel may lack nf_tables for it)" } else { "" };
-                self.problem = format!("table {} {TABLE} can't be written: {error}{hint}", family.text());
+                self.problem = format!("{} can't be written: {error}{hint}", self.at);
             }
         }
     }
@@ -263,9 +297,9 @@ impl Side {
 }
 
 /// Removes one table. Whether it was there.
-fn remove(family: Family) -> io::Result<bool> {
-    let name = Attributes::new().text(table::NAME, TABLE);
-    match change(family, &[Request { message: Message::DelTable, attributes: name }]) {
+fn remove(at: &Table) -> io::Result<bool> {
+    let name = Attributes::new().text(table::NAME, &at.name);
+    match change(at.family, &[Request { message: Message::DelTable, attributes: name }]) {
         Ok(()) => Ok(true),
         // Not there, or not a kernel that has such tables.
         Err(error) if is_absence(&error) => Ok(false),
@@ -306,8 +340,8 @@ impl Set {
 const NAME_OCTETS: usize = 16; // IFNAMSIZ
 
 /// Everything anew, in one transaction.
-fn whole(wanted: &Wanted) -> Vec<Request> {
-    let of_table = || Attributes::new().text(table::NAME, TABLE);
+fn whole(at: &Table, wanted: &Wanted) -> Vec<Request> {
+    let of_table = || Attributes::new().text(table::NAME, &at.name);
     let ask = |message, attributes| Request { message, attributes };
     // Made so that it can be deleted, deleted with all that is in it, made again.
     let mut requests = vec![
@@ -320,7 +354,7 @@ fn whole(wanted: &Wanted) -> Vec<Request> {
     for (number, set) in Set::BOTH.into_iter().enumerate() {
         let (kind, octets) = set.key();
         let attributes = Attributes::new()
-            .text(set::TABLE, TABLE)
+            .text(set::TABLE, &at.name)
             .text(set::NAME, set.name())
             .number(set::FLAGS, 0)
             .number(set::KEY_TYPE, kind)
@@ -330,11 +364,11 @@ fn whole(wanted: &Wanted) -> Vec<Request> {
         requests.push(ask(Message::NewSet, attributes));
     }
     for (set, elements) in Set::BOTH.into_iter().zip(elements_of(wanted)) {
-        put_elements(&mut requests, Message::NewElement, set, &Vec::from_iter(elements));
+        put_elements(&mut requests, Message::NewElement, set, at, &Vec::from_iter(elements));
     }
     let hook = Attributes::new().number(hook::NUMBER, 0).number(hook::PRIORITY, PRIORITY as u32);
     let attributes = Attributes::new()
-        .text(chain::TABLE, TABLE)
+        .text(chain::TABLE, &at.name)
         .text(chain::NAME, CHAIN)
         .nest(chain::HOOK, &hook)
         .number(chain::POLICY, ACCEPT)
@@ -343,7 +377,7 @@ fn whole(wanted: &Wanted) -> Vec<Request> {
     let mut rule = |expressions: &[Attributes]| {
         let list = expressions.iter().fold(Attributes::new(), |list, each| list.nest(LIST_ELEMENT, each));
         let attributes =
-            Attributes::new().text(rule::TABLE, TABLE).text(rule::CHAIN, CHAIN).nest(rule::EXPRESSIONS, &list);
+            Attributes::new().text(rule::TABLE, &at.name).text(rule::CHAIN, CHAIN).nest(rule::EXPRESSIONS, &list);
         requests.push(ask(Message::NewRule, attributes));
     };
     rule(&[meta(META_IIF), lookup(Set::Guarded), verdict(ACCEPT)]);
@@ -374,28 +408,29 @@ fn number(ifindex: &u32) -> Vec<u8> {
     ifindex.to_ne_bytes().to_vec()
 }
 
-fn put_elements(requests: &mut Vec<Request>, message: Message, set: Set, elements: &[Vec<u8>]) {
+fn put_elements(requests: &mut Vec<Request>, message: Message, set: Set, at: &Table, elements: &[Vec<u8>]) {
     // A list may have 64 KiB.
     for some in elements.chunks(1_000) {
         let list = some.iter().fold(Attributes::new(), |list, element| {
             let value = Attributes::new().octets(DATA_VALUE, element);
             list.nest(LIST_ELEMENT, &Attributes::new().nest(elements::KEY, &value))
         });
-        let attributes = of_set(set).nest(elements::ELEMENTS, &list);
+        let attributes = of_set(at, set).nest(elements::ELEMENTS, &list);
         requests.push(Request { message, attributes });
     }
 }
 
-fn of_set(set: Set) -> Attributes {
-    Attributes::new().text(elements::TABLE, TABLE).text(elements::SET, set.name())
+fn of_set(at: &Table, set: Set) -> Attributes {
+    Attributes::new().text(elements::TABLE, &at.name).text(elements::SET, set.name())
 }
 
 /// What the kernel has.
-fn look(family: Family) -> io::Result<Seen> {
-    let mut rules = get(family, Message::GetTable, &Attributes::new().text(table::NAME, TABLE), false)?;
-    let of_chain = Attributes::new().text(chain::TABLE, TABLE).text(chain::NAME, CHAIN);
+fn look(at: &Table) -> io::Result<Seen> {
+    let family = at.family;
+    let mut rules = get(family, Message::GetTable, &Attributes::new().text(table::NAME, &at.name), false)?;
+    let of_chain = Attributes::new().text(chain::TABLE, &at.name).text(chain::NAME, CHAIN);
     rules.extend(get(family, Message::GetChain, &of_chain, false)?);
-    let of_rules = Attributes::new().text(rule::TABLE, TABLE).text(rule::CHAIN, CHAIN);
+    let of_rules = Attributes::new().text(rule::TABLE, &at.name).text(rule::CHAIN, CHAIN);
     let mut dropped = 0;
     for found in get(family, Message::GetRule, &of_rules, true)? {
         for (_, expression) in parts(part(&found, rule::EXPRESSIONS).unwrap_or_default()) {
@@ -406,7 +441,7 @@ fn look(family: Family) -> io::Result<Seen> {
         }
     }
     let read = |set: Set| -> io::Result<BTreeSet<Vec<u8>>> {
-        let messages = get(family, Message::GetElement, &of_set(set), true)?;
+        let messages = get(family, Message::GetElement, &of_set(at, set), true)?;
         let keys = messages.iter().flat_map(|message| parts(part(message, elements::ELEMENTS).unwrap_or_default()));
         Ok(keys.filter_map(|(_, element)| Some(part(part(element, elements::KEY)?, DATA_VALUE)?.to_vec())).collect())
     };

@@ -3,3 +3,4 @@
 pub mod floor;
 pub mod links;
 mod nftables;
+pub mod owner;

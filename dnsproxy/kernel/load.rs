@@ -1,10 +1,12 @@
 //! All maps and the programs: pinned, or adopted from an earlier run.
 
 use std::ffi::CString;
+use std::fs::DirBuilder;
 use std::io::ErrorKind;
 use std::mem::offset_of;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -15,6 +17,7 @@ use super::KernelError;
 use super::abi::{self, rodata};
 use super::attach::{Hook, pin_at};
 use super::table::Table;
+use crate::host::owner::{Shared, check_directory};
 
 /// How large the maps are and how the programs behave; fixed at load.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -271,10 +274,20 @@ pub fn redirect_messages() {
 
 fn make_directories(pin_dir: &Path) -> Result<(), KernelError> {
     mount_bpffs(pin_dir)?;
-    for part in ["maps", "links"] {
-        let directory = pins_of(pin_dir).join(part);
-        std::fs::create_dir_all(&directory)
-            .map_err(|source| KernelError::Call { what: format!("make {}", directory.display()), source })?;
+    let pins = pins_of(pin_dir);
+    for (directory, shared) in [
+        (pin_dir.to_owned(), Shared::Sticky),
+        (pins.clone(), Shared::No),
+        (pins.join("maps"), Shared::No),
+        (pins.join("links"), Shared::No),
+    ] {
+        let failed = |what: &str| {
+            let what = format!("{what} {}", directory.display());
+            move |source| KernelError::Call { what, source }
+        };
+        DirBuilder::new().recursive(true).mode(0o700).create(&directory).map_err(failed("make"))?;
+        // Whoever can remove a pin ends enforcement with it.
+        check_directory(&directory, shared).map_err(failed("use"))?;
     }
     Ok(())
 }
@@ -363,14 +376,14 @@ fn mount_bpffs(pin_dir: &Path) -> Result<(), KernelError> {
     let target = CString::new(at.as_os_str().as_bytes()).map_err(|error| {
         KernelError::call(format!("mount a BPF file system at {}", at.display()), std::io::Error::other(error))
     })?;
-    // SAFETY: four strings that end in NUL and no data.
+    // SAFETY: five strings that end in NUL.
     let status = unsafe {
         libc::mount(
             c"bpf".as_ptr(),
             target.as_ptr(),
             c"bpf".as_ptr(),
             libc::MS_NOSUID | libc::MS_NODEV,
-            std::ptr::null(),
+            c"mode=0700".as_ptr().cast(),
         )
     };
     if status != 0 {

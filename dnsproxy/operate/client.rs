@@ -26,7 +26,7 @@ pub struct Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody listens, or we may not ask.
-    #[error("asking namegate on {}", path.display())]
+    #[error("asking namegate on {}{}", path.display(), where_dead(source))]
     Connect {
         /// The socket.
         path: PathBuf,
@@ -54,6 +54,16 @@ pub enum AskError {
     /// No runtime.
     #[error("starting a runtime")]
     Runtime(#[source] io::Error),
+}
+
+/// What a user who is told "connection refused" wants to know.
+fn where_dead(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound => {
+            ", which does not run; what it put in force stays until `namegate detach`"
+        }
+        _ => "",
+    }
 }
 
 /// Asks for one page, and waits for it `patience` at most.

@@ -110,10 +110,12 @@ pub enum Repair {
     Pin,
     /// An endpoint's row was not as written.
     Row,
+    /// The floor was not as written.
+    Floor,
 }
 
 impl Repair {
-    const ALL: [Repair; 4] = [Repair::Detached, Repair::Displaced, Repair::Pin, Repair::Row];
+    const ALL: [Repair; 5] = [Repair::Detached, Repair::Displaced, Repair::Pin, Repair::Row, Repair::Floor];
 
     fn text(self) -> &'static str {
         match self {
@@ -121,6 +123,7 @@ impl Repair {
             Repair::Displaced => "displaced",
             Repair::Pin => "pin",
             Repair::Row => "row",
+            Repair::Floor => "floor",
         }
     }
 }

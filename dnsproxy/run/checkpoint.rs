@@ -9,9 +9,10 @@
 
 use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::fs::{self, File};
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, Write as _};
 use std::net::IpAddr;
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
@@ -158,7 +159,7 @@ impl Writer {
             if fs::symlink_metadata(&self.directory).is_ok_and(|kind| !kind.is_dir()) {
                 files::set_aside(&self.directory, &self.directory.with_extension("damaged"))?;
             }
-            fs::create_dir_all(&self.directory)?;
+            DirBuilder::new().recursive(true).mode(0o700).create(&self.directory)?;
             self.write(*id, table)?;
             self.written.insert(*id, version);
             wrote = true;

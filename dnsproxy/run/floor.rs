@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::node::Node;
+use crate::config::Config;
 use crate::host::floor::{self, Floor, InterfaceNames, Wanted};
+use crate::operate::metrics::Repair;
 
 /// The floor, and what is needed to keep it.
-#[derive(Default)]
 pub(super) struct Ground {
     pub floor: Floor,
     /// Interfaces that programs of an earlier run guard, until this run has put its own on them.
@@ -15,11 +16,18 @@ pub(super) struct Ground {
     told: String,
 }
 
+impl Ground {
+    pub fn new(config: &Config) -> Ground {
+        let floor = Floor::new(&floor::table_of(&config.pin_dir));
+        Ground { floor, inherited: BTreeSet::new(), told: String::new() }
+    }
+}
+
 impl Node {
     /// First of all: nothing passes that no program guards. Where programs of an earlier run still do, traffic goes on.
     pub async fn lay_floor(&mut self) {
         if !self.config.enforcement.floor {
-            if let Err(error) = floor::remove_all() {
+            if let Err(error) = floor::remove_all(&floor::table_of(&self.config.pin_dir)) {
                 tracing::warn!(%error, "the floor of an earlier run can't be removed");
             }
             return;
@@ -62,7 +70,8 @@ impl Node {
     /// Looks after it, and says in readiness what keeps guarded workloads from the network.
     pub fn look_at_floor(&mut self) {
         if self.ground.floor.check() {
-            tracing::error!("someone else changed or removed the floor (table namegate); it was written again");
+            self.metrics.repaired(Repair::Floor);
+            tracing::error!("someone else changed or removed the floor; it was written again");
         }
         self.keep_floor();
         self.readiness.set("floor", self.ground.floor.hindrance().map(str::to_owned).into_iter().collect());

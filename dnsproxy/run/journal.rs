@@ -3,9 +3,9 @@
 //! A line is a checksum and a batch of changes as JSON; a line is a whole reload or nothing. A last line that is cut was
 //! never finished: it is cut off. Anything else that is wrong is damage, and then nothing in the file is believed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::files;
@@ -52,7 +52,10 @@ impl Journal {
         match text.and_then(|text| parse(&text)) {
             Ok((said, changes, length)) => {
                 // What can't be written now is still good to read; the next change writes all of it.
-                let cut = |file: File| file.set_len(length).map(|()| file);
+                let cut = |file: File| {
+                    file.set_permissions(Permissions::from_mode(0o600))?;
+                    file.set_len(length).map(|()| file)
+                };
                 let file = OpenOptions::new().append(true).open(&path).and_then(cut).ok();
                 Ok(Read::Good(Journal { file, said, changes, ..empty }))
             }

@@ -3,10 +3,16 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::Context;
 
 use crate::config::Config;
+use crate::host::owner::{Shared, check_directory};
+
+/// How long a process that is just ending is waited for.
+const PATIENCE: Duration = Duration::from_secs(1);
+const TRIES: u32 = 20;
 
 /// The directories themselves are locked (flock(2)): nothing has to be written, nothing is left, and a process that
 /// dies lets go.
@@ -54,13 +60,21 @@ impl Locks {
             .create(directory)
             .with_context(|| format!("making {}", directory.display()))?;
         self.made.extend(missing.into_iter().rev().map(Path::to_owned));
-        Ok(())
+        check_directory(directory, Shared::No).with_context(|| format!("using {}", directory.display()))
     }
 
     fn lock(&mut self, key: &str, directory: &Path) -> anyhow::Result<()> {
         let shown = directory.display();
         let file = File::open(directory).with_context(|| format!("opening {shown}"))?;
-        match file.try_lock() {
+        let mut tried = file.try_lock();
+        for _ in 0..TRIES {
+            if !matches!(tried, Err(TryLockError::WouldBlock)) {
+                break;
+            }
+            std::thread::sleep(PATIENCE / TRIES);
+            tried = file.try_lock();
+        }
+        match tried {
             Ok(()) => self.held.push(file),
             Err(TryLockError::WouldBlock) => {
                 anyhow::bail!("another namegate runs with {key} {shown}; one is allowed, and this one ends")

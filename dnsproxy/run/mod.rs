@@ -45,7 +45,9 @@ pub fn detach(config: &Config) -> anyhow::Result<()> {
     locks.take_pins(config)?;
     drop(locks);
     let found = detach_all(&config.pin_dir).context("removing programs and pins")?;
-    let found = crate::host::floor::remove_all().context("removing the floor")? || found;
+    let found = crate::host::floor::remove_all(&crate::host::floor::table_of(&config.pin_dir))
+        .context("removing the floor")?
+        || found;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
     checkpoint::remove(&config.state_dir);

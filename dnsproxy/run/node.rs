@@ -26,8 +26,9 @@ use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::{GrantWrite, MonoNs};
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
-use crate::host::floor::remove_all as remove_floor;
+use crate::host::floor::{remove_all as remove_floor, table_of};
 use crate::host::links::{self, Link, Netlink};
+use crate::host::owner::written_by_others;
 use crate::kernel::attach::detach_all;
 use crate::kernel::change::PeerRows;
 use crate::kernel::events::Events;
@@ -140,6 +141,7 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     let terminate = signal(SignalKind::terminate())?;
     let interrupt = signal(SignalKind::interrupt())?;
 
+    warn_of_others(&source);
     // What another process can have is taken next, before anything is touched.
     let tls = tls(&config)?;
     let mut locks = Locks::take(&config)?;
@@ -149,6 +151,14 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
             locks.undo();
             Err(error)
         }
+    }
+}
+
+/// Who can write the configuration can end enforcement.
+fn warn_of_others(source: &Source) {
+    let Some(path) = source.file() else { return };
+    if let Some(who) = path.metadata().ok().and_then(|found| written_by_others(&found)) {
+        tracing::warn!(file = %path.display(), "the configuration: {who}");
     }
 }
 
@@ -216,7 +226,7 @@ async fn run_there(
         state,
         endpoints: BTreeMap::new(),
         links: BTreeMap::new(),
-        ground: floor::Ground::default(),
+        ground: floor::Ground::new(&config),
         world: None,
         steering: steering::Steering::default(),
         directory: directory.clone(),
@@ -322,7 +332,7 @@ async fn leave(node: Node, locks: Locks) -> anyhow::Result<()> {
 async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> anyhow::Result<()> {
     checkpoint::remove(&config.state_dir);
     detach_all(&config.pin_dir).context("removing programs and pins")?;
-    remove_floor().context("removing the floor")?;
+    remove_floor(&table_of(&config.pin_dir)).context("removing the floor")?;
     for local in state.resolvers.values() {
         netlink.remove_local(*local).await.context("removing a local address")?;
     }
@@ -522,6 +532,7 @@ impl Node {
 
     /// SIGHUP: the configuration first, then the snapshot.
     fn reload_settings(&mut self) {
+        warn_of_others(&self.source);
         let new = match self.source.clone().with_cluster(self.cluster.settings.clone()).load() {
             Ok(new) => new,
             Err(error) => {
