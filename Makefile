@@ -1,7 +1,8 @@
 # make demo   installs what is missing, builds, and plays the story of README.md in network namespaces of its own
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
 # make faults  namegate under load while it is killed, stopped, starved and cut off; 8 minutes
-# make test-long   a million random policies and packets more, of the compiler and of the kernel programs; minutes
+# make test-long   a million random policies and packets more, of the compiler and of the kernel programs, and ten million
+#                  frames; minutes
 # make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; 15 minutes (assault-long: 45)
 # make mutants   takes each rule away and sees the tests fail; most of an hour
 
@@ -35,6 +36,8 @@ test: deps deps-peers lint
 test-long: export NAMEGATE_CASES ?= 1000000
 test-long: deps
 	cargo test --lib engine::compile -- --nocapture --test-threads 1 | grep -E '^\{|^test result|FAILED|panicked'
+	NAMEGATE_FRAMES=$$((NAMEGATE_CASES * 10)) cargo test --test corpus any_frame -- --nocapture |
+		grep -E '^\{|^test result|FAILED|panicked'
 	cargo test --test programs --no-run
 	programs="$$(cargo test --test programs --no-run --message-format=json 2>/dev/null |
 		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"

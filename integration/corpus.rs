@@ -1,10 +1,16 @@
 //! Runs what the fuzz targets check over their corpus: what a fuzzer once found stays found, without one.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
+use namegate::observe::Reason;
+
 #[path = "fuzz/checks/mod.rs"]
 mod checks;
+
+/// Of the frames, each reason must come at least so often; percent.
+const LEAST: f64 = 0.5;
 
 #[track_caller]
 fn holds(target: &str, check: fn(&[u8])) {
@@ -83,4 +89,42 @@ fn questions_about_policy_have_one_answer() {
 #[test]
 fn scenarios_are_refused_with_their_line_or_say_one_thing() {
     holds("scenario", checks::scenario::check);
+}
+
+#[test]
+fn frames_fare_as_the_judge_says() {
+    holds("frames", checks::frames::check);
+}
+
+/// NAMEGATE_FRAMES: how many, for the long run; NAMEGATE_SEED: which. Prints a JSON line.
+#[test]
+fn the_programs_do_with_any_frame_what_the_judge_says() {
+    let frames = setting("NAMEGATE_FRAMES").unwrap_or(300_000);
+    let seed = setting("NAMEGATE_SEED").unwrap_or(20_261_121);
+    let began = namegate::clock::now();
+    let seen = checks::frames::differences(seed, frames);
+    let share =
+        |reason: &Reason| seen.by_reason.get(reason).copied().unwrap_or_default() as f64 * 100.0 / seen.frames as f64;
+    let shares: BTreeMap<&str, f64> =
+        Reason::ALL.iter().map(|reason| (reason.text(), (share(reason) * 100.0).round() / 100.0)).collect();
+    let line = serde_json::json!({
+        "test": "the_programs_do_with_any_frame_what_the_judge_says",
+        "seed": seed,
+        "frames": seen.frames,
+        "differences": seen.differences,
+        "steered": seen.steered,
+        "rejected": seen.rejected,
+        "early": seen.early,
+        "seconds": began.elapsed().as_secs_f64(),
+        "shares": shares,
+    });
+    println!("{line}");
+    assert_eq!(seen.differences, 0, "worlds in which program and judge differ");
+    let rare: Vec<_> = Reason::ALL.iter().filter(|reason| share(reason) < LEAST).map(|reason| reason.text()).collect();
+    assert!(rare.is_empty(), "each reason must come at least at {LEAST} %: {rare:?}");
+}
+
+fn setting(name: &str) -> Option<u64> {
+    let text = std::env::var(name).ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("{name}={text}: a number is wanted")))
 }

@@ -75,14 +75,14 @@ static __always_inline enum reason steer_query(struct __sk_buff *skb, const stru
 		return REASON_FRAGMENT_STEERED; /* the rest of it can't be steered, and must not pass by the proxy */
 	if (c->probe)
 		return REASON_STEERED;
+	bridge = c->endpoint.flags & ENDPOINT_BRIDGED ? bpf_map_lookup_elem(&bridges, &ifindex) : 0;
+	if (c->endpoint.flags & ENDPOINT_BRIDGED && !bridge)
+		return REASON_INTERNAL; /* as it came: a refusal is made of what the pod sent */
 	if (rewrite(skb, f, &f->destination, f->destination_port, to, 1))
 		return REASON_INTERNAL;
-	if (c->endpoint.flags & ENDPOINT_BRIDGED) {
+	if (bridge) {
 		__u8 mac[6];
 
-		bridge = bpf_map_lookup_elem(&bridges, &ifindex);
-		if (!bridge)
-			return REASON_INTERNAL;
 		__builtin_memcpy(mac, bridge->mac, 6);
 		if (bpf_skb_store_bytes(skb, 0, mac, 6, 0) || bpf_skb_change_type(skb, 0 /* PACKET_HOST */))
 			return REASON_INTERNAL;

@@ -580,7 +580,7 @@ static __always_inline enum reason excuse(struct context *c, enum reason reason)
 }
 
 /* Whether a refusal is one that the pod may be told of: never for what was not understood, nor to many, nor for an ICMP
- * error (RFC 1122, 3.2.2).
+ * error or a later fragment (RFC 1122, 3.2.2).
  */
 static __always_inline int is_answered(const struct context *c, enum reason reason)
 {
@@ -590,6 +590,8 @@ static __always_inline int is_answered(const struct context *c, enum reason reas
 		return 0;
 	if (is_multicast(&c->frame) || (c->frame.tcp_flags & TCP_RST))
 		return 0;
+	if (c->frame.fragment == FRAGMENT_LATER)
+		return 0; /* it has no header to make a reset of */
 	return !is_icmp(c->frame.protocol) || query_of(c->frame.protocol, c->frame.icmp_type);
 }
 

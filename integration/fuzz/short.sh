@@ -10,7 +10,7 @@ target_dir=$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_d
 # Its own: other compiler, other flags.
 export CARGO_TARGET_DIR=$target_dir/fuzz
 fuzz=(cargo +nightly fuzz)
-[ $# -gt 0 ] || set -- query answer upstream pattern manifest datagrams \
+[ $# -gt 0 ] || set -- query answer upstream pattern manifest datagrams frames \
 	config checkpoint state journal admin question scenario
 "${fuzz[@]}" build --fuzz-dir integration/fuzz
 found=0

@@ -247,6 +247,31 @@ pub fn a_query_in_fragments_is_not_steered_and_does_not_pass_the_proxy_by() {
     }
 }
 
+/// RFC 1122, 3.2.2: no error about a fragment that does not begin its datagram. It has no header to make a reset of, either.
+pub fn a_later_fragment_is_never_answered() {
+    for family in [4, 6] {
+        let mut bench = ready();
+        let (resolver, local) = (other(family), pod_peer(family));
+        bench.kernel.set_steering(&[(resolver, local)], 15353).unwrap();
+        bench.kernel.set_peers(&[(local, PeerId::STEERING)], || Ok(())).unwrap();
+        bench.flags(flag::REJECT, 0);
+        let question = if family == 4 { (ICMP, echo(8, 5)) } else { (ICMPV6, echo(128, 5)) };
+        let question = (question.0, [question.1, vec![0; 4]].concat());
+        let segment = (TCP, [tcp(40000, 443, 1, SYN), vec![0; 4]].concat());
+        for (protocol, header) in [question, segment, (UDP, udp(40000, 443, 8))] {
+            let direct = Datagram { protocol, ..datagram(local, 2) };
+            let answered = |begin, octets: &[u8]| {
+                let (reason, action, _) = bench.run_whole(Egress, &direct.frame(begin, true, octets));
+                assert_eq!(reason.text(), Reason::SteeringAddress.text());
+                action == 7
+            };
+            // The control: its first is answered.
+            assert!(answered(0, &header), "the first of protocol {protocol}");
+            assert!(!answered(24, &[0; 24]), "a later one of protocol {protocol}");
+        }
+    }
+}
+
 pub fn what_comes_in_is_judged_as_any_packet() {
     for family in [4, 6] {
         let (bench, to) = (ready(), granted(family));

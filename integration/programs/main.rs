@@ -9,6 +9,7 @@ mod classes;
 mod fragments;
 mod frames;
 mod meaning;
+mod octets;
 mod reference;
 mod reload;
 #[path = "../worlds.rs"]
@@ -53,12 +54,15 @@ fn main() {
         fragments: later_ones_follow_a_first_that_passed, later_ones_of_a_refused_first_are_lone,
             later_ones_of_another_datagram_are_lone, a_first_without_its_whole_header_is_tiny, nothing_reaches_into_a_first,
             lengths_that_no_datagram_has_are_malformed, an_atomic_fragment_is_dropped, questions_over_icmp_may_be_long_and_errors_not,
-            a_query_in_fragments_is_not_steered_and_does_not_pass_the_proxy_by, what_comes_in_is_judged_as_any_packet,
+            a_query_in_fragments_is_not_steered_and_does_not_pass_the_proxy_by,
+            a_later_fragment_is_never_answered, what_comes_in_is_judged_as_any_packet,
             fragments_of_audited_packets_pass, no_more_datagrams_are_under_way_than_the_budget_has,
             a_first_is_remembered_for_30_seconds, a_reload_ends_what_is_under_way, the_sweep_removes_what_is_over,
             an_error_about_a_first_fragment_belongs_to_its_flow, a_dry_run_of_fragments_leaves_no_trace,
             options_and_extension_headers_do_not_hide_a_fragment;
         change: no_row_that_is_changed_in_place_opens_more_than_before_or_after;
+        octets: what_is_open_in_ipv4_is_not_open_in_ipv6, a_header_behind_the_end_of_its_packet_is_malformed,
+            a_query_that_can_not_be_steered_is_refused_as_it_was_sent;
         reload: no_step_of_a_reload_opens_more_than_before_or_after;
         meaning: the_programs_do_what_random_policies_say;
         reference: the_programs_agree_with_a_model_on_random_rules_and_packets;

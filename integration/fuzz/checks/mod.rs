@@ -16,6 +16,7 @@
 //! | [`question`] | questions about policy, a line each | the same question again, by the admin socket's way |
 //! | [`scenario`] | a scenario | its own statements, one by one |
 //! | [`datagrams`] | datagrams, each behind its length | what was sent over loopback |
+//! | [`frames`] | choices of a world and of frames for it | a judge that reads octets, and keeps lists |
 
 pub mod admin;
 pub mod answer;
@@ -24,6 +25,7 @@ pub mod config;
 mod cost;
 mod damage;
 pub mod datagrams;
+pub mod frames;
 pub mod journal;
 pub mod manifest;
 mod naive;
