@@ -212,17 +212,18 @@ fn changed_by_hand() -> Result<(), Failed> {
     let list = |what: &str| yard.world.must("node", &format!("nft list {what}"));
     let others = list("table ip services");
     for family in ["inet", "bridge"] {
-        let table = format!("table {family} namegate");
+        let own = namegate::host::floor::table_of(&yard.world.directory.join("bpf/namegate"));
+        let table = format!("table {family} {own}");
         let whole = || without_counts(&list(&table));
         let before = whole();
         assert!(before.contains("iif @guarded accept") && before.contains(PODS[1].host), "{before}");
         for change in [
             format!("nft delete {table}"),
-            format!("nft flush chain {family} namegate floor"),
-            format!("nft insert rule {family} namegate floor accept"),
-            format!("nft delete element {family} namegate names {{ {} }}", PODS[0].host),
-            format!("nft add element {family} namegate guarded {{ wan0 }}"),
-            format!("nft add table {family} namegate {{ flags dormant ; }}"),
+            format!("nft flush chain {family} {own} floor"),
+            format!("nft insert rule {family} {own} floor accept"),
+            format!("nft delete element {family} {own} names {{ {} }}", PODS[0].host),
+            format!("nft add element {family} {own} guarded {{ wan0 }}"),
+            format!("nft add table {family} {own} {{ flags dormant ; }}"),
         ] {
             yard.world.must("node", &change);
             let again = || list("tables").contains(&table) && whole() == before;

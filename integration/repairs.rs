@@ -76,6 +76,8 @@ pub fn trials() -> Vec<Trial> {
         }),
         scene("pins_of_maps_are_back_and_the_next_start_finds_them", map_pins),
         scene("of_two_instances_the_second_says_so_and_leaves_nothing", two_instances),
+        scene("two_with_directories_of_their_own_leave_each_other_alone", two_apart),
+        scene("what_another_user_could_change_is_not_used", owned_by_another),
         scene("a_dead_proxys_endpoint_keeps_its_connections_coming", dead_for_long),
     ]
 }
@@ -273,6 +275,63 @@ fn map_pins() {
     scene.sees(Family::V4, ONE, 5432, Reach::Refused);
 }
 
+/// The command of a second node, of another interface than the first one's, with these directories and this port.
+fn second(scene: &Scene, [run, state, pins]: [&str; 3], port: &str) -> std::process::Command {
+    let program = crate::lab::daemon::program();
+    let mut command = inside(&scene.world.namespace("node"), program.to_str().expect("a path in UTF-8"));
+    command.args(["node", "--run-dir", run, "--state-dir", state, "--pin-dir", pins]);
+    command.args(["--set", &format!("dns.port={port}"), "--node-name", "demo-node", "--snapshot"]);
+    command.arg(scene.world.directory.join("snapshot"));
+    command
+}
+
+/// Each has a floor of its own: nobody finds it changed, and the end of one leaves the other's.
+fn two_apart() {
+    let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    let own = |name: &str| scene.world.directory.join("second").join(name).display().to_string();
+    let pins = scene.world.directory.join("bpf/second").display().to_string();
+    let mut command = second(&scene, [&own("run"), &own("state"), &pins], "15354");
+    command.args([
+        "--set",
+        "dns.local_addresses_v4=198.18.200.0/24",
+        "--set",
+        "dns.local_addresses_v6=2001:db8:5::/120",
+    ]);
+    command.args(["--detach", "--endpoint", "veth-none=payments/none"]);
+    command.stdin(std::process::Stdio::null()).stderr(std::process::Stdio::null());
+    let mut other = crate::lab::process::spawn(command).expect("it starts");
+    let tables = || scene.world.must("node", "nft list tables").matches("namegate_").count();
+    assert!(clock::wait_until(LIMIT, || tables() == 4), "two floors of two families: {}", tables());
+    std::thread::sleep(Duration::from_secs(3));
+    let repaired = scene.daemon().metric("namegate_repairs_total", &["what=\"floor\""]);
+    assert!(repaired == 0.0, "the floor was written {repaired} times");
+    // SAFETY: a signal to a child of ours that has not been waited for.
+    unsafe { libc::kill(other.id() as i32, libc::SIGTERM) };
+    assert!(other.wait().expect("a child").success());
+    assert_eq!(tables(), 2, "its floor goes with it");
+    scene.stands();
+}
+
+fn owned_by_another() {
+    let mut scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
+    scene.stands();
+    scene.kill();
+    let at = |name: &str| scene.world.directory.join(name);
+    let version = format!("bpf/namegate/v{}", namegate::kernel::abi::VERSION);
+    for directory in ["run", "state", &version, &format!("{version}/links"), &format!("{version}/maps")] {
+        let chown = |user| std::os::unix::fs::chown(at(directory), Some(user), None).expect("root may");
+        chown(65_534);
+        let [run, state, pins] = ["run", "state", "bpf/namegate"].map(|name| at(name).display().to_string());
+        let ended = output(second(&scene, [&run, &state, &pins], "15353")).expect("it starts");
+        chown(0);
+        let said = String::from_utf8_lossy(&ended.stderr);
+        assert!(ended.status.code() == Some(1) && said.contains("it belongs to user 65534"), "{directory}: {said}");
+    }
+    scene.sees(Family::V4, ONE, 5432, Reach::Refused);
+    scene.restart();
+    scene.stands();
+}
+
 fn two_instances() {
     let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
     scene.stands();
@@ -289,11 +348,7 @@ fn two_instances() {
         ([&run2, &state2, &pins2], "15353", "15353 is in use; it must be free"),
     ];
     for ([run, state, pins], port, said) in cases {
-        let mut command =
-            inside(&scene.world.namespace("node"), crate::lab::daemon::program().to_str().expect("a path in UTF-8"));
-        command.args(["node", "--run-dir", run, "--state-dir", state, "--pin-dir", pins]);
-        command.args(["--set", &format!("dns.port={port}"), "--node-name", "demo-node", "--snapshot"]);
-        command.arg(scene.world.directory.join("snapshot"));
+        let mut command = second(&scene, [run, state, pins], port);
         command.arg("--endpoint").arg(format!("{}=payments/{}", PODS[0].host, PODS[0].name));
         let ended = output(command).expect("it starts");
         let text = String::from_utf8_lossy(&ended.stderr);
