@@ -89,7 +89,7 @@ const CLASSES: &[Class] = &[
     Class { name: "the_neighbours_source_address", families: BOTH, routed: true, reasons: &["spoofed_address"], frames: |s| vec![s.claiming(s.neighbour)] },
     Class { name: "a_source_address_from_nowhere", families: BOTH, routed: true, reasons: &["spoofed_address"], frames: |s| vec![s.claiming(s.beside())] },
     Class { name: "another_source_mac", families: BOTH, routed: true, reasons: &["spoofed_mac"], frames: |s| vec![s.with_mac(OTHER_MAC)] },
-    Class { name: "arp_for_the_neighbours_address", families: V4, routed: false, reasons: &["arp_spoofed"], frames: Sender::arp_lies },
+    Class { name: "arp_lies", families: V4, routed: false, reasons: &["arp_spoofed"], frames: Sender::arp_lies },
     Class { name: "advertising_the_neighbours_address", families: V6, routed: false, reasons: &["nd_spoofed"], frames: Sender::advertises_neighbour },
     Class { name: "a_router_advertisement", families: V6, routed: false, reasons: &["nd_spoofed"], frames: Sender::advertises_router },
     Class { name: "the_proxys_own_addresses", families: BOTH, routed: true, reasons: &["steering_address"], frames: |s| vec![s.to_the_proxy()] },
@@ -188,7 +188,7 @@ impl Sender {
         frame
     }
 
-    /// "The neighbour's address is at my MAC", as question and as answer; padding carries the mark.
+    /// "The neighbour's address is at my MAC", as question and as answer; padding, of which there may be 18 octets, carries the mark.
     fn arp_lies(&self) -> Vec<Vec<u8>> {
         let (own, neighbour) = (PODS[0].mac, v4(self.neighbour));
         [1, 2]

@@ -261,9 +261,11 @@ impl Side {
         match look(&self.at) {
             Ok(seen) if (&seen.rules, &seen.elements) == (&laid.seen.rules, &laid.seen.elements) => {
                 laid.seen.dropped = seen.dropped;
+                self.problem.clear(); // what could not be written for a moment is: keep() tells what is missing
                 return false;
             }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => return false, // the next look tells
+            // It could not be looked at, for want of a descriptor or a moment: the next look tells.
+            Err(error) if !is_absence(&error) => return false,
             _ => (),
         }
         self.lay(&wanted);

@@ -9,7 +9,9 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libbpf_rs::query::LinkTypeInfo;
-use libbpf_rs::{Link, MapCore, MapHandle, Program, TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder};
+use libbpf_rs::{
+    ErrorKind, Link, MapCore, MapHandle, Program, TC_EGRESS, TC_INGRESS, TcAttachPoint, TcHook, TcHookBuilder,
+};
 
 use super::KernelError;
 use super::load::{Kernel, unmount_bpffs};
@@ -136,7 +138,7 @@ impl Kernel {
         let program = self.program(hook)?;
         let pin = self.link_pin(ifindex, hook);
         let what = || format!("attach {} to interface {ifindex} with TCX", hook.name());
-        if let Some(mut link) = live_link(&pin, ifindex) {
+        if let Some(mut link) = live_link(&pin, ifindex)? {
             link.update_prog(&program).map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
         } else {
             drop(std::fs::remove_file(&pin)); // severed for ever when its device was deleted
@@ -183,11 +185,19 @@ impl Kernel {
     }
 
     /// Whether programs of this run or an earlier one are on the interface, in both directions.
-    pub fn has_programs(&self, ifindex: u32) -> bool {
-        Hook::BOTH.into_iter().all(|hook| {
-            live_link(&self.link_pin(ifindex, hook), ifindex).is_some()
-                || filter(ifindex, hook, self.on_beat().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()))
-        })
+    ///
+    /// # Errors
+    /// It can't be told.
+    pub fn has_programs(&self, ifindex: u32) -> Result<bool, KernelError> {
+        for hook in Hook::BOTH {
+            let linked = live_link(&self.link_pin(ifindex, hook), ifindex)?.is_some();
+            let is_there =
+                || filter(ifindex, hook, self.on_beat().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()));
+            if !linked && !is_there() {
+                return Ok(false);
+            }
+        }
+        Ok(true)
     }
 }
 
@@ -280,13 +290,23 @@ fn is_named(program_id: u32, name: &str) -> bool {
 }
 
 /// The pinned link, if it is still on that interface: a link whose device was deleted is severed for ever.
-pub(super) fn live_link(pin: &Path, ifindex: u32) -> Option<Link> {
-    let link = Link::open(pin).ok()?;
-    match link.info().ok()?.info {
-        LinkTypeInfo::Tcx(tcx) if tcx.ifindex == ifindex => Some(link),
-        LinkTypeInfo::Xdp(xdp) if xdp.ifindex == ifindex => Some(link),
-        _ => None,
-    }
+///
+/// # Errors
+/// It can't be told, because there is no descriptor left, for one: nobody may take that for "gone" and remove the pin.
+pub(super) fn live_link(pin: &Path, ifindex: u32) -> Result<Option<Link>, KernelError> {
+    let link = match Link::open(pin) {
+        Ok(link) => link,
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+        Err(error) => {
+            return Err(KernelError::call(format!("open {}", pin.display()), std::io::Error::other(error)));
+        }
+    };
+    let is_there = link.info().is_ok_and(|info| match info.info {
+        LinkTypeInfo::Tcx(tcx) => tcx.ifindex == ifindex,
+        LinkTypeInfo::Xdp(xdp) => xdp.ifindex == ifindex,
+        _ => false,
+    });
+    Ok(is_there.then_some(link))
 }
 
 /// libbpf-rs 0.27 has no TCX attach and no flags for XDP: the low-level call.

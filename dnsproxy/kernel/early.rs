@@ -26,7 +26,7 @@ impl Kernel {
         let failed = |source| KernelError::call(what(), source);
         let program = self.early()?;
         let pin = self.early_pin(ifindex);
-        if let Some(mut link) = live_link(&pin, ifindex) {
+        if let Some(mut link) = live_link(&pin, ifindex)? {
             return link.update_prog(&program).map_err(|error| failed(std::io::Error::other(error)));
         }
         drop(std::fs::remove_file(&pin)); // severed for ever when its device was deleted
@@ -48,7 +48,7 @@ impl Kernel {
     pub(super) fn is_early(&self, ifindex: u32) -> Result<bool, KernelError> {
         let failed = |error| KernelError::call(format!("look at {NAME}"), std::io::Error::other(error));
         let ours = Program::id_from_fd(self.early()?.as_fd()).map_err(failed)?;
-        let link = live_link(&self.early_pin(ifindex), ifindex);
+        let link = live_link(&self.early_pin(ifindex), ifindex)?;
         Ok(link.and_then(|link| link.info().ok()).is_some_and(|info| info.prog_id == ours))
     }
 

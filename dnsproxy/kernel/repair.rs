@@ -3,8 +3,8 @@
 use std::fmt;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 
-use libbpf_rs::Program;
 use libbpf_rs::query::{LinkInfo, LinkInfoIter, LinkTypeInfo};
+use libbpf_rs::{ErrorKind, Program, TcHook};
 
 use super::KernelError;
 use super::abi::flow;
@@ -51,6 +51,23 @@ impl fmt::Display for Damage {
     }
 }
 
+/// The program that the filter's place has; none: nothing is there. What can't be told is no absence.
+fn attached_filter(mut place: TcHook) -> std::io::Result<Option<u32>> {
+    match place.query() {
+        Ok(id) => Ok(Some(id)),
+        Err(error)
+            if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::InvalidInput | ErrorKind::Unsupported) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(std::io::Error::other(error)),
+    }
+}
+
+fn is_absence(error: &KernelError) -> bool {
+    matches!(error, KernelError::Call { source, .. } if source.raw_os_error() == Some(libc::ENOENT))
+}
+
 impl Kernel {
     /// Looks whether both programs are on the interface, first in the chain and pinned; what is wrong.
     ///
@@ -66,16 +83,19 @@ impl Kernel {
                 Err(_) if method == Method::Clsact => Vec::new(),
                 chain => chain.map_err(failed)?,
             };
+            let is_pinned = method != Method::Tcx || live_link(&self.link_pin(ifindex, hook), ifindex)?.is_some();
             let (fault, other) = match method {
                 Method::Tcx if !chain.contains(&ours) => (Fault::Detached, chain.first().copied()),
                 Method::Tcx if chain[0] != ours => (Fault::Displaced, Some(chain[0])),
-                Method::Tcx if live_link(&self.link_pin(ifindex, hook), ifindex).is_none() => (Fault::Unpinned, None),
+                Method::Tcx if !is_pinned => (Fault::Unpinned, None),
                 Method::Tcx => continue,
-                Method::Clsact => match filter(ifindex, hook, self.on_beat().as_fd()).query().ok() {
-                    Some(id) if id == ours && chain.is_empty() => continue,
-                    Some(id) if id == ours => (Fault::Displaced, Some(chain[0])),
-                    other => (Fault::Detached, other),
-                },
+                Method::Clsact => {
+                    match attached_filter(filter(ifindex, hook, self.on_beat().as_fd())).map_err(failed)? {
+                        Some(id) if id == ours && chain.is_empty() => continue,
+                        Some(id) if id == ours => (Fault::Displaced, Some(chain[0])),
+                        other => (Fault::Detached, other),
+                    }
+                }
             };
             found.push(Damage { hook, fault, other });
         }
@@ -124,16 +144,18 @@ impl Kernel {
         }
         drop(std::fs::remove_file(&pin));
         std::fs::rename(&beside, &pin).map_err(failed)?;
-        let mut link = live_link(&pin, ifindex).ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
+        let mut link = live_link(&pin, ifindex)?.ok_or_else(|| failed(std::io::ErrorKind::NotFound.into()))?;
         link.update_prog(&*self.program(hook)?).map_err(other)
     }
 
     /// Somebody holds our link, else the program would be gone: it gets its name back.
     fn pin_link_again(&self, ifindex: u32, hook: Hook) -> Result<(), KernelError> {
         let pin = self.link_pin(ifindex, hook);
-        drop(std::fs::remove_file(&pin)); // a severed link may have it
         match self.links(ifindex, hook)?.first() {
-            Some(link) => pin_at(link.as_fd(), &pin),
+            Some(link) => {
+                drop(std::fs::remove_file(&pin)); // a severed link may have it
+                pin_at(link.as_fd(), &pin)
+            }
             None => self.attach_link(ifindex, hook), // it was on its way out when we looked
         }
     }
@@ -147,10 +169,15 @@ impl Kernel {
         let open = |link: LinkInfo| {
             // SAFETY: a number; the kernel knows whether there is such a link.
             let fd = unsafe { libbpf_sys::bpf_link_get_fd_by_id(link.id) };
+            if fd < 0 {
+                let error = KernelError::last(format!("open link {}", link.id));
+                // It may have gone since it was listed.
+                return if is_absence(&error) { None } else { Some(Err(error)) };
+            }
             // SAFETY: the call has just handed this descriptor to us.
-            (fd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(fd) })
+            Some(Ok(unsafe { OwnedFd::from_raw_fd(fd) }))
         };
-        Ok(LinkInfoIter::default().filter(is_it).filter_map(open).collect())
+        LinkInfoIter::default().filter(is_it).filter_map(open).collect()
     }
 
     fn id_of(&self, hook: Hook) -> Result<u32, KernelError> {

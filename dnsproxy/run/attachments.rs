@@ -69,7 +69,7 @@ impl Node {
         for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
             let interface = &self.endpoints[&key].interface;
             let Some(link) = self.links.values().find(|link| link.name == *interface).cloned() else { continue };
-            if !self.kernel.has_programs(link.index) {
+            if !self.kernel.has_programs(link.index).unwrap_or(false) {
                 continue;
             }
             let (bridge, _) = self.bridge_of(&link).await;

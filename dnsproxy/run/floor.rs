@@ -39,7 +39,7 @@ impl Node {
         let ours = |name: &str| self.endpoints.values().any(|endpoint| endpoint.interface == name);
         self.ground.inherited = links
             .iter()
-            .filter(|link| ours(&link.name) && self.kernel.has_programs(link.index))
+            .filter(|link| ours(&link.name) && self.kernel.has_programs(link.index).unwrap_or(false))
             .map(|link| link.index)
             .collect();
         self.keep_floor();

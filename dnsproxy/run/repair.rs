@@ -24,7 +24,7 @@ impl Node {
             let looked = self.look_at_endpoint(&key);
             let Some(endpoint) = self.endpoints.get_mut(&key) else { continue };
             if let Some(at) = &mut endpoint.attachment {
-                at.in_place = looked.is_ok() || self.kernel.has_programs(at.ifindex);
+                at.in_place = looked.is_ok() || self.kernel.has_programs(at.ifindex).unwrap_or(at.in_place);
             }
             endpoint.damage = looked.err().unwrap_or_default();
             for problem in [&endpoint.link_problem, &endpoint.damage].into_iter().filter(|text| !text.is_empty()) {
