@@ -18,7 +18,7 @@ use super::cost::{self, Limit};
 /// Variables and flags are tried up to this many.
 const OVERRIDES: usize = 16;
 /// The list of settings is walked for whatever is written, and words for each wrong value are made: 60 octets for `[]`.
-const LIMIT: Limit = Limit { held: (700, 40_000), allocations: (20, 8_000) };
+const LIMIT: Limit = Limit { held: (700, 40_000), allocations: (20, 12_000) };
 
 pub fn check(octets: &[u8]) {
     let directory = tempfile::tempdir().expect("a directory");
