@@ -1,10 +1,10 @@
 # make demo   installs what is missing, builds, and plays the story of README.md in network namespaces of its own
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
-# make faults  namegate under load while it is killed, stopped, starved and cut off; 8 minutes
+# make faults  namegate under load while it is killed, stopped, starved and cut off; some ten minutes
 # make test-long   a million random policies and packets more, of the compiler and of the kernel programs, and ten million
 #                  frames; minutes
-# make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; 15 minutes (assault-long: 45)
-# make mutants   takes each rule away and sees the tests fail; most of an hour
+# make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; after long builds, minutes (assault-long: many)
+# make mutants   takes each rule away and sees the tests fail; under half an hour
 
 SHELL := /bin/bash
 .ONESHELL:
@@ -39,16 +39,14 @@ test-long: deps
 	NAMEGATE_FRAMES=$$((NAMEGATE_CASES * 10)) cargo test --test corpus any_frame -- --nocapture |
 		grep -E '^\{|^test result|FAILED|panicked'
 	cargo test --test programs --no-run
-	programs="$$(cargo test --test programs --no-run --message-format=json 2>/dev/null |
-		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
+	programs="$$(integration/built.sh programs)"
 	$(SUDO) env NAMEGATE_CASES="$$NAMEGATE_CASES" "$$programs" --test-threads 1 meaning
 
 # A JSON line a fault, one at the end; fails when a denied packet got through or an allowed connection was lost.
 faults: deps
 	cargo build --bin namegate
 	cargo test --test faults --no-run
-	faults="$$(cargo test --test faults --no-run --message-format=json 2>/dev/null |
-		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1)"
+	faults="$$(integration/built.sh faults)"
 	$(SUDO) "$$faults" all
 
 # Attacks, faults, frames and fuzz. Its last line is JSON: attacks that held, fell or are invalid; leaks; losses; faults, runs,
@@ -59,9 +57,9 @@ assault: deps deps-fuzz
 assault-long: deps deps-fuzz
 	@integration/assault.sh --long
 
-# Takes each rule away in a copy of the tree and sees the tests fail; some two minutes each, a line of JSON at the end.
+# Takes each rule away in a copy of the tree and sees the tests fail; about a minute each, a line of JSON at the end.
 mutants: deps
-	@$(SUDO) integration/mutants/try.sh
+	@$(SUDO) env "PATH=$$PATH" "HOME=$$HOME" integration/mutants/try.sh
 
 lint: deps deps-lint deps-deny
 	cargo fmt --check

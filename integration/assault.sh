@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# make assault: attacks, faults, frames and fuzz, under 15 minutes where everything is built; its last line is JSON.
+# make assault: attacks, faults, frames and fuzz; meant to take under 15 minutes where everything is built. Its last line is
+# JSON.
 #
 #     integration/assault.sh [--long]      ten million frames, each fuzz target for a minute
 #
@@ -22,12 +23,6 @@ as_root() {
 	if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo --preserve-env=CI,PATH "$@"; else "$@"; fi
 }
 
-# The path of a test program that cargo has built.
-built() {
-	cargo test --test "$1" --no-run --message-format=json 2>/dev/null |
-		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
-}
-
 # Runs a command; what is worth reading is shown, and the last line that is JSON kept.
 said() {
 	{ "$@" 2>&1; echo $? >"$log.code"; } | tee "$log" | grep -v '^held ' >&2
@@ -37,8 +32,8 @@ said() {
 
 cargo build --bin namegate || exit 1
 cargo test --test assault --test faults --test corpus --no-run || exit 1
-attacks=$(said as_root "$(built assault)") || status=1
-faults=$(said as_root "$(built faults)" all) || status=1
+attacks=$(said as_root "$(integration/built.sh assault)") || status=1
+faults=$(said as_root "$(integration/built.sh faults)" all) || status=1
 judged=$(NAMEGATE_FRAMES=$frames said cargo test --quiet --test corpus any_frame -- --nocapture) || status=1
 integration/fuzz/short.sh | tee "$log" || status=1
 fuzz=$(awk -F'[:,]' '

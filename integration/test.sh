@@ -12,12 +12,6 @@ as_root() {
 	if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo --preserve-env=CI,PATH "$@"; else "$@"; fi
 }
 
-# The path of a test program that cargo has built.
-built() {
-	cargo test --test "$1" --no-run --message-format=json 2>/dev/null |
-		grep '"kind":\["test"\]' | sed -n 's/.*"executable":"\([^"]*\)".*/\1/p' | tail -n 1
-}
-
 cargo build --bin namegate || exit 1
 cargo test --lib --bins -- --quiet 2>&1 | tee -a "$log" || status=1
 # What the fuzz targets check, over their corpus.
@@ -27,11 +21,11 @@ cargo test --release --test counts 2>&1 | tee -a "$log" || status=1
 cargo test --doc 2>&1 | tee -a "$log" || status=1
 for group in programs integration faults; do
 	cargo test --test "$group" --no-run || exit 1
-	as_root "$(built "$group")" --test-threads 1 2>&1 | tee -a "$log" || status=1
+	as_root "$(integration/built.sh "$group")" --test-threads 1 2>&1 | tee -a "$log" || status=1
 done
 # A third of the attacks, without the floods.
 cargo test --test assault --no-run || exit 1
-as_root "$(built assault)" --slice 2>&1 | tee -a "$log" || status=1
+as_root "$(integration/built.sh assault)" --slice 2>&1 | tee -a "$log" || status=1
 
 # "test result: ok. 12 passed; 0 failed; 3 ignored; …", once a program
 awk -v status="$status" '

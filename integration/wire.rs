@@ -8,7 +8,7 @@
 //!
 //! In bridged worlds the outside has a port on the bridge, so that frames which no router would forward arrive as well.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use libtest_mimic::Trial;
 
 use crate::lab::frame::{
     arp, ethernet, ethertype, fragment, ip, ipv4, ipv6, mac, neighbour, options_header, routing_header, snap, tagged,
-    tcp, udp,
+    tcp, udp, v4, v6,
 };
 use crate::lab::world::{Family, LAN_MAC, NODE_MAC, Options, PODS};
 use crate::lab::{Daemon, Topology, World, clock, snapshot};
@@ -355,18 +355,4 @@ fn escaped(world: &World, topology: Topology, frames: &[Vec<u8>], plain: &[u8], 
 
 fn holds(frame: &[u8], mark: &[u8]) -> bool {
     frame.windows(mark.len()).any(|window| window == mark)
-}
-
-fn v4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => panic!("{address} is not IPv4"),
-    }
-}
-
-fn v6(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V6(address) => address,
-        IpAddr::V4(address) => panic!("{address} is not IPv6"),
-    }
 }

@@ -11,7 +11,7 @@ use crate::lab::Topology;
 use crate::lab::agent::Reach;
 use crate::lab::frame::{
     arp, ethernet, ethertype, fragment, icmp, icmpv6, ip, ipv4, ipv6, mac, neighbour, options_header, routing_header,
-    tcp, tcp_carrying, udp,
+    tcp, tcp_carrying, udp, v4, v6,
 };
 use crate::lab::world::{Family, LAN_MAC, PODS};
 use crate::model::{ALLOWED, DENIED};
@@ -423,18 +423,4 @@ pub fn datagram(side: &Side, to: IpAddr, port: u16, mark: &str) -> Vec<u8> {
 
 pub fn echo(side: &Side, to: IpAddr, mark: &str) -> Vec<u8> {
     Aim::new(side, Family::V4, mark).icmp(to, 8, 128, &[0, 1, 0, 1])
-}
-
-fn v4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => panic!("{address} is not IPv4"),
-    }
-}
-
-fn v6(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V6(address) => address,
-        IpAddr::V4(address) => panic!("{address} is not IPv6"),
-    }
 }

@@ -217,3 +217,19 @@ fn checksum(bytes: &[u8], start: u32) -> u16 {
     }
     !(sum as u16)
 }
+
+/// The IPv4 address that it must be.
+pub fn v4(address: IpAddr) -> Ipv4Addr {
+    match address {
+        IpAddr::V4(address) => address,
+        IpAddr::V6(address) => panic!("{address} is not IPv4"),
+    }
+}
+
+/// The IPv6 address that it must be.
+pub fn v6(address: IpAddr) -> Ipv6Addr {
+    match address {
+        IpAddr::V6(address) => address,
+        IpAddr::V4(address) => panic!("{address} is not IPv6"),
+    }
+}

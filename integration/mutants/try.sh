@@ -1,7 +1,7 @@
 #!/bin/sh
 # Shows that the tests notice when a rule is missing: applies each patch to a copy of the tree, builds it, and runs the
 # test that the patch's first line names. That test must fail; as a control, without the patch it must pass. Needs root, as
-# the integration tests do. Some two minutes a patch; the last line is JSON.
+# the integration tests do. About a minute a patch; the last line is JSON.
 #
 #     integration/mutants/try.sh [PATCH…]
 set -eu

@@ -2,10 +2,10 @@
 
 use std::net::Ipv4Addr;
 
-use super::{Aim, v4, v6};
+use super::Aim;
 use crate::lab::frame::{
     arp, ethernet, ethertype, fragment_header, icmp, ip, ipv4, ipv6, mac, neighbour, options_header, snap, tagged,
-    tcp_carrying, udp,
+    tcp_carrying, udp, v4, v6,
 };
 use crate::lab::world::{Family, LAN_MAC, NODE_MAC, PODS};
 
