@@ -9,8 +9,8 @@ use libtest_mimic::Trial;
 use crate::lab::agent::Reach;
 use crate::lab::frame::{ethernet, ethertype, ip, udp};
 use crate::lab::world::{Family, NODE_MAC, PODS};
-use crate::lab::{Daemon, Topology, clock, daemon};
-use crate::scenes::{ONE, Scene, TWO_ITEMS, list};
+use crate::lab::{Daemon, Topology, clock, daemon, files_below};
+use crate::scenes::{ONE, Scene, TWO_ITEMS};
 
 const XDP: &[&str] = &["--set", "enforcement.attach=xdp"];
 const LIMIT: Duration = Duration::from_secs(5);
@@ -58,8 +58,7 @@ fn comes_and_goes() {
 
 fn taken_away() {
     let scene = Scene::new(Topology::Routed, TWO_ITEMS, XDP);
-    let mut pins = Vec::new();
-    list(&scene.world.directory.join("bpf/namegate"), &mut pins);
+    let pins = files_below(&scene.world.directory.join("bpf/namegate"));
     let early: Vec<&String> = pins.iter().filter(|pin| pin.ends_with("_early")).collect();
     assert_eq!(early.len(), 2, "{pins:?}");
     scene.daemon().signal(libc::SIGSTOP);

@@ -2,8 +2,6 @@
 
 use std::fs;
 use std::net::SocketAddr;
-use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use libtest_mimic::Trial;
@@ -11,9 +9,10 @@ use libtest_mimic::Trial;
 use crate::lab::agent::{Reach, Request};
 use crate::lab::daemon::Daemon;
 use crate::lab::process::{inside, output};
+use crate::lab::programs::{DROP_IPV4, PASS, attach_other, detach_link, link_pin, pin_program};
 use crate::lab::world::{Family, PODS};
-use crate::lab::{Topology, clock};
-use crate::scenes::{ONE, Scene, TWO_ITEMS, list};
+use crate::lab::{Topology, clock, files_below};
+use crate::scenes::{ONE, Scene, TWO_ITEMS};
 
 /// How long it may take until what was taken away is back.
 const LIMIT: Duration = Duration::from_secs(5);
@@ -27,17 +26,17 @@ pub fn trials() -> Vec<Trial> {
     };
     vec![
         scene("a_link_detached_by_hand_is_back_within_5_s", || {
-            comes_back("tcx", "detached", |scene| detach_link(scene, "from_pod"));
+            comes_back("tcx", "detached", |scene| detach_link(&scene.world, "from_pod"));
         }),
         scene("both_links_detached_by_hand_are_back_within_5_s", || {
             comes_back("tcx", "detached", |scene| {
-                detach_link(scene, "from_pod");
-                detach_link(scene, "to_pod");
+                detach_link(&scene.world, "from_pod");
+                detach_link(&scene.world, "to_pod");
             });
         }),
         scene("an_unlinked_pin_is_back_within_5_s", || {
             comes_back("tcx", "detached", |scene| {
-                fs::remove_file(link_pin(scene, "from_pod")).expect("it is there");
+                fs::remove_file(link_pin(&scene.world, "from_pod")).expect("it is there");
             });
         }),
         scene("a_filter_deleted_by_hand_is_back_within_5_s", || {
@@ -52,7 +51,7 @@ pub fn trials() -> Vec<Trial> {
         }),
         scene("a_filter_replaced_by_another_agent_is_back_within_5_s", || {
             comes_back("clsact", "detached", |scene| {
-                pin_program(scene, "other", &PASS);
+                pin_program(&scene.world, "other", &PASS);
                 let path = scene.world.directory.join("bpf/other");
                 let line = format!(
                     "tc filter replace dev {} ingress pref 1 handle 1 bpf direct-action object-pinned {}",
@@ -63,11 +62,11 @@ pub fn trials() -> Vec<Trial> {
             });
         }),
         scene("another_agents_program_in_front_is_put_behind_within_5_s", || {
-            comes_back("tcx", "displaced", |scene| attach_other(scene, "other", &PASS, true));
+            comes_back("tcx", "displaced", |scene| attach_other(&scene.world, "other", &PASS, true));
         }),
         scene("another_agents_verdict_still_counts_before_and_after_ours", other_agents),
         scene("what_the_pod_receives_is_guarded_again_with_tcx", || {
-            inbound_comes_back("tcx", |scene| detach_link(scene, "to_pod"));
+            inbound_comes_back("tcx", |scene| detach_link(&scene.world, "to_pod"));
         }),
         scene("what_the_pod_receives_is_guarded_again_with_clsact", || {
             inbound_comes_back("clsact", |scene| {
@@ -80,97 +79,6 @@ pub fn trials() -> Vec<Trial> {
         scene("what_another_user_could_change_is_not_used", owned_by_another),
         scene("a_dead_proxys_endpoint_keeps_its_connections_coming", dead_for_long),
     ]
-}
-
-/// The pin of a program's link on the first pod's interface.
-fn link_pin(scene: &Scene, program: &str) -> PathBuf {
-    let mut pins = Vec::new();
-    list(&scene.world.directory.join("bpf/namegate"), &mut pins);
-    let wanted = format!("/links/{}_{program}", ifindex(scene));
-    pins.into_iter().find(|pin| pin.ends_with(&wanted)).map(PathBuf::from).expect("it is pinned")
-}
-
-/// The number of the first pod's interface.
-fn ifindex(scene: &Scene) -> i32 {
-    let link = scene.world.must("node", &format!("ip -oneline link show dev {}", PODS[0].host));
-    link.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number")
-}
-
-/// As `bpftool link detach pinned` does.
-fn detach_link(scene: &Scene, program: &str) {
-    let path = link_pin(scene, program);
-    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: a string that ends in NUL; the descriptor is closed below.
-    let detached = unsafe {
-        let link = libbpf_sys::bpf_obj_get(path.as_ptr());
-        let detached = libbpf_sys::bpf_link_detach(link);
-        libc::close(link);
-        detached
-    };
-    assert_eq!(detached, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// A TC program, as the octets of its instructions.
-type Program = [u64];
-/// `return 0`: TCX_PASS and TC_ACT_OK, with which no further program runs.
-const PASS: [u64; 2] = [0x0000_0000_0000_00b7, 0x95];
-/// Drops (2) IPv4 and passes everything else on (-1). Loads `protocol`, at 16 of `struct __sk_buff`.
-const DROP_IPV4: [u64; 6] = [
-    0x0000_0000_0010_1061, // r0 = *(u32 *)(r1 + 16)
-    0x0000_0008_0002_0015, // if r0 == htons(0x0800) goto +2
-    0xffff_ffff_0000_00b7, // r0 = -1
-    0x95,
-    0x0000_0002_0000_00b7, // r0 = 2
-    0x95,
-];
-
-/// Loads another agent's program and pins it beside ours.
-fn pin_program(scene: &Scene, name: &str, program: &Program) {
-    let path = scene.world.directory.join("bpf").join(name);
-    let path = std::ffi::CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: as many instructions as are said, and strings that end in NUL.
-    let pinned = unsafe {
-        let fd = libbpf_sys::bpf_prog_load(
-            libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
-            c"other".as_ptr(),
-            c"GPL".as_ptr(),
-            program.as_ptr().cast(),
-            program.len() as _,
-            std::ptr::null_mut(),
-        );
-        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-        let pinned = libbpf_sys::bpf_obj_pin(fd, path.as_ptr());
-        libc::close(fd);
-        pinned
-    };
-    assert_eq!(pinned, 0, "{}", std::io::Error::last_os_error());
-}
-
-/// Attaches another agent's program to what the first pod sends, with TCX, `first` or last in the chain.
-fn attach_other(scene: &Scene, name: &str, program: &Program, first: bool) {
-    pin_program(scene, name, program);
-    let ifindex = ifindex(scene);
-    let namespace = fs::File::open(format!("/run/netns/{}", scene.world.namespace("node"))).expect("it is there");
-    let bpf = scene.world.directory.join("bpf");
-    let path = |name: String| std::ffi::CString::new(bpf.join(name).as_os_str().as_encoded_bytes()).expect("no NUL");
-    let (program, pin) = (path(name.to_owned()), path(format!("{name}-link")));
-    let attach = move || {
-        // SAFETY: descriptors of our own, strings that end in NUL, and plain data of which zero is a value. The thread
-        // that changes its network namespace ends with this.
-        unsafe {
-            assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
-            let fd = libbpf_sys::bpf_obj_get(program.as_ptr());
-            let mut options: libbpf_sys::bpf_link_create_opts = std::mem::zeroed();
-            options.sz = size_of_val(&options) as _;
-            options.flags = if first { libbpf_sys::BPF_F_BEFORE } else { libbpf_sys::BPF_F_AFTER };
-            let link = libbpf_sys::bpf_link_create(fd, ifindex, libbpf_sys::BPF_TCX_INGRESS, &options);
-            assert!(link >= 0, "{}", std::io::Error::from_raw_os_error(-link));
-            assert_eq!(libbpf_sys::bpf_obj_pin(link, pin.as_ptr()), 0);
-            libc::close(link);
-            libc::close(fd);
-        }
-    };
-    std::thread::spawn(attach).join().expect("it is attached");
 }
 
 /// What is denied to the pod, at an address that is granted on another port.
@@ -216,7 +124,7 @@ fn other_agents() {
     let scene = Scene::new(Topology::Routed, TWO_ITEMS, &["--set", "enforcement.attach=tcx"]);
     scene.stands();
     for (name, first) in [("after", false), ("before", true)] {
-        attach_other(&scene, name, &DROP_IPV4, first);
+        attach_other(&scene.world, name, &DROP_IPV4, first);
         if first {
             repaired(&scene, "displaced");
         }
@@ -335,8 +243,7 @@ fn owned_by_another() {
 fn two_instances() {
     let scene = Scene::new(Topology::Routed, TWO_ITEMS, &[]);
     scene.stands();
-    let mut bpf = Vec::new();
-    list(&scene.world.directory.join("bpf"), &mut bpf);
+    let bpf = files_below(&scene.world.directory.join("bpf"));
     let addresses = scene.world.must("node", "ip address show dev lo");
     let own = |name: &str| scene.world.directory.join(name).display().to_string();
     let (run, state, pins) = (own("run"), own("state"), own("bpf/namegate"));
@@ -353,8 +260,7 @@ fn two_instances() {
         let ended = output(command).expect("it starts");
         let text = String::from_utf8_lossy(&ended.stderr);
         assert!(ended.status.code() == Some(1) && text.contains(said), "{:?}: {text}", ended.status);
-        let mut left = Vec::new();
-        list(&scene.world.directory.join("bpf"), &mut left);
+        let left = files_below(&scene.world.directory.join("bpf"));
         assert_eq!(left, bpf, "{said}");
         assert!(!scene.world.directory.join("second").exists(), "{said}");
         assert!(!scene.world.directory.join("bpf/second").exists(), "{said}");

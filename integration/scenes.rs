@@ -12,7 +12,7 @@ use libtest_mimic::Trial;
 use crate::lab::agent::{Reach, Request, Rush};
 use crate::lab::daemon::{self, Daemon};
 use crate::lab::world::{Family, Options, PODS};
-use crate::lab::{Topology, World, clock, snapshot};
+use crate::lab::{Topology, World, clock, files_below, snapshot};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 /// Two names with a server each, on these ports.
@@ -151,9 +151,7 @@ impl Scene {
 
     /// Everything that `namegate` pinned.
     pub fn pins(&self) -> Vec<String> {
-        let mut found = Vec::new();
-        list(&self.world.directory.join("bpf/namegate"), &mut found);
-        found
+        files_below(&self.world.directory.join("bpf/namegate"))
     }
 }
 
@@ -429,8 +427,7 @@ fn start_after_start() {
 
 /// The files that names are written down in.
 fn checkpoints(scene: &Scene) -> Vec<std::path::PathBuf> {
-    let mut found = Vec::new();
-    list(&scene.world.directory.join("state/names"), &mut found);
+    let found = files_below(&scene.world.directory.join("state/names"));
     found.into_iter().map(Into::into).collect()
 }
 
@@ -621,16 +618,4 @@ fn metrics() {
     for private in ["example.net", "203.0.113", "2001:db8", "payment"] {
         assert!(!page.contains(private), "a label holds {private}");
     }
-}
-
-/// Files below a directory, sorted.
-pub fn list(directory: &Path, found: &mut Vec<String>) {
-    for entry in fs::read_dir(directory).into_iter().flatten().flatten() {
-        if entry.path().is_dir() {
-            list(&entry.path(), found);
-        } else {
-            found.push(entry.path().display().to_string());
-        }
-    }
-    found.sort();
 }

@@ -87,6 +87,8 @@ struct Side {
     laid: Option<Laid>,
     /// Why it is not as it should be; empty if it is.
     problem: String,
+    /// A change of ours met a table that someone else had changed or removed, and wrote it anew; nobody was told yet.
+    met_changed: bool,
     /// Packets that it dropped before it was written anew.
     dropped: u64,
 }
@@ -147,6 +149,7 @@ impl Floor {
             at: Table { family, name: table.to_owned() },
             laid: None,
             problem: String::new(),
+            met_changed: false,
             dropped: 0,
         };
         Floor { wanted: None, sides: FAMILIES.map(side) }
@@ -173,7 +176,8 @@ impl Floor {
         self.keep(Some(&wanted));
     }
 
-    /// Looks whether it is still as written; what someone else has changed is written again. Whether that was so.
+    /// Looks whether it is still as written; what someone else has changed is written again. Whether that was so since the
+    /// last look.
     pub fn check(&mut self) -> bool {
         let mut changed = false;
         for side in &mut self.sides {
@@ -250,22 +254,25 @@ impl Side {
                 laid.wanted = wanted.clone();
                 self.problem = String::new();
             }
-            // Someone else has changed it.
-            Err(_) => self.lay(wanted),
+            Err(error) => {
+                self.met_changed |= is_absence(&error);
+                self.lay(wanted);
+            }
         }
     }
 
     fn check(&mut self) -> bool {
-        let Some(laid) = &mut self.laid else { return false };
+        let met_changed = std::mem::take(&mut self.met_changed);
+        let Some(laid) = &mut self.laid else { return met_changed };
         let wanted = laid.wanted.clone();
         match look(&self.at) {
             Ok(seen) if (&seen.rules, &seen.elements) == (&laid.seen.rules, &laid.seen.elements) => {
                 laid.seen.dropped = seen.dropped;
                 self.problem.clear(); // what could not be written for a moment is: keep() tells what is missing
-                return false;
+                return met_changed;
             }
             // It could not be looked at, for want of a descriptor or a moment: the next look tells.
-            Err(error) if !is_absence(&error) => return false,
+            Err(error) if !is_absence(&error) => return met_changed,
             _ => (),
         }
         self.lay(&wanted);

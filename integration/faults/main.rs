@@ -10,6 +10,7 @@
 mod bench;
 mod canary;
 mod disk;
+mod hands;
 mod helper;
 #[path = "../lab/mod.rs"]
 mod lab;
@@ -70,7 +71,8 @@ fn run(words: &[String]) -> ExitCode {
     let start = clock::now();
     let mut total = Tally::default();
     let (mut faults, mut failed) = (0, 0);
-    let all = process::FAULTS.iter().chain(&disk::FAULTS).chain(&names::FAULTS).chain(&machine::FAULTS);
+    let all =
+        process::FAULTS.iter().chain(&disk::FAULTS).chain(&names::FAULTS).chain(&machine::FAULTS).chain(&hands::FAULTS);
     for (name, inject) in all.filter(|(name, _)| wanted(name)) {
         let tally = one(name, *inject, size);
         faults += 1;

@@ -26,8 +26,23 @@ pub mod daemon;
 pub mod frame;
 pub mod grants;
 pub mod process;
+pub mod programs;
 pub mod snapshot;
 pub mod world;
 
 pub use daemon::Daemon;
 pub use world::{Topology, World};
+
+/// The paths of the files below a directory, sorted.
+pub fn files_below(directory: &std::path::Path) -> Vec<String> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory).into_iter().flatten().flatten() {
+        if entry.path().is_dir() {
+            found.extend(files_below(&entry.path()));
+        } else {
+            found.push(entry.path().display().to_string());
+        }
+    }
+    found.sort();
+    found
+}

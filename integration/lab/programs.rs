@@ -1,0 +1,99 @@
+//! What another agent, or a hand, does to the programs on a pod's interface.
+
+use std::ffi::CString;
+use std::fs;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
+
+use super::files_below;
+use super::world::{PODS, World};
+
+/// The pin of a program's link on the first pod's interface.
+pub fn link_pin(world: &World, program: &str) -> PathBuf {
+    let pins = files_below(&world.directory.join("bpf/namegate"));
+    let wanted = format!("/links/{}_{program}", ifindex(world));
+    pins.into_iter().find(|pin| pin.ends_with(&wanted)).map(PathBuf::from).expect("it is pinned")
+}
+
+/// The number of the first pod's interface.
+pub fn ifindex(world: &World) -> i32 {
+    let link = world.must("node", &format!("ip -oneline link show dev {}", PODS[0].host));
+    link.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number")
+}
+
+/// As `bpftool link detach pinned` does.
+pub fn detach_link(world: &World, program: &str) {
+    let path = link_pin(world, program);
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    // SAFETY: a string that ends in NUL; the descriptor is closed below.
+    let detached = unsafe {
+        let link = libbpf_sys::bpf_obj_get(path.as_ptr());
+        let detached = libbpf_sys::bpf_link_detach(link);
+        libc::close(link);
+        detached
+    };
+    assert_eq!(detached, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// A TC program, as the octets of its instructions.
+pub type Program = [u64];
+/// `return 0`: TCX_PASS and TC_ACT_OK, with which no further program runs.
+pub const PASS: [u64; 2] = [0x0000_0000_0000_00b7, 0x95];
+/// Drops (2) IPv4 and passes everything else on (-1). Loads `protocol`, at 16 of `struct __sk_buff`.
+pub const DROP_IPV4: [u64; 6] = [
+    0x0000_0000_0010_1061, // r0 = *(u32 *)(r1 + 16)
+    0x0000_0008_0002_0015, // if r0 == htons(0x0800) goto +2
+    0xffff_ffff_0000_00b7, // r0 = -1
+    0x95,
+    0x0000_0002_0000_00b7, // r0 = 2
+    0x95,
+];
+
+/// Loads another agent's program and pins it beside ours.
+pub fn pin_program(world: &World, name: &str, program: &Program) {
+    let path = world.directory.join("bpf").join(name);
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    // SAFETY: as many instructions as are said, and strings that end in NUL.
+    let pinned = unsafe {
+        let fd = libbpf_sys::bpf_prog_load(
+            libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
+            c"other".as_ptr(),
+            c"GPL".as_ptr(),
+            program.as_ptr().cast(),
+            program.len() as _,
+            std::ptr::null_mut(),
+        );
+        assert!(fd >= 0, "{}", std::io::Error::last_os_error());
+        let pinned = libbpf_sys::bpf_obj_pin(fd, path.as_ptr());
+        libc::close(fd);
+        pinned
+    };
+    assert_eq!(pinned, 0, "{}", std::io::Error::last_os_error());
+}
+
+/// Attaches another agent's program to what the first pod sends, with TCX, `first` or last in the chain.
+pub fn attach_other(world: &World, name: &str, program: &Program, first: bool) {
+    pin_program(world, name, program);
+    let ifindex = ifindex(world);
+    let namespace = fs::File::open(format!("/run/netns/{}", world.namespace("node"))).expect("it is there");
+    let bpf = world.directory.join("bpf");
+    let path = |name: String| CString::new(bpf.join(name).as_os_str().as_encoded_bytes()).expect("no NUL");
+    let (program, pin) = (path(name.to_owned()), path(format!("{name}-link")));
+    let attach = move || {
+        // SAFETY: descriptors of our own, strings that end in NUL, and plain data of which zero is a value. The thread
+        // that changes its network namespace ends with this.
+        unsafe {
+            assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
+            let fd = libbpf_sys::bpf_obj_get(program.as_ptr());
+            let mut options: libbpf_sys::bpf_link_create_opts = std::mem::zeroed();
+            options.sz = size_of_val(&options) as _;
+            options.flags = if first { libbpf_sys::BPF_F_BEFORE } else { libbpf_sys::BPF_F_AFTER };
+            let link = libbpf_sys::bpf_link_create(fd, ifindex, libbpf_sys::BPF_TCX_INGRESS, &options);
+            assert!(link >= 0, "{}", std::io::Error::from_raw_os_error(-link));
+            assert_eq!(libbpf_sys::bpf_obj_pin(link, pin.as_ptr()), 0);
+            libc::close(link);
+            libc::close(fd);
+        }
+    };
+    std::thread::spawn(attach).join().expect("it is attached");
+}
