@@ -13,6 +13,7 @@ mod repairs;
 mod scenario;
 mod scenes;
 mod story;
+mod takeover;
 mod wire;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         .chain(peers::trials())
         .chain(scenes::trials())
         .chain(repairs::trials())
+        .chain(takeover::trials())
         .chain(wire::trials())
         .chain(early::trials())
         .chain(floor::trials())

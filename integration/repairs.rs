@@ -184,7 +184,7 @@ fn map_pins() {
 }
 
 /// The command of a second node, of another interface than the first one's, with these directories and this port.
-fn second(scene: &Scene, [run, state, pins]: [&str; 3], port: &str) -> std::process::Command {
+pub fn second(scene: &Scene, [run, state, pins]: [&str; 3], port: &str) -> std::process::Command {
     let program = crate::lab::daemon::program();
     let mut command = inside(&scene.world.namespace("node"), program.to_str().expect("a path in UTF-8"));
     command.args(["node", "--run-dir", run, "--state-dir", state, "--pin-dir", pins]);

@@ -58,6 +58,9 @@ pub(super) struct NodeArgs {
     /// Take enforcement away at the end
     #[arg(long)]
     detach: bool,
+    /// Take the place of the namegate that runs, if one does, without losing a query
+    #[arg(long)]
+    take_over: bool,
 }
 
 impl CommonArgs {
@@ -102,6 +105,9 @@ impl NodeArgs {
         }
         if self.detach {
             source = source.with_flag("detach", "--detach", "true");
+        }
+        if self.take_over {
+            source = source.with_flag("take_over", "--take-over", "true");
         }
         source
     }

@@ -218,6 +218,7 @@ fn ready_waits_until_it_is_and_says_why_not() {
         names: Box::new(|_| Ok(Default::default())),
         policy: Box::new(|_| Ok(Vec::new())),
         refresh: Box::new(|_| ()),
+        hand_over: None,
     };
     let _server = Server::start(None, &socket, Arc::new(operator)).unwrap();
     assert_eq!(ready::wait(&socket, Duration::from_millis(150)).unwrap_err(), ["not ready: start: not done yet"]);

@@ -44,6 +44,9 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Whether a clean end takes enforcement away with it. `false` unless set: it stays.
     pub detach: bool,
+    /// Whether a start takes the place of a namegate that runs, without losing a query, and waits for SIGTERM once its own place
+    /// is taken. `false` unless set: the second of two says so and ends.
+    pub take_over: bool,
     /// The kernel side.
     pub enforcement: Enforcement,
     /// The DNS side.
@@ -467,6 +470,7 @@ settings! {
     "pin_dir" pin_dir Restart;
     "run_dir" run_dir Restart;
     "detach" detach Reload;
+    "take_over" take_over Reload;
     "enforcement.attach" enforcement.attach Restart;
     "enforcement.floor" enforcement.floor Reload;
     "enforcement.floor_interfaces" enforcement.floor_interfaces Reload;

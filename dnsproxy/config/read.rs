@@ -53,6 +53,7 @@ fn everything(r: &mut Reader<'_>) -> Config {
         pin_dir: r.path("pin_dir", "/sys/fs/bpf/namegate"),
         run_dir: r.path("run_dir", "/run/namegate"),
         detach: r.truth("detach", false),
+        take_over: r.truth("take_over", false),
         enforcement: Enforcement {
             attach: r.word(
                 "enforcement.attach",

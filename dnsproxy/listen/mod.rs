@@ -6,6 +6,7 @@
 use std::cell::{Cell, RefCell};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::thread::{self, JoinHandle};
@@ -30,7 +31,7 @@ pub mod tls;
 mod udp;
 
 /// How long queries under way may take to end after a stop: a little more than a resolver has.
-const DRAIN: Duration = Duration::from_secs(5);
+pub const DRAIN: Duration = Duration::from_secs(5);
 /// How often another port is tried when the kernel's choice for UDP is taken for TCP.
 const PORT_TRIES: usize = 16;
 
@@ -92,11 +93,24 @@ pub struct Listeners {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Stop {
     No,
-    Drain,
+    /// Once what is under way is answered, but after so long in any case.
+    Drain(Duration),
     Now,
 }
 
+/// Sockets that a predecessor has bound, not sorted.
+#[derive(Debug, Default)]
+pub struct Inherited {
+    /// For queries over UDP.
+    pub udp: Vec<UdpSocket>,
+    /// For queries over TCP.
+    pub tcp: Vec<TcpListener>,
+    /// For queries over TLS.
+    pub tls: Vec<TcpListener>,
+}
+
 /// What a thread starts with.
+#[derive(Default)]
 struct Sockets {
     udp: Vec<UdpSocket>,
     tcp: Vec<TcpListener>,
@@ -126,11 +140,56 @@ pub struct Bound {
 /// # Errors
 /// A port is in use by another process, or a socket can't be had.
 pub fn bind(options: &Options) -> Result<Bound, ListenError> {
-    let count = match options.workers {
+    bind_others(options, bind_all(options.port, workers(options))?)
+}
+
+/// The same where a predecessor has bound the port already, and its sockets hold what came since it stopped reading.
+/// Sockets of another port than is wanted now are closed.
+///
+/// # Errors
+/// See [`bind`].
+pub fn inherit(options: &Options, mut inherited: Inherited) -> Result<Bound, ListenError> {
+    let is_wanted = |at: io::Result<SocketAddr>| at.is_ok_and(|at| at.port() == options.port);
+    inherited.udp.retain(|socket| is_wanted(socket.local_addr()));
+    inherited.tcp.retain(|listener| is_wanted(listener.local_addr()));
+    let tls_port = options.tls.as_ref().map(|tls| tls.port);
+    inherited.tls.retain(|listener| listener.local_addr().is_ok_and(|at| Some(at.port()) == tls_port));
+    if inherited.udp.is_empty() || inherited.tcp.is_empty() {
+        drop(inherited);
+        return bind(options);
+    }
+    // Each socket has its share of the queries, so each of them is read, and none by two workers.
+    let most = inherited.udp.len().max(inherited.tcp.len());
+    let mut sockets: Vec<Sockets> = Vec::new();
+    let count = workers(options).min(most);
+    sockets.resize_with(count, Sockets::default);
+    deal(inherited.udp, |socket| socket.local_addr(), |at, socket| sockets[at % count].udp.push(socket));
+    deal(inherited.tcp, TcpListener::local_addr, |at, listener| sockets[at % count].tcp.push(listener));
+    if inherited.tls.is_empty() {
+        return bind_others(options, (options.port, sockets));
+    }
+    deal(inherited.tls, TcpListener::local_addr, |at, listener| sockets[at % count].tls.push(listener));
+    Ok(Bound { port: options.port, tls_port, sockets })
+}
+
+/// Those of each family in turn, numbered from 0 again.
+fn deal<T>(sockets: Vec<T>, at: impl Fn(&T) -> io::Result<SocketAddr>, mut to: impl FnMut(usize, T)) {
+    let (mut v4, mut v6) = (0, 0);
+    for socket in sockets {
+        let next = if at(&socket).is_ok_and(|at| at.is_ipv4()) { &mut v4 } else { &mut v6 };
+        *next += 1;
+        to(*next - 1, socket);
+    }
+}
+
+fn workers(options: &Options) -> usize {
+    match options.workers {
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,
-    };
-    let (port, mut sockets) = bind_all(options.port, count)?;
+    }
+}
+
+fn bind_others(options: &Options, (port, mut sockets): (u16, Vec<Sockets>)) -> Result<Bound, ListenError> {
     let tls_port = options.tls.as_ref().map(|tls| bind_tls(tls.port, &mut sockets)).transpose()?;
     Ok(Bound { port, tls_port, sockets })
 }
@@ -144,6 +203,16 @@ pub fn start(options: &Options, proxy: Arc<Proxy>) -> Result<Listeners, ListenEr
 }
 
 impl Bound {
+    /// UDP sockets, listeners for TCP, listeners for TLS.
+    pub fn descriptors(&self) -> [Vec<BorrowedFd<'_>>; 3] {
+        let of = |which: fn(&Sockets) -> Vec<BorrowedFd<'_>>| self.sockets.iter().flat_map(which).collect();
+        [
+            of(|sockets| sockets.udp.iter().map(AsFd::as_fd).collect()),
+            of(|sockets| sockets.tcp.iter().map(AsFd::as_fd).collect()),
+            of(|sockets| sockets.tls.iter().map(AsFd::as_fd).collect()),
+        ]
+    }
+
     /// Starts the workers. `options` are those that it was bound with.
     ///
     /// # Errors
@@ -177,10 +246,10 @@ impl Listeners {
         self.tls_port
     }
 
-    /// Takes no new queries, answers those under way, and ends; at most 5 s. Blocks: from async code, in
-    /// `spawn_blocking`.
-    pub fn stop(mut self) {
-        self.end(Stop::Drain);
+    /// Takes no new queries, answers those under way, and ends; at most `within`, [`DRAIN`] unless somebody waits. Blocks: from
+    /// async code, in `spawn_blocking`.
+    pub fn stop(mut self, within: Duration) {
+        self.end(Stop::Drain(within));
     }
 
     fn end(&mut self, how: Stop) {
@@ -301,7 +370,7 @@ async fn work(at: usize, sockets: Sockets, proxy: Arc<Proxy>, options: Options, 
         Err(_) => Stop::Now,
     };
     readers.iter().for_each(tokio::task::JoinHandle::abort);
-    if how == Stop::Drain {
+    if let Stop::Drain(within) = how {
         let drained = async {
             while worker.under_way.get() > 0 {
                 worker.idle.notified().await;
@@ -311,7 +380,7 @@ async fn work(at: usize, sockets: Sockets, proxy: Arc<Proxy>, options: Options, 
                 tokio::task::yield_now().await;
             }
         };
-        let _ = tokio::time::timeout(DRAIN, drained).await;
+        let _ = tokio::time::timeout(within, drained).await;
     }
 }
 

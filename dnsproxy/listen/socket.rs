@@ -22,11 +22,30 @@ const BACKLOG: i32 = 512;
 pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
     let socket = unbound(address, Type::DGRAM)?;
     socket.set_reuse_port(true)?;
-    let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER); // the kernel's limit may be lower, which is as good as it gets
+    if force_receive_buffer(&socket).is_err() {
+        let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER); // the system's limit may be lower, which is as good as it gets
+    }
     let _ = socket.set_send_buffer_size(RECEIVE_BUFFER);
     tell_arrival(&socket, address.is_ipv6())?;
     socket.bind(&address.into())?;
     Ok(socket.into())
+}
+
+/// With CAP_NET_ADMIN, past net.core.rmem_max (208 KiB: some 270 queries, a tenth of a second's, while nobody reads).
+fn force_receive_buffer(socket: &Socket) -> io::Result<()> {
+    let octets = RECEIVE_BUFFER as libc::c_int;
+    let length = mem::size_of_val(&octets) as libc::socklen_t;
+    // SAFETY: the option's value is an int that lives through the call.
+    let failed = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_RCVBUFFORCE,
+            ptr::from_ref(&octets).cast(),
+            length,
+        )
+    };
+    if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// A TCP listener that shares its port with those of the other workers.

@@ -11,6 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
+use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use crate::clock;
@@ -29,6 +30,8 @@ const QUERY: usize = 4_096;
 const HANDSHAKE: u32 = 50;
 /// The port of DNS over TLS (RFC 7858 section 3.1).
 const TLS_PORT: u16 = 853;
+/// How long a connection may have been accepted without a query and still hold up a drain.
+const NEWCOMER: Duration = Duration::from_millis(200);
 /// How long to wait when a connection can't be accepted for want of something.
 const PAUSE: Duration = Duration::from_millis(50);
 
@@ -112,13 +115,15 @@ async fn converse(worker: Rc<Worker>, stream: impl AsyncRead + AsyncWrite + 'sta
     let idle = caller.idle;
     let mut writing = spawn_local(write(writer, outgoing, idle));
     let pipeline = Arc::new(Semaphore::new(PIPELINE));
+    let mut is_first = true;
     loop {
         let Ok(slot) = pipeline.clone().acquire_owned().await else { break };
         let message = tokio::select! {
-            message = timeout(idle, read(&mut reader)) => message,
+            message = read_next(&worker, &mut reader, idle, is_first) => message,
             // Replies can't be delivered any more.
             _ = &mut writing => break,
         };
+        is_first = false;
         let Ok(Ok(message)) = message else { break };
         let packet = Packet {
             bytes: &message,
@@ -138,11 +143,12 @@ async fn converse(worker: Rc<Worker>, stream: impl AsyncRead + AsyncWrite + 'sta
             Next::Nothing => break,
             Next::Ask(ask) => {
                 let (worker, replies) = (worker.clone(), replies.clone());
+                let under_way = worker.begin();
                 spawn_local(async move {
                     let _slot = slot;
-                    let _under_way = worker.begin();
                     let reply = worker.proxy.finish(ask, &worker.upstream).await;
                     let _ = replies.send(reply).await;
+                    drop(under_way);
                 });
             }
         }
@@ -152,6 +158,25 @@ async fn converse(worker: Rc<Worker>, stream: impl AsyncRead + AsyncWrite + 'sta
         // What is under way still goes out; the slots are held until then.
         let _ = writing.await;
     }
+}
+
+/// A connection that has just been accepted counts as a query under way: a drain that ends it would lose what it was made for.
+async fn read_next(
+    worker: &Rc<Worker>,
+    reader: &mut (impl AsyncRead + Unpin),
+    idle: Duration,
+    is_first: bool,
+) -> Result<io::Result<Vec<u8>>, Elapsed> {
+    if !is_first {
+        return timeout(idle, read(reader)).await;
+    }
+    let newcomer = worker.begin();
+    let mut reading = std::pin::pin!(read(reader));
+    if let Ok(message) = timeout(NEWCOMER.min(idle), &mut reading).await {
+        return Ok(message);
+    }
+    drop(newcomer);
+    timeout(idle, reading).await
 }
 
 async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {

@@ -139,10 +139,11 @@ fn take(worker: &Rc<Worker>, listener: &Rc<Listener>, at: usize) {
         Next::Ask(ask) => {
             listener.give_back(reply);
             let (worker, listener) = (worker.clone(), listener.clone());
+            let under_way = worker.begin(); // before the task's first turn, which a drain may come before
             spawn_local(async move {
-                let _under_way = worker.begin();
                 listener.reply(worker.proxy.finish(ask, &worker.upstream).await, client, from);
                 listener.send_later();
+                drop(under_way);
             });
         }
     }

@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::fs;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -29,6 +30,7 @@ use super::metrics::Metrics;
 use super::names::{AskedError, NamesAsked, NamesPage};
 use super::ready::Readiness;
 use super::status::Status;
+use super::takeover::{self, HandOver, Handed, Role};
 use crate::observe::text::clean;
 
 /// How many connections may be open at a time, on each of the two listeners. Further ones are closed at once.
@@ -54,6 +56,8 @@ pub struct Operator {
     pub policy: Box<TellPolicy>,
     /// Called before /metrics is written: the place to read the kernel's counters.
     pub refresh: Box<dyn Fn(&Metrics) + Send + Sync>,
+    /// What a successor gets that asks for it on the admin socket; none: nothing.
+    pub hand_over: Option<HandOver>,
 }
 
 /// Makes one page of names.
@@ -114,10 +118,37 @@ impl Server {
     /// # Errors
     /// An address is in use, or another namegate answers on the admin socket. A stale socket is replaced.
     pub fn start(metrics: Option<SocketAddr>, admin: &Path, operator: Arc<Operator>) -> Result<Server, ServeError> {
+        Server::start_with(metrics, admin, operator, Vec::new())
+    }
+
+    /// The same with what a predecessor has handed over, as far as it is what is to be served.
+    ///
+    /// # Errors
+    /// See [`Server::start`].
+    pub fn start_with(
+        metrics: Option<SocketAddr>,
+        admin: &Path,
+        operator: Arc<Operator>,
+        handed: Vec<Handed>,
+    ) -> Result<Server, ServeError> {
+        let thread = ServeError::Thread;
+        let (mut unix, mut tcp) = (None, None);
+        for (role, socket) in handed {
+            match role {
+                Role::Admin => unix = Some(UnixListener::from(socket)),
+                Role::Metrics => tcp = Some(TcpListener::from(socket)),
+                Role::Udp | Role::Tcp | Role::Tls => (),
+            }
+        }
         // First: it says that another namegate is here; an address in use may be anyone's.
-        let (socket, unix) = AdminSocket::bind(admin)?;
-        let tcp = match metrics.map(|address| listen(address).map_err(|source| ServeError::Metrics { address, source }))
-        {
+        let (socket, unix) = match unix.and_then(|unix| Some((AdminSocket::of(admin)?, unix))) {
+            Some(inherited) => inherited,
+            None => AdminSocket::bind(admin)?,
+        };
+        let tcp = tcp.filter(|tcp| tcp.local_addr().ok().is_some_and(|at| Some(at) == metrics));
+        let tcp = match tcp.map(Ok).or_else(|| {
+            metrics.map(|address| listen(address).map_err(|source| ServeError::Metrics { address, source }))
+        }) {
             Some(Ok(listener)) => Some(listener),
             Some(Err(error)) => {
                 socket.remove();
@@ -125,6 +156,10 @@ impl Server {
             }
             None => None,
         };
+        if let Some(hand_over) = &operator.hand_over {
+            hand_over.keep(Role::Admin, [unix.as_fd()]).map_err(thread)?;
+            hand_over.keep(Role::Metrics, tcp.iter().map(AsFd::as_fd)).map_err(thread)?;
+        }
         let metrics_address = tcp.as_ref().and_then(|listener| listener.local_addr().ok());
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(ServeError::Thread)?;
         let (stop, stopped) = watch::channel(());
@@ -148,15 +183,26 @@ impl Server {
     pub fn metrics_address(&self) -> Option<SocketAddr> {
         self.metrics_address
     }
-}
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.socket.remove();
+    /// Stops, and leaves the admin socket where it is: a successor answers there.
+    pub fn leave(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
         let _ = self.stop.send(());
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.thread.is_some() {
+            self.socket.remove();
+        }
+        self.end();
     }
 }
 
@@ -295,11 +341,14 @@ where
 /// Answers the requests of one connection until it is closed, sends what is none, or was open for too long.
 pub async fn converse<S>(stream: S, operator: &Operator, asker: Asker)
 where
-    S: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
-    let service = service_fn(move |request: Request<Incoming>| {
+    let service = service_fn(move |mut request: Request<Incoming>| {
         let (path, query) = (request.uri().path(), request.uri().query().unwrap_or_default());
-        let response = answer(operator, request.method(), path, query, asker);
+        let response = match &operator.hand_over {
+            Some(hand_over) if path == takeover::PAGE && asker == Asker::Admin => hand_over.answer(&mut request),
+            _ => answer(operator, request.method(), path, query, asker),
+        };
         std::future::ready(Ok::<_, Infallible>(response))
     });
     let served = http1::Builder::new()
@@ -307,7 +356,8 @@ where
         .half_close(true) // who says all at once and shuts its side gets its answer
         .header_read_timeout(REQUEST_TIMEOUT)
         .max_buf_size(REQUEST_OCTETS)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     if let Ok(Err(error)) = tokio::time::timeout(CONNECTION_TIMEOUT, served).await {
         tracing::debug!(%error, "a connection of an operator ended");
     }
@@ -356,6 +406,12 @@ impl AdminSocket {
         bind().map_err(admin)
     }
 
+    /// One that a predecessor has bound and handed over; none: it is not there any more.
+    fn of(path: &Path) -> Option<AdminSocket> {
+        let found = fs::symlink_metadata(path).ok().filter(|found| found.file_type().is_socket())?;
+        Some(AdminSocket { path: path.to_owned(), ours: (found.dev(), found.ino()) })
+    }
+
     fn remove(&self) {
         if fs::symlink_metadata(&self.path).is_ok_and(|found| (found.dev(), found.ino()) == self.ours) {
             let _ = fs::remove_file(&self.path);
@@ -364,4 +420,4 @@ impl AdminSocket {
 }
 
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;

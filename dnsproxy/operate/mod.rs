@@ -8,6 +8,7 @@ pub mod metrics;
 pub mod names;
 mod ready;
 mod status;
+pub mod takeover;
 
 pub use http::{Operator, Server};
 pub use ready::Readiness;

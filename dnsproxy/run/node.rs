@@ -8,6 +8,7 @@ use std::time::{Duration, SystemTime};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
@@ -17,7 +18,7 @@ use super::state::{self, State};
 use super::watch::Watch;
 use super::{floor, names, packets, publish, reload, steering, upkeep};
 use crate::clock;
-use crate::cluster::snapshot;
+use crate::cluster::snapshot::{self, LastGood};
 use crate::config::cilium::{self, CiliumConfig};
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::compile::Kept;
@@ -38,6 +39,7 @@ use crate::kernel::sweep::Budgets;
 use crate::listen::tls::Tls;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
+use crate::operate::takeover::{self, HandOver, Handed, Home, Offer, Role, Successor};
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
 use crate::serve::cache::Cache;
 use crate::serve::{Directory, Proxy, Served};
@@ -45,6 +47,10 @@ use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// How long queries under way are waited for when a successor waits. What is not answered by then its client asks again.
+const DRAIN_FOR_ANOTHER: Duration = Duration::from_millis(500);
+/// How long a predecessor may take to let go: a reload under way, the queries, the state.
+const LETTING_GO: Duration = Duration::from_secs(15);
 /// How long records may take to be written at the end.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
 
@@ -144,9 +150,10 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     warn_of_others(&source);
     // What another process can have is taken next, before anything is touched.
     let tls = tls(&config)?;
+    let (snapshot, handed) = succeed(&config)?;
     let mut locks = Locks::take(&config)?;
-    match take_places(&config, tls).and_then(|places| locks.take_pins(&config).map(|()| places)) {
-        Ok(places) => run_there(config, source, [hangup, terminate, interrupt], places, locks).await,
+    match take_places(&config, tls, handed).and_then(|places| locks.take_pins(&config).map(|()| places)) {
+        Ok(places) => run_there(config, source, [hangup, terminate, interrupt], places, locks, snapshot).await,
         Err(error) => {
             locks.undo();
             Err(error)
@@ -162,6 +169,24 @@ fn warn_of_others(source: &Source) {
     }
 }
 
+/// Takes the place of a namegate that runs, if that is wanted and one does. The snapshot is read before it ends: that takes
+/// longest.
+fn succeed(config: &Config) -> anyhow::Result<(snapshot::Source, Vec<Handed>)> {
+    let mut snapshot = snapshot::Source::new(&config.snapshot);
+    if !config.take_over {
+        return Ok((snapshot, Vec::new()));
+    }
+    let Some(offer) = takeover::ask(&config.admin_socket(), &home(config))? else { return Ok((snapshot, Vec::new())) };
+    snapshot.read(&LastGood::default(), config.policy.on_invalid.into());
+    let handed = Offer::accept(offer, LETTING_GO)?;
+    tracing::info!(sockets = handed.len(), "took over from the namegate that ran before");
+    Ok((snapshot, handed))
+}
+
+fn home(config: &Config) -> Home {
+    Home { state_dir: config.state_dir.clone(), pin_dir: config.pin_dir.clone() }
+}
+
 /// Where this process is found: nobody else can be there while it is.
 struct Places {
     options: listen::Options,
@@ -171,19 +196,33 @@ struct Places {
     status: Arc<Mutex<Status>>,
     people: packets::People,
     server: Server,
+    successors: UnboundedReceiver<Successor>,
 }
 
-fn take_places(config: &Config, tls: Option<Tls>) -> anyhow::Result<Places> {
+fn take_places(config: &Config, tls: Option<Tls>, handed: Vec<Handed>) -> anyhow::Result<Places> {
     let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let options = listen::Options { port: config.dns.port, workers: config.dns.workers as usize, tls, upstreams };
+    let (mut inherited, mut pages) = (listen::Inherited::default(), Vec::new());
+    for (role, socket) in handed {
+        match role {
+            Role::Udp => inherited.udp.push(socket.into()),
+            Role::Tcp => inherited.tcp.push(socket.into()),
+            Role::Tls => inherited.tls.push(socket.into()),
+            Role::Metrics | Role::Admin => pages.push((role, socket)),
+        }
+    }
     // Queries wait here until there is a policy to answer them by.
-    let bound = listen::bind(&options).context("listening for queries")?;
+    let bound = listen::inherit(&options, inherited).context("listening for queries")?;
+    let (hand_over, successors) = HandOver::new(home(config));
+    for (role, sockets) in [Role::Udp, Role::Tcp, Role::Tls].into_iter().zip(bound.descriptors()) {
+        hand_over.keep(role, sockets).context("keeping sockets for a successor")?;
+    }
     let metrics = Arc::new(Metrics::new());
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
     let people = packets::People::default();
-    let server = serve_pages(config, &metrics, &readiness, &status, people.clone())?;
-    Ok(Places { options, bound, metrics, readiness, status, people, server })
+    let server = serve_pages(config, &metrics, &readiness, &status, people.clone(), (hand_over, pages))?;
+    Ok(Places { options, bound, metrics, readiness, status, people, server, successors })
 }
 
 async fn run_there(
@@ -192,8 +231,9 @@ async fn run_there(
     [mut hangup, mut terminate, mut interrupt]: [Signal; 3],
     places: Places,
     mut locks: Locks,
+    snapshot: snapshot::Source,
 ) -> anyhow::Result<()> {
-    let Places { options, bound, metrics, readiness, status, people, server } = places;
+    let Places { options, bound, metrics, readiness, status, people, server, mut successors } = places;
     let upstreams = options.upstreams.clone();
     let watchers = Arc::new(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
@@ -239,7 +279,7 @@ async fn run_there(
         loaded: reload::Loaded::default(),
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
-        snapshot: snapshot::Source::new(&config.snapshot),
+        snapshot,
         kept: Kept::default(),
         held: None,
         seen: None,
@@ -261,6 +301,10 @@ async fn run_there(
         tokio::select! {
             _ = terminate.recv() => return leave(node, locks).await,
             _ = interrupt.recv() => return leave(node, locks).await,
+            Some(successor) = successors.recv() => {
+                server.leave();
+                return step_aside(node, None, locks, successor, [terminate, interrupt]).await;
+            }
             _ = hangup.recv() => {
                 node.reload_settings();
                 watch = Watch::start(&node.config.snapshot);
@@ -269,8 +313,9 @@ async fn run_there(
             () = tokio::time::sleep(UPKEEP) => node.reload().await,
         }
     }
-    let listeners = bound.start(&options, proxy).context("listening for queries")?;
     node.resume().await;
+    // Not before it is known whose queries these are: what has waited in the sockets would be taken for strangers'.
+    let listeners = bound.start(&options, proxy).context("listening for queries")?;
     node.kernel.load_programs().context("loading the kernel programs")?;
     node.look_at_links().await;
     node.floor_is_of_this_run();
@@ -294,6 +339,12 @@ async fn run_there(
                 node.look_at_links().await;
             }
             changed = watch.changed() => node.reload_if_changed(changed).await,
+            Some(successor) = successors.recv() => {
+                tracing::info!("another namegate takes over");
+                server.leave();
+                drop(events);
+                return step_aside(node, Some(listeners), locks, successor, [terminate, interrupt]).await;
+            }
             event = link_events.next() => match event {
                 Some(event) => node.link_event(event).await,
                 None => anyhow::bail!("the netlink socket was closed"),
@@ -307,7 +358,7 @@ async fn run_there(
 async fn end(node: Node, listeners: Listeners, events: Events, server: Server, locks: Locks) -> anyhow::Result<()> {
     tracing::info!(detach = node.config.detach, "namegate ends");
     node.readiness.set("end", vec!["namegate is ending".into()]);
-    listeners.stop();
+    listeners.stop(listen::DRAIN);
     drop(events);
     node.watchers.stop(LAST_RECORDS);
     drop(node.checkpoint); // writes once more
@@ -316,6 +367,34 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server, l
         take_all_away(&node.config, &node.state, &node.netlink).await?;
     }
     drop(server);
+    Ok(())
+}
+
+/// Ends for another process that has its sockets already and goes on from its state. What is in force stays.
+async fn step_aside(
+    node: Node,
+    listeners: Option<Listeners>,
+    locks: Locks,
+    successor: Successor,
+    [mut terminate, mut interrupt]: [Signal; 2],
+) -> anyhow::Result<()> {
+    if let Some(listeners) = listeners {
+        listeners.stop(DRAIN_FOR_ANOTHER);
+    }
+    let Node { checkpoint, watchers, config, .. } = node;
+    drop(checkpoint); // writes once more
+    drop(locks);
+    drop(successor);
+    watchers.stop(LAST_RECORDS);
+    drop(watchers);
+    if config.take_over {
+        tracing::info!("another namegate has taken over; this one waits for SIGTERM");
+        tokio::select! {
+            _ = terminate.recv() => (),
+            _ = interrupt.recv() => (),
+        }
+    }
+    tracing::info!("namegate ends; another one has taken over");
     Ok(())
 }
 
@@ -358,6 +437,7 @@ fn serve_pages(
     readiness: &Readiness,
     status: &Arc<Mutex<Status>>,
     people: packets::People,
+    (hand_over, handed): (HandOver, Vec<Handed>),
 ) -> anyhow::Result<Server> {
     let (held, told, policies) = (status.clone(), people.clone(), status.clone());
     let settings = config.clone();
@@ -375,8 +455,9 @@ fn serve_pages(
             super::explain::page(&told, &settings, &status, asked)
         }),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
+        hand_over: Some(hand_over),
     };
-    Server::start(config.observe.metrics, &config.admin_socket(), Arc::new(operator))
+    Server::start_with(config.observe.metrics, &config.admin_socket(), Arc::new(operator), handed)
         .context("serving metrics and the admin socket")
 }
 

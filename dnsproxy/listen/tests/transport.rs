@@ -303,7 +303,7 @@ fn a_stop_answers_what_is_under_way() {
     client.send(&query("www.test", 1, None)).expect("sent");
     thread::sleep(Duration::from_millis(100));
     let World { listeners, server, .. } = world;
-    listeners.stop();
+    listeners.stop(DRAIN);
     let mut buffer = [0; 512];
     let length = client.recv(&mut buffer).expect("a reply");
     assert_eq!(understood(&buffer[..length]).1, ["192.0.2.1"]);

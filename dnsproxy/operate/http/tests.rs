@@ -26,14 +26,25 @@ fn start() -> Running {
 
 fn operator(readiness: &Readiness, scrapes: &Arc<AtomicU64>) -> Arc<Operator> {
     let scrapes = Arc::clone(scrapes);
-    Arc::new(Operator {
+    let refresh = move |metrics: &Metrics| metrics.grants(scrapes.fetch_add(1, Ordering::Relaxed) + 1);
+    Arc::new(Operator { refresh: Box::new(refresh), ..unrefreshed(readiness) })
+}
+
+fn unrefreshed(readiness: &Readiness) -> Operator {
+    Operator {
         metrics: Arc::new(Metrics::new()),
         readiness: readiness.clone(),
         status: Box::new(|| Status { node_name: "node-1".to_owned(), ..Status::default() }),
         names: Box::new(|asked| Ok(NamesPage { names: vec![Default::default(); asked.count], next: None })),
         policy: Box::new(|asked| Ok(format!("{asked:?}").into_bytes())),
-        refresh: Box::new(move |metrics| metrics.grants(scrapes.fetch_add(1, Ordering::Relaxed) + 1)),
-    })
+        refresh: Box::new(|_| ()),
+        hand_over: None,
+    }
+}
+
+/// One that hands over, or doesn't.
+pub(in crate::operate) fn operator_with(readiness: &Readiness, hand_over: Option<HandOver>) -> Arc<Operator> {
+    Arc::new(Operator { hand_over, ..unrefreshed(readiness) })
 }
 
 impl Running {

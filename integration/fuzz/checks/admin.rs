@@ -148,5 +148,6 @@ fn operator() -> Operator {
             other => Ok(format!("{{\"{SECRET}\":\"{other:?}\"}}").into_bytes()),
         }),
         refresh: Box::new(|metrics| metrics.grants(1)),
+        hand_over: None,
     }
 }

@@ -7,6 +7,7 @@ pub mod client;
 mod many;
 pub mod names;
 mod octets;
+mod pace;
 pub mod packets;
 pub mod rogue;
 mod rush;
@@ -80,6 +81,8 @@ pub enum Request {
     Rush(Rush),
     /// Asks these questions, `at_once` at a time.
     AskMany(Many),
+    /// Asks at a steady rate, each question once.
+    Pace(Pace),
 }
 
 /// What an agent answers.
@@ -103,6 +106,7 @@ pub enum Reply {
     Sent(u64),
     Names(Vec<String>),
     Rushed(Rushed),
+    Paced(Paced),
     /// Hexadecimal, their numbers 0.
     Many(Vec<Option<String>>),
     Failed(String),
@@ -190,6 +194,29 @@ pub struct Many {
     pub messages: Vec<String>,
     pub at_once: usize,
     pub within_ms: u64,
+}
+
+/// See [`Request::Pace`].
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Pace {
+    pub server: SocketAddr,
+    /// What most questions ask.
+    pub same: String,
+    /// What the others ask; `{}` becomes a number that is new each time.
+    pub fresh: String,
+    /// Over UDP; a few more over TCP.
+    pub per_second: u32,
+    pub for_ms: u64,
+}
+
+/// How that went.
+#[derive(Serialize, Deserialize, Clone, Debug, Default)]
+pub struct Paced {
+    pub asked: u64,
+    /// In words, those that were not answered with an address.
+    pub lost: Vec<String>,
+    /// The longest wait for an answer over UDP, microseconds.
+    pub slowest_us: u64,
 }
 
 /// See [`Request::SayOctets`].
@@ -287,6 +314,7 @@ fn answer(request: Request) -> Reply {
         Request::Asked => names::asked(),
         Request::Rush(rush) => rush::run(&rush),
         Request::AskMany(many) => many::run(&many),
+        Request::Pace(pace) => pace::run(&pace),
     }
 }
 

@@ -152,6 +152,15 @@ pub fn ask(question: &Question) -> Answered {
     }
 }
 
+/// A question for addresses with RD and nothing else.
+pub fn question(id: u16, name: &str, v4: bool) -> Vec<u8> {
+    let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+    message.metadata.recursion_desired = true;
+    let qtype = if v4 { RecordType::A } else { RecordType::AAAA };
+    message.add_query(Query::query(Name::from_str(name).expect("a name"), qtype));
+    message.to_vec().expect("a question can be written")
+}
+
 /// One message there, one back; UDP is asked again each second, as stubs do.
 pub fn ask_raw(server: SocketAddr, tcp: bool, message: &[u8], within_ms: u64) -> Option<Vec<u8>> {
     let limit = Duration::from_millis(within_ms);
