@@ -21,8 +21,14 @@ cargo test --release --test counts 2>&1 | tee -a "$log" || status=1
 cargo test --doc 2>&1 | tee -a "$log" || status=1
 for group in programs integration faults; do
 	cargo test --test "$group" --no-run || exit 1
-	as_root "$(integration/built.sh "$group")" --test-threads 1 2>&1 | tee -a "$log" || status=1
 done
+root() { as_root "$(integration/built.sh "$1")" "${@:2}" 2>&1 | tee -a "$log" || status=1; }
+root programs --test-threads 1
+# Those that mostly wait and measure no time of their own, two at a time; each world has its own namespaces.
+root integration --test-threads 2 wire::
+root integration --test-threads 2 scenario
+root integration --test-threads 1 --skip wire:: --skip scenario
+root faults
 # A third of the attacks, without the floods.
 cargo test --test assault --no-run || exit 1
 as_root "$(integration/built.sh assault)" --slice 2>&1 | tee -a "$log" || status=1
