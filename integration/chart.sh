@@ -203,6 +203,36 @@ check "the definitions are valid" all_valid "$crds"
 check "the definitions and namegate agree" definitions_and_namegate_agree
 check "the examples are valid by the definitions" examples_are_valid
 
+ignore "validates PodMonitor, ServiceMonitor and PrometheusRule" "Kubernetes has no schema of Prometheus' operator's kinds"
+
+# What is to be found wrong: a check that finds nothing is of no use.
+if [ -d "$schemas" ]; then
+	wrong() {
+		mkdir -p "$work/wrong"
+		sed "$2" "$work/$1-valid.yaml" >"$work/wrong/a.yaml"
+		! cmp -s "$work/$1-valid.yaml" "$work/wrong/a.yaml" && ! all_valid "$work/wrong/a.yaml"
+	}
+	check "a misspelt field of a pod is found" wrong default 's/hostNetwork:/hostNetwrok:/'
+	check "a number as text is found" wrong default 's/terminationGracePeriodSeconds: 30/terminationGracePeriodSeconds: "30"/'
+	check "a misspelt field of the admission policy is found" wrong sidecar 's/reinvocationPolicy:/reinvocation:/'
+	check "a definition of no structure is found" wrong without-cilium 's/^          type: object$/          type: objekt/'
+fi
+
+# The pods of the documentation, as they stand there.
+awk '/^ *```yaml$/ { on = 1; print "---"; next } /^ *```$/ { on = 0 } on' "$chart/README.md" >"$work/documented.yaml"
+if [ -d "$schemas" ]; then check "the documented pod is valid" all_valid "$work/documented.yaml"; fi
+# Its containers and volumes are those that are injected.
+documented_is_injected() {
+	local texts
+	texts=$(grep -o '"[^"]*"' "$work/sidecar.yaml" | tr -d '"' | sort -u)
+	for word in /var/run/namegate/snapshot /run/namegate/own /run/namegate/state /etc/podinfo POD_IPS NODE_NAME SERVICE_ACCOUNT \
+		metadata.uid namegate-snapshot namegate-podinfo namegate-run namegate-init BPF NET_ADMIN PERFMON; do
+		grep -qxF -- "$word" <<<"$texts" || { echo "$word is not injected"; return 1; }
+		grep -qF -- "$word" "$work/documented.yaml" || { echo "$word is not documented"; return 1; }
+	done
+}
+check "the documented pod is as the injected ones" documented_is_injected
+
 if command -v promtool >/dev/null; then
 	check "rules" promtool check rules "$chart/files/rules.yaml"
 	check "what the rules alert" promtool test rules integration/rules-test.yaml

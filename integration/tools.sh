@@ -47,6 +47,9 @@ fi
 
 if ! command -v promtool >/dev/null && [ ! -x "$tools/bin/promtool" ] && command -v apt-get >/dev/null; then
 	echo "unpacking promtool"
+	SUDO=
+	[ "$(id -u)" = 0 ] || SUDO=sudo
+	apt-cache show prometheus >/dev/null 2>&1 || $SUDO apt-get update -qq
 	mkdir -p "$tools/prometheus.new"
 	(
 		cd "$tools/prometheus.new"
