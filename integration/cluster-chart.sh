@@ -48,13 +48,14 @@ kubectl() {
 
 start() {
 	ip netns add "$space" && ip -n "$space" link set lo up || return 1
-	inside "$bin/etcd" --data-dir "$work/etcd" --unsafe-no-fsync --log-level error \
+	# nsenter becomes the program, so that the numbers are theirs.
+	nsenter --net="/run/netns/$space" "$bin/etcd" --data-dir "$work/etcd" --unsafe-no-fsync --log-level error \
 		--listen-client-urls http://127.0.0.1:2379 --advertise-client-urls http://127.0.0.1:2379 \
 		--listen-peer-urls http://127.0.0.1:2380 >"$work/etcd.log" 2>&1 &
 	etcd=$!
 	openssl genrsa -out "$work/account.key" 2048 2>/dev/null || return 1
 	echo 'administrator,administrator,1,system:masters' >"$work/tokens"
-	inside "$bin/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$work/certificates" \
+	nsenter --net="/run/netns/$space" "$bin/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$work/certificates" \
 		--bind-address 127.0.0.1 --secure-port 6443 --advertise-address 127.0.0.1 --authorization-mode RBAC \
 		--token-auth-file "$work/tokens" --service-cluster-ip-range 198.18.0.0/24 --endpoint-reconciler-type none \
 		--service-account-issuer https://cluster.example --service-account-key-file "$work/account.key" \
@@ -122,8 +123,8 @@ injected() {
 		found=$(pod first '"namegate.io/inject": "true"' '')
 		[ "$found" = 'namegate-init namegate|namegate-snapshot namegate-podinfo namegate-run' ] && break
 		sleep 0.5
-	done
-	[ "$found" = 'namegate-init namegate|namegate-snapshot namegate-podinfo namegate-run' ] || { echo "$found"; return 1; }
+	done 2>"$work/errors"
+	[ "$found" = 'namegate-init namegate|namegate-snapshot namegate-podinfo namegate-run' ] || { echo "$found"; tail -n 1 "$work/errors"; grep -A 12 panic "$work/api.log" | head -n 40; return 1; }
 	found=$(pod second '"namegate.io/inject": "true"' ', initContainers: [{name: own, image: own}], volumes: [{name: mine, emptyDir: {}}]')
 	[ "$found" = 'namegate-init namegate own|mine namegate-snapshot namegate-podinfo namegate-run' ] || { echo "$found"; return 1; }
 	found=$(pod third 'app: web' '')
