@@ -7,7 +7,8 @@ set -euo pipefail
 
 program=$1
 root=$2
-mkdir -p "$root"/{dev,etc/namegate,etc/podinfo,proc,run/namegate,sys/fs/bpf,tmp,usr/bin,var/lib/cni,var/lib/namegate,var/run/namegate/snapshot}
+mkdir -p "$root"/{dev,etc/{namegate,podinfo},proc,run/namegate,sys/fs/bpf,tmp,usr/bin}
+mkdir -p "$root"/var/{lib/{cni,namegate},run/namegate/snapshot}
 chmod 1777 "$root/tmp"
 install -m 755 "$program" "$root/usr/bin/namegate"
 # "libelf.so.1 => /lib/x86_64-linux-gnu/libelf.so.1 (0x…)", and the loader without an arrow.

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # What the Dockerfile does, without Docker: makes the image's root folder and starts namegate in it as the chart does, under
-# chroot in a network namespace of its own, with a root folder that can't be written, and the chart's capabilities and no others.
-# As root. Prints a line a check and leaves nothing behind.
+# chroot in a network namespace of its own, with a root folder that can't be written, and the chart's capabilities and no
+# others. As root. Leaves nothing behind.
 #
 #     helm/image.sh [PROGRAM]      PROGRAM: the built namegate; target/debug/namegate unless given
 set -euo pipefail
@@ -25,11 +25,12 @@ if [ "${1:-}" = --inside ]; then
 	mount -o remount,bind,ro "$root"
 	inside() { nsenter --net="/run/netns/$namespace" chroot "$root" "$@"; }
 	own=$(dirname "$(find "$root/tmp/lib" -name 'libcap-ng*' | head -n 1)")
-	capabilities=-all$(sed -n 's/^ *- \(BPF\|NET_ADMIN\|PERFMON\)$/\1/p' helm/namegate/templates/daemonset.yaml | tr '[:upper:]' '[:lower:]' | sed 's/^/,+/' | tr -d '\n')
+	# As they stand in the chart.
+	capabilities=$(sed -n 's/^ *- \(BPF\|NET_ADMIN\|PERFMON\)$/,+\L\1/p' helm/namegate/templates/daemonset.yaml | tr -d '\n')
 	inside /usr/bin/env true 2>/dev/null && { echo "the image has more than namegate"; exit 1; }
 	# Becomes namegate, so that the number is namegate's.
 	LD_LIBRARY_PATH="${own#"$root"}" nsenter --net="/run/netns/$namespace" chroot "$root" \
-		/tmp/setpriv "--bounding-set=$capabilities" --inh-caps=-all --no-new-privs \
+		/tmp/setpriv "--bounding-set=-all$capabilities" --inh-caps=-all --no-new-privs \
 		/usr/bin/namegate node --snapshot /var/run/namegate/snapshot --node-name node-1 --metrics 127.0.0.1:9965 &
 	node=$!
 	trap 'kill -KILL "$node" 2>/dev/null || true' EXIT

@@ -54,7 +54,7 @@ all_valid() {
 
 # Rendered without what Kubernetes has no schema of: Prometheus' operator's kinds.
 without_operator() {
-	awk -v RS='\n---\n' -v ORS='\n---\n' '!/\napiVersion: monitoring\.coreos\.com/ && !/^apiVersion: monitoring\.coreos\.com/' "$1"
+	awk -v RS='\n---\n' -v ORS='\n---\n' '!/(^|\n)apiVersion: monitoring\.coreos\.com/' "$1"
 }
 
 rendered() {
@@ -76,7 +76,8 @@ refuses() {
 # The configuration that the chart renders, as the program reads it: 1 says that no namegate runs there, 2 that it is wrong.
 configured() {
 	local rendered=$1 code
-	awk '/^  namegate.toml: \|/ { on = 1; next } on && /^ ? ?[^ ]/ { exit } on { sub(/^    /, ""); print }' "$rendered" >"$work/namegate.toml"
+	awk '/^  namegate.toml: \|/ { on = 1; next } on && /^ ? ?[^ ]/ { exit } on { sub(/^    /, ""); print }' \
+		"$rendered" >"$work/namegate.toml"
 	[ -s "$work/namegate.toml" ] || { echo "no namegate.toml"; return 1; }
 	"$program" ready --config "$work/namegate.toml" --run-dir "$work/none"
 	code=$?
@@ -95,7 +96,11 @@ says_not() { ! says "$1" "$2" >/dev/null; }
 # What the chart asks of a container of the agent's: TEXT of capabilities, in their order.
 capabilities() {
 	local found
-	found=$(awk '/- name: collector/ { exit } /add:$/ { on = 1; next } on && /^ *- [A-Z_]+$/ { print $2; next } { on = 0 }' "$1" | paste -sd ' ')
+	found=$(awk '
+		/- name: collector/ { exit }
+		/add:$/ { on = 1; next }
+		on && /^ *- [A-Z_]+$/ { print $2; next }
+		{ on = 0 }' "$1" | paste -sd ' ')
 	[ "$found" = "$2" ] || { echo "$found"; return 1; }
 }
 
@@ -106,7 +111,8 @@ table() {
 		namespace = kind[2] == "" && kind[1] == "cnp" ? "shop" : kind[2]
 		name = kind[1] == "cnp" ? "CiliumNetworkPolicy" : "CiliumClusterwideNetworkPolicy"
 		file = sprintf("%s/%04d-%s.yaml", dir, NR, $3)
-		printf "apiVersion: cilium.io/v2\nkind: %s\nmetadata: {name: p%s}\nspec: %s\n", name, namespace == "" ? "" : ", namespace: " namespace, $5 > file
+		if (namespace != "") namespace = ", namespace: " namespace
+		printf "apiVersion: cilium.io/v2\nkind: %s\nmetadata: {name: p%s}\nspec: %s\n", name, namespace, $5 > file
 		close(file)
 	}' integration/conformance/validation.tsv
 }
@@ -157,7 +163,8 @@ examples_are_valid() {
 		"$program" check -o json "$file" 2>/dev/null | grep -q '"refused"' && continue
 		files+=("$file")
 		# Only Cilium's kinds; objects beside them are not what this is about.
-		awk -v RS='---\n' -v out="$work/examples/$(echo "$file" | tr / _)" '/(^|\n)apiVersion: cilium\.io/ { printf "---\n%s", $0 > out }' "$file"
+		awk -v RS='---\n' -v out="$work/examples/$(echo "$file" | tr / _)" \
+			'/(^|\n)apiVersion: cilium\.io/ { printf "---\n%s", $0 > out }' "$file"
 	done < <(find config/examples config/demo integration/conformance/documented -name '*.yaml' ! -name cases.yaml | sort)
 	[ ${#files[@]} -gt 30 ] || { echo "only ${#files[@]} files"; return 1; }
 	all_valid "$work/examples"
@@ -225,8 +232,9 @@ if [ -d "$schemas" ]; then check "the documented pod is valid" all_valid "$work/
 documented_is_injected() {
 	local texts
 	texts=$(grep -o '"[^"]*"' "$work/sidecar.yaml" | tr -d '"' | sort -u)
-	for word in /var/run/namegate/snapshot /run/namegate/own /run/namegate/state /etc/podinfo POD_IPS NODE_NAME SERVICE_ACCOUNT \
-		metadata.uid namegate-snapshot namegate-podinfo namegate-run namegate-init BPF NET_ADMIN PERFMON; do
+	for word in --snapshot=/var/run/namegate/snapshot --podinfo=/etc/podinfo --run-dir=/run/namegate/own \
+		--state-dir=/run/namegate/state /run/namegate/own POD_IPS NODE_NAME SERVICE_ACCOUNT metadata.uid namegate-snapshot \
+		namegate-podinfo namegate-run namegate-init BPF NET_ADMIN PERFMON; do
 		grep -qxF -- "$word" <<<"$texts" || { echo "$word is not injected"; return 1; }
 		grep -qF -- "$word" "$work/documented.yaml" || { echo "$word is not documented"; return 1; }
 	done

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The chart and its definitions against the real API server: kube-apiserver and etcd in a network namespace of their own, which
-# ends with the script. Its last line counts.
+# The chart and its definitions against the real API server: kube-apiserver and etcd in a network namespace of their own,
+# which ends with the script. Its last line counts.
 #
 #     integration/cluster-chart.sh FOLDER      FOLDER: where kube-apiserver, kubectl and etcd are
 #
@@ -55,8 +55,8 @@ start() {
 	etcd=$!
 	openssl genrsa -out "$work/account.key" 2048 2>/dev/null || return 1
 	echo 'administrator,administrator,1,system:masters' >"$work/tokens"
-	nsenter --net="/run/netns/$space" "$bin/kube-apiserver" --etcd-servers http://127.0.0.1:2379 --cert-dir "$work/certificates" \
-		--bind-address 127.0.0.1 --secure-port 6443 --advertise-address 127.0.0.1 --authorization-mode RBAC \
+	nsenter --net="/run/netns/$space" "$bin/kube-apiserver" \
+		--etcd-servers http://127.0.0.1:2379 --cert-dir "$work/certificates" --bind-address 127.0.0.1 --secure-port 6443 --advertise-address 127.0.0.1 --authorization-mode RBAC \
 		--token-auth-file "$work/tokens" --service-cluster-ip-range 198.18.0.0/24 --endpoint-reconciler-type none \
 		--service-account-issuer https://cluster.example --service-account-key-file "$work/account.key" \
 		--service-account-signing-key-file "$work/account.key" --disable-admission-plugins ServiceAccount >"$work/api.log" 2>&1 &
@@ -90,7 +90,9 @@ served() {
 may() {
 	local wanted=$1 account=$2
 	shift 2
-	[ "$(kubectl auth can-i --as "system:serviceaccount:namegate:$account" "$@" 2>/dev/null)" = "$wanted" ] || { echo "not $wanted: $account $*"; return 1; }
+	[ "$(kubectl auth can-i --as "system:serviceaccount:namegate:$account" "$@" 2>/dev/null)" = "$wanted" ] && return 0
+	echo "not $wanted: $account $*"
+	return 1
 }
 
 roles() {
@@ -102,7 +104,8 @@ roles() {
 			may no "$account" create "$resource" --all-namespaces && may no "$account" patch "$resource" --all-namespaces || return 1
 		done
 	done
-	may yes namegate list configmaps/cilium-config -n kube-system && may yes namegate watch configmaps/cilium-config -n kube-system &&
+	may yes namegate list configmaps/cilium-config -n kube-system &&
+		may yes namegate watch configmaps/cilium-config -n kube-system &&
 		may no namegate list configmaps -n kube-system && may no namegate list secrets --all-namespaces &&
 		may no namegate patch ciliumnetworkpolicies.cilium.io --subresource status &&
 		may yes namegate-status patch ciliumnetworkpolicies.cilium.io --subresource status &&
@@ -111,25 +114,34 @@ roles() {
 
 # A pod of this name, label and rest of its spec, as the API server keeps it; its init containers and volumes.
 pod() {
-	kubectl apply -f - >/dev/null <<<"{apiVersion: v1, kind: Pod, metadata: {name: $1, namespace: shop, labels: {$2}}, spec: {automountServiceAccountToken: false, containers: [{name: app, image: app}]$3}}" &&
-		kubectl get pod -n shop "$1" -o 'jsonpath={.spec.initContainers[*].name}|{.spec.volumes[*].name}'
+	kubectl apply -f - >/dev/null <<-POD || return 1
+		{apiVersion: v1, kind: Pod, metadata: {name: $1, namespace: shop, labels: {$2}},
+		 spec: {automountServiceAccountToken: false, containers: [{name: app, image: app}]$3}}
+	POD
+	kubectl get pod -n shop "$1" -o 'jsonpath={.spec.initContainers[*].name}|{.spec.volumes[*].name}'
 }
 
 injected() {
-	local found
+	local found own volumes='namegate-snapshot namegate-podinfo namegate-run'
 	# The policy is looked at some time after it was made.
 	for _ in $(seq 60); do
 		kubectl delete pod -n shop first --ignore-not-found --wait=true --force --grace-period=0 >/dev/null 2>&1
 		found=$(pod first '"namegate.io/inject": "true"' '')
-		[ "$found" = 'namegate-init namegate|namegate-snapshot namegate-podinfo namegate-run' ] && break
+		[ "$found" = "namegate-init namegate|$volumes" ] && break
 		sleep 0.5
 	done 2>"$work/errors"
-	[ "$found" = 'namegate-init namegate|namegate-snapshot namegate-podinfo namegate-run' ] || { echo "$found"; tail -n 1 "$work/errors"; grep -A 12 panic "$work/api.log" | head -n 40; return 1; }
-	found=$(pod second '"namegate.io/inject": "true"' ', initContainers: [{name: own, image: own}], volumes: [{name: mine, emptyDir: {}}]')
-	[ "$found" = 'namegate-init namegate own|mine namegate-snapshot namegate-podinfo namegate-run' ] || { echo "$found"; return 1; }
+	if [ "$found" != "namegate-init namegate|$volumes" ]; then
+		echo "$found"
+		tail -n 1 "$work/errors"
+		grep -A 12 panic "$work/api.log" | head -n 40
+		return 1
+	fi
+	own=', initContainers: [{name: own, image: own}], volumes: [{name: mine, emptyDir: {}}]'
+	found=$(pod second '"namegate.io/inject": "true"' "$own")
+	[ "$found" = "namegate-init namegate own|mine $volumes" ] || { echo "$found"; return 1; }
 	found=$(pod third 'app: web' '')
 	[ "$found" = '|' ] || { echo "without the label: $found"; return 1; }
-	found=$(kubectl get pod -n shop first -o 'jsonpath={.spec.initContainers[1].restartPolicy} {.spec.initContainers[1].securityContext.capabilities} {.spec.initContainers[1].env[0].valueFrom.fieldRef.fieldPath}')
+	found=$(kubectl get pod -n shop first -o 'jsonpath={range .spec.initContainers[1]}{.restartPolicy} {.securityContext.capabilities} {.env[0].valueFrom.fieldRef.fieldPath}{end}')
 	[ "$found" = 'Always {"add":["BPF","NET_ADMIN","PERFMON"],"drop":["ALL"]} status.podIPs' ] || { echo "$found"; return 1; }
 }
 
@@ -140,14 +152,18 @@ table() {
 	awk -F'\t' -v dir="$work/table" '!/^#/ && $2 ~ /^c?cnp$/ {
 		name = $2 == "cnp" ? "CiliumNetworkPolicy" : "CiliumClusterwideNetworkPolicy"
 		file = sprintf("%s/%04d.yaml", dir, NR)
-		printf "apiVersion: cilium.io/v2\nkind: %s\nmetadata: {name: p%04d%s}\nspec: %s\n", name, NR, $2 == "cnp" ? ", namespace: shop" : "", $5 > file
+		namespace = $2 == "cnp" ? ", namespace: shop" : ""
+		printf "apiVersion: cilium.io/v2\nkind: %s\nmetadata: {name: p%04d%s}\nspec: %s\n", name, NR, namespace, $5 > file
 		close(file)
 	}' integration/conformance/validation.tsv
-	kubectl create --dry-run=server --validate=strict -f "$work/table" 2>"$work/table.errors" | sed -n 's|^[^/]*/p\([0-9]*\) .*|\1|p' >"$work/taken"
+	kubectl create --dry-run=server --validate=strict -f "$work/table" 2>"$work/table.errors" |
+		sed -n 's|^[^/]*/p\([0-9]*\) .*|\1|p' >"$work/taken"
 	[ "$(wc -l <"$work/taken")" -gt 100 ] || { head -n 5 "$work/table.errors"; return 1; }
 	for file in "$work"/table/*.yaml; do
 		line=$(basename "$file" .yaml)
-		IFS=$'\t' read -r _ _ verdict message spec < <(sed -n "$((10#$line))p" integration/conformance/validation.tsv | sed 's/\t\t/\t-\t/')
+		IFS=$'\t' read -r _ _ verdict message spec < <(
+			sed -n "$((10#$line)){s/\t\t/\t-\t/;p}" integration/conformance/validation.tsv
+		)
 		if grep -qx "$line" "$work/taken"; then taken=yes; else taken=no; fi
 		case $verdict-$taken in
 		refused-no | valid-yes | unenforced-yes) continue ;;
@@ -168,10 +184,12 @@ table() {
 
 # A condition as the collector writes it is shown.
 shown() {
-	local policy='{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: web, namespace: shop}, spec: {endpointSelector: {}, egress: [{}]}}'
-	kubectl apply -f - <<<"$policy" &&
-		kubectl patch cnp -n shop web --subresource status --type merge --patch \
-			'{"status": {"conditions": [{"type": "Valid", "status": "False", "reason": "Refused", "message": "no", "lastTransitionTime": "2026-01-01T00:00:00Z"}]}}' &&
+	local condition='{type: Valid, status: "False", reason: Refused, message: "no", lastTransitionTime: "2026-01-01T00:00:00Z"}'
+	kubectl apply -f - <<-POLICY || return 1
+		{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: web, namespace: shop},
+		 spec: {endpointSelector: {}, egress: [{}]}}
+	POLICY
+	kubectl patch cnp -n shop web --subresource status --type merge --patch "{status: {conditions: [$condition]}}" &&
 		kubectl get cnp -n shop web -o wide | tee /dev/stderr | grep -q 'False  *no'
 }
 
@@ -179,7 +197,9 @@ check "the API server starts" start
 [ $failed = 0 ] || { echo "test result: FAILED. 0 passed; 1 failed; 0 ignored"; exit 1; }
 for namespace in namegate shop; do kubectl create namespace "$namespace" >/dev/null; done
 check "the definitions are applied" applied without-cilium
-for kind in ciliumnetworkpolicies ciliumclusterwidenetworkpolicies ciliumcidrgroups; do check "$kind are served" served "$kind"; done
+for kind in ciliumnetworkpolicies ciliumclusterwidenetworkpolicies ciliumcidrgroups; do
+	check "$kind are served" served "$kind"
+done
 for values in "$chart"/ci/*-values.yaml; do
 	name=$(basename "$values" -values.yaml)
 	# Its admission policy is of an API that has to be switched on.

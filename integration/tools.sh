@@ -19,17 +19,19 @@ tools=$(cd "$tools" && pwd)
 if command -v go >/dev/null; then
 	# One package at a time: two at a time take the memory of a small machine.
 	compile() { GOBIN="$tools/bin" GOFLAGS="${GOFLAGS:-} -p=1" go install "$1"; }
-	if [ ! -x "$tools/bin/helm" ] || [ "$(cat "$tools/helm.version" 2>/dev/null)" != "$HELM" ]; then
+	# Whether a tool is not of this version.
+	lacks() { [ "$(cat "$tools/$1.version" 2>/dev/null)" != "$2" ]; }
+	if lacks helm "$HELM"; then
 		echo "compiling helm $HELM, minutes"
 		compile "helm.sh/helm/v4/cmd/helm@$HELM"
 		echo "$HELM" >"$tools/helm.version"
 	fi
-	if [ ! -x "$tools/bin/kubectl-validate" ] || [ "$(cat "$tools/kubectl-validate.version" 2>/dev/null)" != "$KUBECTL_VALIDATE" ]; then
+	if lacks kubectl-validate "$KUBECTL_VALIDATE"; then
 		echo "compiling kubectl-validate $KUBECTL_VALIDATE, minutes"
 		compile "sigs.k8s.io/kubectl-validate@$KUBECTL_VALIDATE"
 		echo "$KUBECTL_VALIDATE" >"$tools/kubectl-validate.version"
 	fi
-	if [ "$(cat "$tools/schemas.version" 2>/dev/null)" != "$KUBERNETES" ]; then
+	if lacks schemas "$KUBERNETES"; then
 		echo "fetching the schemas of Kubernetes $KUBERNETES"
 		module=$(go mod download -json "k8s.io/kubernetes@$KUBERNETES" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
 		rm -rf "$tools/schemas"

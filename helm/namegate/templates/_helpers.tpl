@@ -134,17 +134,22 @@ seccompProfile:
 
 {{/* What is wrong with the values and no schema can say. */}}
 {{- define "namegate.check" -}}
-{{- $surge := dig "rollingUpdate" "maxSurge" 0 .Values.agent.updateStrategy -}}
-{{- if and (not (has (toString $surge) (list "0" "0%"))) .Values.collector.metrics.enabled -}}
-{{- fail "agent.updateStrategy.rollingUpdate.maxSurge with collector.metrics.enabled: two collectors on one host can't have one port; set collector.metrics.enabled to false, or maxSurge to 0" -}}
+{{- $none := list "0" "0%" -}}
+{{- $agent := .Values.agent -}}
+{{- $collector := .Values.collector.metrics -}}
+{{- $surge := dig "rollingUpdate" "maxSurge" 0 $agent.updateStrategy | toString -}}
+{{- $unavailable := dig "rollingUpdate" "maxUnavailable" 1 $agent.updateStrategy | toString -}}
+{{- if and (not (has $surge $none)) $collector.enabled -}}
+{{- $what := "two collectors on one host can't have one port; one of them has to go" -}}
+{{- fail (printf "agent.updateStrategy.rollingUpdate.maxSurge with collector.metrics.enabled: %s" $what) -}}
 {{- end -}}
-{{- if and (has (toString $surge) (list "0" "0%")) (has (toString (dig "rollingUpdate" "maxUnavailable" 1 .Values.agent.updateStrategy)) (list "0" "0%")) -}}
+{{- if and (has $surge $none) (has $unavailable $none) -}}
 {{- fail "agent.updateStrategy.rollingUpdate: maxSurge and maxUnavailable are both 0; one of them has to be more" -}}
 {{- end -}}
-{{- if and .Values.collector.metrics.enabled (eq (int .Values.collector.metrics.port) (int .Values.agent.metrics.port)) -}}
+{{- if and $collector.enabled (eq (int $collector.port) (int $agent.metrics.port)) -}}
 {{- fail "collector.metrics.port is agent.metrics.port: both are on the host's network; two ports are needed" -}}
 {{- end -}}
 {{- if and (not .Values.serviceAccount.create) (not .Values.serviceAccount.name) -}}
-{{- fail "serviceAccount.create is false and serviceAccount.name is empty: the collector would be the namespace's default account; a name is needed" -}}
+{{- fail "serviceAccount: create is false and name is empty, so it would be the namespace's default; a name is needed" -}}
 {{- end -}}
 {{- end -}}
