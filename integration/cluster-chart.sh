@@ -17,8 +17,9 @@ space=namegate-cluster-$$
 passed=0 failed=0
 
 end() {
-	[ -z "${api:-}" ] || kill "$api" 2>/dev/null
-	[ -z "${etcd:-}" ] || kill "$etcd" 2>/dev/null
+	# Nothing of theirs is kept, and without etcd the API server would take minutes to end by itself.
+	[ -z "${api:-}" ] || kill -KILL "$api" 2>/dev/null
+	[ -z "${etcd:-}" ] || kill -KILL "$etcd" 2>/dev/null
 	wait 2>/dev/null
 	ip netns delete "$space" 2>/dev/null
 	rm -rf "$work"
@@ -189,7 +190,7 @@ shown() {
 		{apiVersion: cilium.io/v2, kind: CiliumNetworkPolicy, metadata: {name: web, namespace: shop},
 		 spec: {endpointSelector: {}, egress: [{}]}}
 	POLICY
-	kubectl patch cnp -n shop web --subresource status --type merge --patch "{status: {conditions: [$condition]}}" &&
+	kubectl patch cnp -n shop web --subresource status --type merge --patch "status: {conditions: [$condition]}" &&
 		kubectl get cnp -n shop web -o wide | tee /dev/stderr | grep -q 'False  *no'
 }
 
