@@ -12,7 +12,7 @@ if [ "${1:-}" = --inside ]; then
 	root=$2 namespace=$3
 	mount --bind "$root" "$root"
 	mount -t proc proc "$root/proc"
-	mount -t sysfs -o ro sysfs "$root/sys"
+	[ "${4:-}" = without-sys ] || mount -t sysfs -o ro sysfs "$root/sys"
 	mount -t bpf bpf "$root/sys/fs/bpf" -o mode=0700
 	for folder in var/lib/namegate run/namegate var/run/namegate/snapshot tmp; do
 		mount -t tmpfs -o mode=0755 tmpfs "$root/$folder"
@@ -41,6 +41,9 @@ if [ "${1:-}" = --inside ]; then
 	grep -q '^NoNewPrivs:	1$' "/proc/$node/status"
 	touch "$root/etc/written" 2>/dev/null && { echo "the root folder can be written"; exit 1; }
 	inside /usr/bin/namegate status >/dev/null
+	# Counters are looked at every second.
+	sleep 3
+	inside /usr/bin/namegate ready
 	kill -TERM "$node"
 	wait "$node"
 	exit 0
@@ -62,4 +65,6 @@ chroot "$root" /usr/bin/namegate --version
 ip netns add "$namespace"
 ip -n "$namespace" link set lo up
 unshare --mount --propagation private "$0" --inside "$root" "$namespace"
+# How many CPUs there are stands in /sys: without it some figures are missing, and nothing else.
+unshare --mount --propagation private "$0" --inside "$root" "$namespace" without-sys
 echo "namegate node was ready under chroot with the chart's capabilities"
