@@ -195,6 +195,8 @@ for values in "$chart"/refused/*.yaml; do
 	check "refuses $(basename "$values" .yaml)" refuses "$values"
 done
 
+version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
+check "the chart is of the program's version" says "$chart/Chart.yaml" "version: $version" "appVersion: \"$version\""
 check "capabilities" capabilities "$work/default.yaml" "BPF NET_ADMIN PERFMON"
 check "capabilities with inboundPod" capabilities "$work/inbound-pod.yaml" "BPF NET_ADMIN PERFMON SYS_ADMIN"
 check "memory, as values.yaml works it out" says "$work/default.yaml" "memory: 423Mi" "memory: 277Mi"
