@@ -235,7 +235,7 @@ documented_is_injected() {
 	local texts
 	texts=$(grep -o '"[^"]*"' "$work/sidecar.yaml" | tr -d '"' | sort -u)
 	for word in --snapshot=/var/run/namegate/snapshot --podinfo=/etc/podinfo --run-dir=/run/namegate/own \
-		--state-dir=/run/namegate/state /run/namegate/own POD_IPS NODE_NAME SERVICE_ACCOUNT metadata.uid namegate-snapshot \
+		--state-dir=/run/namegate/state --pin-dir=/bpf/namegate POD_UID NET_BIND_SERVICE namegate-bpf /run/namegate/own POD_IPS NODE_NAME SERVICE_ACCOUNT metadata.uid namegate-snapshot \
 		namegate-podinfo namegate-run namegate-init BPF NET_ADMIN PERFMON; do
 		grep -qxF -- "$word" <<<"$texts" || { echo "$word is not injected"; return 1; }
 		grep -qF -- "$word" "$work/documented.yaml" || { echo "$word is not documented"; return 1; }

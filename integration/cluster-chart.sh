@@ -123,7 +123,7 @@ pod() {
 }
 
 injected() {
-	local found own volumes='namegate-snapshot namegate-podinfo namegate-run'
+	local found own volumes='namegate-snapshot namegate-podinfo namegate-run namegate-bpf'
 	# The policy is looked at some time after it was made.
 	for _ in $(seq 60); do
 		kubectl delete pod -n shop first --ignore-not-found --wait=true --force --grace-period=0 >/dev/null 2>&1
@@ -143,7 +143,7 @@ injected() {
 	found=$(pod third 'app: web' '')
 	[ "$found" = '|' ] || { echo "without the label: $found"; return 1; }
 	found=$(kubectl get pod -n shop first -o 'jsonpath={range .spec.initContainers[1]}{.restartPolicy} {.securityContext.capabilities} {.env[0].valueFrom.fieldRef.fieldPath}{end}')
-	[ "$found" = 'Always {"add":["BPF","NET_ADMIN","PERFMON"],"drop":["ALL"]} status.podIPs' ] || { echo "$found"; return 1; }
+	[ "$found" = 'Always {"add":["BPF","NET_ADMIN","PERFMON","NET_BIND_SERVICE"],"drop":["ALL"]} status.podIPs' ] || { echo "$found"; return 1; }
 }
 
 # The table of policies, each under a name of its own; what the API server takes, and what namegate does.
