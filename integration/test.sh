@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Runs every test and adds up what they counted. Root and BPF are needed by the last three groups: with CI=true their absence
+# Runs every test and adds up what they counted. Root and BPF are needed by the chart's image and the last groups: with CI=true their absence
 # is a failure, elsewhere those tests are counted as skipped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -13,6 +13,8 @@ as_root() {
 }
 
 cargo build --bin namegate || exit 1
+# The Helm chart, the definitions of Cilium's policies, the image.
+integration/chart.sh 2>&1 | tee -a "$log" || status=1
 cargo test --lib --bins -- --quiet 2>&1 | tee -a "$log" || status=1
 # What the fuzz targets check, over their corpus.
 cargo test --test corpus 2>&1 | tee -a "$log" || status=1

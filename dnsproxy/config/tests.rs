@@ -264,3 +264,51 @@ fn durations_are_read_as_they_are_written() {
         assert_eq!(text::duration(wrong), None, "{wrong}");
     }
 }
+
+/// What follows from the chart, and so is none of its values.
+const SET_BY_THE_CHART: [&str; 6] = ["node_name", "snapshot", "endpoint", "state_dir", "run_dir", "observe.metrics"];
+
+/// The settings of the chart's values, by their names.
+fn chart_settings<'s>(
+    schema: &'s serde_json::Value,
+    section: &str,
+    found: &mut std::collections::BTreeMap<String, &'s serde_json::Value>,
+) {
+    for (key, property) in schema["properties"].as_object().unwrap() {
+        let name = format!("{section}{key}");
+        match property["properties"].is_object() {
+            true => {
+                assert_eq!(property["additionalProperties"], false, "{name} takes any key");
+                chart_settings(property, &format!("{name}."), found);
+            }
+            false => assert!(found.insert(name, property).is_none()),
+        }
+    }
+}
+
+#[test]
+fn the_values_of_the_chart_have_each_setting_with_its_range_and_no_other() {
+    let schema = include_str!("../../helm/namegate/values.schema.json");
+    let schema: serde_json::Value = serde_json::from_str(schema).unwrap();
+    let mut found = std::collections::BTreeMap::new();
+    chart_settings(&schema["properties"]["config"], "", &mut found);
+    // The chart's configuration is the agent's: a sidecar has variables.
+    let of_agent = |key: &str| !SET_BY_THE_CHART.contains(&key) && !key.starts_with("sidecar.");
+    for range in ranges().iter().filter(|range| of_agent(range.key)) {
+        let (key, allowed) = (range.key, range.allowed.as_str());
+        let property =
+            found.remove(key).unwrap_or_else(|| panic!("{key} ({allowed}) is missing in values.schema.json"));
+        assert_eq!(property["description"], allowed, "{key}");
+        let numbers = allowed.split_once(" to ").map(|(least, most)| (least.parse::<u64>(), most.parse::<u64>()));
+        let words: Vec<&str> = allowed.split(" or ").collect();
+        if allowed == "true or false" {
+            assert_eq!(property["type"], "boolean", "{key}");
+        } else if let Some((Ok(least), Ok(most))) = numbers {
+            let range = (&property["type"], property["minimum"].as_u64(), property["maximum"].as_u64());
+            assert_eq!(range, (&"integer".into(), Some(least), Some(most)), "{key}");
+        } else if words.len() > 1 && words.iter().all(|word| !word.contains(' ')) {
+            assert_eq!(property["enum"], serde_json::json!(words), "{key}");
+        }
+    }
+    assert!(found.is_empty(), "no settings, or not for the chart's user to set: {:?}", found.keys());
+}

@@ -26,7 +26,9 @@ impl Kernel {
     /// One row for every reason and direction, summed over the CPUs, in one system call; empty if that fails.
     pub fn counted(&self) -> Vec<Counted> {
         let map = &self.tables.counters;
-        let (rows, cpus) = (map.max_entries() as usize, libbpf_rs::num_possible_cpus().unwrap_or(1));
+        let rows = map.max_entries() as usize;
+        // The kernel writes a value for each CPU that could be. Too small a guess (no /sys here) would be written past its end.
+        let Ok(cpus) = libbpf_rs::num_possible_cpus() else { return Vec::new() };
         let mut keys = vec![0u32; rows];
         let mut values = vec![0u8; rows * cpus * size_of::<counter>()];
         let (mut next, mut count) = (0u64, rows as u32);

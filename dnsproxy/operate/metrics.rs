@@ -624,4 +624,38 @@ mod tests {
             assert!(!["_ms", "_us", "_ns", "_kib", "_mib"].iter().any(|unit| name.ends_with(unit)), "{name}");
         }
     }
+
+    #[test]
+    fn the_charts_rules_and_dashboard_use_metrics_and_labels_that_exist() {
+        let metrics = Metrics::new();
+        for outcome in Outcome::ALL {
+            metrics.query(&query(|q| q.outcome = *outcome));
+        }
+        metrics.table(Table::Flows, 0, 1);
+        let text = String::from_utf8(metrics.text()).unwrap();
+        for (file, uses) in [
+            ("rules.yaml", include_str!("../../helm/namegate/files/rules.yaml")),
+            ("dashboard.json", include_str!("../../helm/namegate/files/dashboard.json")),
+        ] {
+            let words = uses.split(|found: char| !found.is_ascii_alphanumeric() && found != '_');
+            let mut seen = 0;
+            for used in words.filter(|word| word.starts_with("namegate_")) {
+                let of_histogram = ["_bucket", "_sum", "_count"].iter().find_map(|end| used.strip_suffix(end));
+                let exists = match of_histogram {
+                    Some(name) => text.contains(&format!("# TYPE {name} histogram\n")),
+                    None => text.contains(&format!("# TYPE {used} ")),
+                };
+                assert!(exists, "{file} uses {used}");
+                seen += 1;
+            }
+            assert!(seen > 10, "{file}: {seen}");
+            // verdict="dropped", in JSON verdict=\"dropped\"
+            let plain = uses.replace("\\\"", "\"");
+            for (before, after) in plain.match_indices("=\"").map(|(at, _)| plain.split_at(at)) {
+                let label = before.rsplit(|found: char| !found.is_ascii_alphabetic()).next().unwrap();
+                let value = after[2..].split('"').next().unwrap();
+                assert!(text.contains(&format!("{label}=\"{value}\"")), "{file} asks for {label}={value}");
+            }
+        }
+    }
 }
