@@ -18,22 +18,26 @@ tools=$(cd "$tools" && pwd)
 
 if command -v go >/dev/null; then
 	# One package at a time: two at a time take the memory of a small machine.
-	compile() { GOBIN="$tools/bin" GOFLAGS="${GOFLAGS:-} -p=1" go install "$1"; }
+	# What can't be compiled, for want of a connection, is missing: the checks that need it are counted as ignored.
+	compile() {
+		if GOBIN="$tools/bin" GOFLAGS="${GOFLAGS:-} -p=1" go install "$1"; then return 0; fi
+		echo "$1 can't be compiled; what it checks is not checked" >&2
+		return 1
+	}
 	# Whether a tool is not of this version.
 	lacks() { [ "$(cat "$tools/$1.version" 2>/dev/null)" != "$2" ]; }
 	if lacks helm "$HELM"; then
 		echo "compiling helm $HELM, minutes"
-		compile "helm.sh/helm/v4/cmd/helm@$HELM"
-		echo "$HELM" >"$tools/helm.version"
+		compile "helm.sh/helm/v4/cmd/helm@$HELM" && echo "$HELM" >"$tools/helm.version" || true
 	fi
 	if lacks kubectl-validate "$KUBECTL_VALIDATE"; then
 		echo "compiling kubectl-validate $KUBECTL_VALIDATE, minutes"
-		compile "sigs.k8s.io/kubectl-validate@$KUBECTL_VALIDATE"
-		echo "$KUBECTL_VALIDATE" >"$tools/kubectl-validate.version"
+		compile "sigs.k8s.io/kubectl-validate@$KUBECTL_VALIDATE" &&
+			echo "$KUBECTL_VALIDATE" >"$tools/kubectl-validate.version" || true
 	fi
 	if lacks schemas "$KUBERNETES"; then
 		echo "fetching the schemas of Kubernetes $KUBERNETES"
-		module=$(go mod download -json "k8s.io/kubernetes@$KUBERNETES" | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
+		module=$({ go mod download -json "k8s.io/kubernetes@$KUBERNETES" || true; } | sed -n 's/^\t"Dir": "\(.*\)",\{0,1\}$/\1/p')
 		rm -rf "$tools/schemas"
 		# apis__apps__v1_openapi.json is apis/apps/v1.json to kubectl-validate.
 		for file in "$module"/api/openapi-spec/v3/api*_openapi.json; do
@@ -41,7 +45,7 @@ if command -v go >/dev/null; then
 			path=${path//__/\/}
 			case $path in api/v1 | apis/*/*) install -D -m 644 "$file" "$tools/schemas/$path.json" ;; esac
 		done
-		echo "$KUBERNETES" >"$tools/schemas.version"
+		if [ -d "$tools/schemas" ]; then echo "$KUBERNETES" >"$tools/schemas.version"; fi
 	fi
 else
 	echo "no go: helm and kubectl-validate are not installed, and the chart is not checked"

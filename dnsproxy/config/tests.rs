@@ -266,7 +266,8 @@ fn durations_are_read_as_they_are_written() {
 }
 
 /// What follows from the chart, and so is none of its values.
-const SET_BY_THE_CHART: [&str; 6] = ["node_name", "snapshot", "endpoint", "state_dir", "run_dir", "observe.metrics"];
+const SET_BY_THE_CHART: [&str; 7] =
+    ["node_name", "snapshot", "endpoint", "state_dir", "run_dir", "take_over", "observe.metrics"];
 
 /// The settings of the chart's values, by their names.
 fn chart_settings<'s>(
