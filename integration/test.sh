@@ -16,6 +16,8 @@ cargo build --bin namegate || exit 1
 cargo test --lib --bins -- --quiet 2>&1 | tee -a "$log" || status=1
 # What the fuzz targets check, over their corpus.
 cargo test --test corpus 2>&1 | tee -a "$log" || status=1
+# The collector against a scripted API server.
+cargo test --test collector 2>&1 | tee -a "$log" || status=1
 # Allocations and instructions a reply, as a release build has them.
 cargo test --release --test counts 2>&1 | tee -a "$log" || status=1
 cargo test --doc 2>&1 | tee -a "$log" || status=1

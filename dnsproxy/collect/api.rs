@@ -196,7 +196,13 @@ impl Api {
     ///
     /// # Errors
     /// See [`ApiError`]; 410: the list was begun too long ago.
-    pub async fn page(&self, asked: &Asked, limit: u32, next: Option<&str>, patience: Duration) -> Result<Page, ApiError> {
+    pub async fn page(
+        &self,
+        asked: &Asked,
+        limit: u32,
+        next: Option<&str>,
+        patience: Duration,
+    ) -> Result<Page, ApiError> {
         let mut query = format!("limit={limit}");
         if let Some(next) = next {
             query += &format!("&continue={}", utf8_percent_encode(next, NON_ALPHANUMERIC));
@@ -223,8 +229,7 @@ impl Api {
     ) -> Result<Watch, ApiError> {
         let version = utf8_percent_encode(version, NON_ALPHANUMERIC);
         let seconds = lasts.as_secs().max(1);
-        let query =
-            format!("watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={seconds}");
+        let query = format!("watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={seconds}");
         let request = get(&asked.uri(&query))?;
         let response = in_time("watch", lasts + margin, self.ask(request)).await?;
         let ends = Instant::from_std(clock::now()) + lasts + margin;
@@ -347,7 +352,9 @@ impl Event {
                 let Status { code, reason, message } = serde_json::from_str(object.get()).map_err(garbage)?;
                 Err(ApiError::Status { code, reason, message: shortened(&message), retry_after: None })
             }
-            other => Err(ApiError::Garbage(format!("event {other:?}; ADDED, MODIFIED, DELETED, BOOKMARK, ERROR are allowed"))),
+            other => Err(ApiError::Garbage(format!(
+                "event {other:?}; ADDED, MODIFIED, DELETED, BOOKMARK, ERROR are allowed"
+            ))),
         }
     }
 }
@@ -494,7 +501,9 @@ mod tests {
         assert_eq!(event(bookmark), Ok(Event::Bookmark("9".into())));
         let gone = r#"{"type":"ERROR","object":{"kind":"Status","code":410,"reason":"Expired","message":"too old"}}"#;
         assert_eq!(event(gone), Err("410 Expired: too old".into()));
-        for text in ["nonsense", "{}", r#"{"type":"BOOKMARK","object":{"metadata":{}}}"#, r#"{"type":"NEW","object":{}}"#] {
+        for text in
+            ["nonsense", "{}", r#"{"type":"BOOKMARK","object":{"metadata":{}}}"#, r#"{"type":"NEW","object":{}}"#]
+        {
             event(text).expect_err(text);
         }
     }

@@ -50,7 +50,8 @@ pub fn reduce(resource: &Resource, version: &str, node: Option<&str>, text: &str
     let value: Value = serde_json::from_str(text).map_err(|error| format!("no JSON: {error}"))?;
     let Value::Object(mut object) = value else { return Err("no object; an object is allowed".to_owned()) };
     let kind = resource.kind.name();
-    let api_version = object.entry("apiVersion").or_insert_with(|| version.into()).as_str().unwrap_or_default().to_owned();
+    let api_version =
+        object.entry("apiVersion").or_insert_with(|| version.into()).as_str().unwrap_or_default().to_owned();
     if object.entry("kind").or_insert_with(|| kind.into()) != kind {
         return Err(format!("kind {} among {resource}; {kind} is allowed", object["kind"]));
     }
@@ -62,7 +63,8 @@ pub fn reduce(resource: &Resource, version: &str, node: Option<&str>, text: &str
         (None, true) => return Err(format!("no metadata.namespace, which every {kind} has: {name}")),
         (_, false) => "",
     };
-    let version = said("resourceVersion").ok_or_else(|| format!("no metadata.resourceVersion, which every object has: {name}"))?;
+    let version = said("resourceVersion")
+        .ok_or_else(|| format!("no metadata.resourceVersion, which every object has: {name}"))?;
     let key = Key { namespace: namespace.into(), name: name.into() };
     let version = version.to_owned();
     let conditions = match object.get("status").and_then(|status| status.get("conditions")) {
@@ -195,7 +197,10 @@ mod tests {
         let own = reduced(Kind::Pod, Some("n1"), &pod("n1", "Running")).expect("kept");
         assert_eq!(own, reduced(Kind::Pod, None, &pod("n1", "Running")).expect("kept"));
         assert_eq!(own["metadata"]["annotations"], json!({"namegate.io/mode": "audit"}));
-        assert_eq!((&own["apiVersion"], &own["kind"], &own["spec"]["dnsPolicy"]), (&json!("v1"), &json!("Pod"), &json!("ClusterFirst")));
+        assert_eq!(
+            (&own["apiVersion"], &own["kind"], &own["spec"]["dnsPolicy"]),
+            (&json!("v1"), &json!("Pod"), &json!("ClusterFirst"))
+        );
         let text = own.to_string();
         assert!(!text.contains("SECRET") && !text.contains("volumes") && !text.contains("startTime"), "{text}");
         let peer = reduced(Kind::Pod, Some("n2"), &pod("n1", "Running")).expect("kept");
@@ -223,7 +228,8 @@ mod tests {
                 let file = File { name: "a.json".to_owned(), content: Ok(text.into_bytes()) };
                 assemble(&[file], &LastGood::default(), OnInvalid::Refuse)
             };
-            let (whole, kept) = (read(whole.to_string()), read(reduced(kind, None, &object).expect("kept").to_string()));
+            let (whole, kept) =
+                (read(whole.to_string()), read(reduced(kind, None, &object).expect("kept").to_string()));
             assert_eq!((whole.world.pods, whole.refusals), (kept.world.pods, kept.refusals));
         }
     }

@@ -99,7 +99,10 @@ mod tests {
         let policies = of("ciliumnetworkpolicies");
         let path = "/apis/cilium.io/v2/namespaces/shop/ciliumnetworkpolicies/web/status";
         assert_eq!(policies.status_path("cilium.io/v2", "shop", "web"), path);
-        assert_eq!((of("pods").file(10), policies.file(3)), ("pods-0a.jsonl".into(), "ciliumnetworkpolicies-03.json".into()));
+        assert_eq!(
+            (of("pods").file(10), policies.file(3)),
+            ("pods-0a.jsonl".into(), "ciliumnetworkpolicies-03.json".into())
+        );
         assert!(of("pods").owns("pods-0a.jsonl") && !of("pods").owns("podsets-0a.jsonl"));
         let files = RESOURCES.iter().map(|resource| resource.plural).collect::<std::collections::BTreeSet<_>>();
         assert_eq!(files.len(), RESOURCES.len(), "no two kinds in one file");

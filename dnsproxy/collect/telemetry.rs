@@ -159,8 +159,9 @@ impl Telemetry {
         let vec = |name, help, labels: &[&str]| IntCounterVec::new(opts(name, help), labels).expect("a metric");
         let gauges = |name, help| IntGaugeVec::new(opts(name, help), &["kind"]).expect("a metric");
         let counter = |name, help| IntCounter::with_opts(opts(name, help)).expect("a metric");
-        let write_seconds = HistogramOpts::from(opts("write_seconds", "How long it takes to put a generation in force."))
-            .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]);
+        let write_seconds =
+            HistogramOpts::from(opts("write_seconds", "How long it takes to put a generation in force."))
+                .buckets(vec![0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5]);
         let touch = Touch { listed: false, last: clock::now(), fault: None };
         let telemetry = Telemetry {
             registry: Registry::new(),
@@ -171,7 +172,11 @@ impl Telemetry {
                 &["kind"],
             )
             .expect("a metric"),
-            errors: vec("errors_total", "What could not be had from the API server, by kind and reason.", &["kind", "reason"]),
+            errors: vec(
+                "errors_total",
+                "What could not be had from the API server, by kind and reason.",
+                &["kind", "reason"],
+            ),
             relists: vec("relists_total", "Lists that were read anew, by kind.", &["kind"]),
             statuses: vec("status_writes_total", "What became of conditions of policies.", &["result"]),
             generations: counter("generations_total", "Generations of the snapshot that were put in force."),
@@ -179,7 +184,8 @@ impl Telemetry {
                 .expect("a metric"),
             write_seconds: Histogram::with_opts(write_seconds).expect("a metric"),
             write_errors: counter("write_errors_total", "Generations that could not be written."),
-            ready: IntGauge::with_opts(opts("ready", "1: everything was listed, written and is in touch.")).expect("a metric"),
+            ready: IntGauge::with_opts(opts("ready", "1: everything was listed, written and is in touch."))
+                .expect("a metric"),
             kinds: Mutex::new(vec![touch; RESOURCES.len()]),
             others: Mutex::new(BTreeMap::from([("snapshot", "not written yet".to_owned())])),
             patience,
