@@ -79,11 +79,10 @@ impl Directory {
     pub fn open(root: &Path) -> Result<Directory, DirectoryError> {
         let failed = |source| DirectoryError::Io { path: root.to_owned(), source };
         let lock = make(root).and_then(|()| File::open(root)).map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(DirectoryError::Taken { path: root.to_owned() }),
-            Err(TryLockError::Error(source)) => return Err(failed(source)),
-        }
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => DirectoryError::Taken { path: root.to_owned() },
+            TryLockError::Error(source) => failed(source),
+        })?;
         let current = generation(&root.join(DATA)).map_err(failed)?;
         let (root, pending) = (root.to_owned(), Files::new());
         let directory = Directory { root, _lock: lock, current, pending, written: false };
@@ -94,11 +93,6 @@ impl Directory {
     /// The names of the files that are in force.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.current.keys().map(String::as_str)
-    }
-
-    /// Whether a generation of this process is in force.
-    pub fn is_written(&self) -> bool {
-        self.written
     }
 
     /// Puts these changes in force, and those that could not be written before. The first time `files` is everything.
@@ -137,7 +131,7 @@ impl Directory {
         make(&self.root.join(FILES))?;
         // What is in there was never in force.
         match fs::remove_dir_all(self.root.join(WORK)) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => make(&self.root.join(WORK)),
         }
     }
@@ -336,10 +330,10 @@ mod tests {
         fs::write(root.join("..files/b-00.json.half"), "").unwrap();
         let mut directory = Directory::open(root).unwrap();
         assert_eq!(directory.names().collect::<Vec<_>>(), ["a-00.json", "b-00.json"]);
-        assert!(!directory.is_written());
+        assert!(!directory.written);
         assert_eq!(read(root), owned(&[("a-00.json", "1"), ("b-00.json", "2")]));
         assert!(!directory.write(files(&[("a-00.json", Some("1")), ("b-00.json", Some("2"))]), at(3)).unwrap());
-        assert!(directory.is_written());
+        assert!(directory.written);
         drop(directory);
         // The first write is everything: what it doesn't name is gone.
         let mut directory = Directory::open(root).unwrap();

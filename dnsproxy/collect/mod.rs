@@ -222,11 +222,11 @@ impl Collector {
         let address = listener.as_ref().and_then(|listener| listener.local_addr().ok());
         let writer = Arc::new(tokio::sync::Mutex::new(directory));
         let mut tasks = JoinSet::new();
-        for resource in 0..RESOURCES.len() {
+        for (index, resource) in RESOURCES.iter().enumerate() {
             let shared = shared.clone();
             tasks.spawn(async move {
-                follow::follow(resource, shared).await;
-                anyhow::anyhow!("{} is not followed any more", RESOURCES[resource])
+                follow::follow(index, shared).await;
+                anyhow::anyhow!("{resource} is not followed any more")
             });
         }
         let (to_write, from) = (writer.clone(), shared.clone());

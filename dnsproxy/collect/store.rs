@@ -58,11 +58,6 @@ impl Store {
         self.kinds.iter().all(|kind| kind.listed)
     }
 
-    /// Whether this kind was listed.
-    pub fn is_listed(&self, resource: usize) -> bool {
-        self.kinds[resource].listed
-    }
-
     /// How many objects of this kind there are, and how many octets they have.
     pub fn size(&self, resource: usize) -> (usize, usize) {
         (self.kinds[resource].index.len(), self.kinds[resource].octets)
@@ -221,7 +216,7 @@ mod tests {
     fn it_is_whole_when_every_kind_was_listed_and_an_empty_list_is_one() {
         let mut store = Store::new();
         for resource in 0..RESOURCES.len() {
-            assert!(!store.is_whole() && !store.is_listed(resource));
+            assert!(!store.is_whole());
             assert!(store.replace(resource, &[]));
         }
         assert!(store.is_whole() && store.take_changed().is_empty());

@@ -145,15 +145,27 @@ pub struct Telemetry {
 struct Touch {
     listed: bool,
     last: Instant,
-    fault: Option<(Reason, String)>,
+    fault: Option<Failing>,
 }
+
+#[derive(Clone, Debug)]
+struct Failing {
+    reason: Reason,
+    text: String,
+    since: Instant,
+    /// Whether the log has it.
+    logged: bool,
+}
+
+/// How long something must be wrong to be worth a line: a server that starts again cuts every watch, and refuses what is
+/// allowed until it has read its roles.
+const WORTH_A_LINE: Duration = Duration::from_secs(2);
 
 impl Telemetry {
     /// All counters at zero; every kind waits for its first list. `patience`: for how long the server may be out of touch.
     ///
     /// # Panics
     /// Two metrics of one name: no input leads there.
-    #[expect(clippy::missing_panics_doc, clippy::new_without_default, reason = "said above; takes an argument")]
     pub fn new(patience: Duration) -> Telemetry {
         let opts = |name: &str, help: &str| Opts::new(format!("namegate_collect_{name}"), help);
         let vec = |name, help, labels: &[&str]| IntCounterVec::new(opts(name, help), labels).expect("a metric");
@@ -227,8 +239,8 @@ impl Telemetry {
         self.last_sync.with_label_values(&[plural]).set(since_1970(clock::wall()));
         let mut kinds = lock(&self.kinds);
         kinds[resource].last = clock::now();
-        if let Some((_, text)) = kinds[resource].fault.take() {
-            tracing::info!(kind = plural, was = text, "in touch again");
+        if let Some(failing) = kinds[resource].fault.take().filter(|failing| failing.logged) {
+            tracing::info!(kind = plural, was = failing.text, "in touch again");
         }
     }
 
@@ -261,17 +273,21 @@ impl Telemetry {
             Reason::Forbidden => format!("{error}; the role needs the verbs list and watch for it"),
             _ => error.to_string(),
         };
+        let now = clock::now();
         let mut kinds = lock(&self.kinds);
-        let new = kinds[index].fault.as_ref().is_none_or(|(old, _)| *old != reason);
-        kinds[index].fault = Some((reason, text.clone()));
-        drop(kinds);
-        if new && reason.stays() {
-            tracing::error!(kind = resource.plural, error = text, "what is known of it stays in the snapshot");
-        } else if new {
-            tracing::warn!(kind = resource.plural, error = text, "what is known of it stays in the snapshot");
+        let listed = kinds[index].listed;
+        let same = kinds[index].fault.take().filter(|failing| failing.reason == reason);
+        let (since, logged) = same.map_or((now, false), |failing| (failing.since, failing.logged));
+        // Before the first list somebody waits for an answer.
+        let worth = !logged && (now.saturating_duration_since(since) >= WORTH_A_LINE || reason.stays() && !listed);
+        if worth {
+            let stays =
+                if listed { "what is known of it stays in the snapshot" } else { "nothing is written without it" };
+            tracing::warn!(kind = resource.plural, error = text, "{stays}");
         } else {
-            tracing::debug!(kind = resource.plural, error = text, "again");
+            tracing::debug!(kind = resource.plural, error = text, "tried again");
         }
+        kinds[index].fault = Some(Failing { reason, text, since, logged: logged || worth });
     }
 
     /// What became of a condition.
@@ -311,8 +327,10 @@ impl Telemetry {
         let kinds = RESOURCES.iter().zip(&kinds).filter_map(|(resource, touch)| {
             let silent = now.saturating_duration_since(touch.last);
             match &touch.fault {
-                Some((reason, text)) if reason.stays() || !touch.listed => Some(format!("{resource}: {text}")),
-                Some((_, text)) if silent > self.patience => {
+                Some(Failing { reason, text, .. }) if reason.stays() || !touch.listed => {
+                    Some(format!("{resource}: {text}"))
+                }
+                Some(Failing { text, .. }) if silent > self.patience => {
                     Some(format!("{resource}: out of touch for {} s: {text}", silent.as_secs()))
                 }
                 _ if !touch.listed => Some(format!("{resource}: not listed yet")),

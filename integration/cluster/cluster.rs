@@ -165,9 +165,10 @@ impl Cluster {
             .spawn()
             .expect("kubectl starts");
         let mut stdin = child.stdin.take().expect("a pipe");
-        stdin.write_all(input.unwrap_or_default().as_bytes()).map_err(|error| error.to_string())?;
+        let written = stdin.write_all(input.unwrap_or_default().as_bytes());
         drop(stdin);
         let output = child.wait_with_output().expect("a child");
+        written.map_err(|error| error.to_string())?;
         match output.status.success() {
             true => Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned()),
             false => Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()),

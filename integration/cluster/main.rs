@@ -2,6 +2,7 @@
 //! other, all against one cluster: `make test-cluster`.
 //!
 //! Without `NAMEGATE_CLUSTER`, the directory that holds the programs, every test is counted as skipped.
+#![expect(clippy::disallowed_methods, reason = "a test waits for things, and measures how long they take")]
 
 mod cluster;
 mod collector;
@@ -17,6 +18,9 @@ use libtest_mimic::{Arguments, Failed, Trial};
 /// What is promised, with this machine's other work in it.
 const SOON: Duration = Duration::from_secs(1);
 
+/// A test's name, and what it does.
+type Test = (&'static str, fn(&mut Cluster));
+
 static CLUSTER: OnceLock<Mutex<Cluster>> = OnceLock::new();
 
 fn main() -> ExitCode {
@@ -25,7 +29,7 @@ fn main() -> ExitCode {
     if programs.is_none() && !arguments.list {
         eprintln!("skipped: no programs of a cluster; `make test-cluster` builds them where Go is installed");
     }
-    let tests: [(&str, fn(&mut Cluster)); 6] = [
+    let tests: [Test; 6] = [
         ("a_policy_applied_with_kubectl_arrives_though_its_kind_came_later", policies),
         ("a_label_change_arrives_within_a_second", labels),
         ("a_policy_that_is_refused_says_so_to_kubectl", statuses),
@@ -154,8 +158,10 @@ fn compacted(cluster: &mut Cluster) {
     collector.is_ready();
     cluster.apply(&POLICY.replace("NAME", "goes"));
     eventually("the policy", || collector.has("CiliumNetworkPolicy shop/goes"));
-    // It sleeps while things happen, and the server forgets how.
+    // It sleeps while things happen, and the server forgets how. First its connections are cut: what is in them would be read.
     collector.pause(true);
+    cluster.kill_api_server();
+    cluster.start_api_server();
     cluster.kubectl(&["delete", "cnp", "goes", "-n", "shop"]);
     for number in 0..5 {
         cluster.apply(&POLICY.replace("NAME", &format!("new-{number}")));
