@@ -33,6 +33,7 @@ async fn a_kind_that_is_forbidden_later_stays_as_it_was_and_others_go_on() {
     world.start_plainly().await;
     world.ready().await;
     world.server.always(path(POLICIES), Some(Fault::Status(403, "Forbidden")));
+    world.server.cut();
     world.server.put(POLICIES, &policy("new", "b.example.com"));
     world.server.put("pods", &pod("web-1", json!({"app": "web"})));
     let objects = |name: &str| world.objects().expect("a snapshot").contains_key(name);

@@ -6,10 +6,10 @@ use std::os::unix::fs::MetadataExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::server::{Fault, path};
-use super::world::{World, pod};
+use super::world::{Objects, World, pod};
 
 /// Ends with the test.
 struct Program {
@@ -44,6 +44,20 @@ impl Program {
         stream.read_to_string(&mut text).ok()?;
         let code = text.split_whitespace().nth(1)?.parse().ok()?;
         Some((code, text.split_once("\r\n\r\n")?.1.to_owned()))
+    }
+
+    /// The value of a metric; nothing if it isn't there.
+    fn metric(&self, name: &str) -> Option<f64> {
+        let (_, text) = self.get("/metrics")?;
+        let line = text.lines().find(|line| line.strip_prefix(name).is_some_and(|rest| rest.starts_with(' ')))?;
+        line.rsplit(' ').next()?.parse().ok()
+    }
+
+    /// KiB of memory in use.
+    fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a line");
+        line.split_whitespace().nth(1).and_then(|kib| kib.parse().ok()).expect("KiB")
     }
 
     fn signal(&self, signal: libc::c_int) {
@@ -128,4 +142,39 @@ fn a_start_that_can_not_succeed_says_why() {
         let (found, said) = run(&arguments);
         assert!(found == Some(code) && said.contains(why), "{arguments:?}: {found:?} {said}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn many_updates_need_no_more_memory_than_the_objects() {
+    let world = World::inhabited();
+    world.server.bookmarks(false);
+    let program = Program::start(&world, &[]);
+    world.wait("readiness", || program.get("/readyz").is_some_and(|(code, _)| code == 200)).await;
+    let round = async |round: u32| {
+        let text = format!("{round:03}");
+        let labels = json!({"app": "web", "round": text});
+        let pods: Vec<Value> = (0..200).map(|number| pod(&format!("web-{number}"), labels.clone())).collect();
+        world.server.put_all("pods", &pods);
+        let there = |objects: &Objects| {
+            let seen = |number: u32| objects.get(&format!("Pod shop/web-{number}"));
+            (0..200).all(|number| seen(number).is_some_and(|pod| pod["metadata"]["labels"]["round"] == *text))
+        };
+        world.until("the round", there).await;
+        world.server.forget();
+    };
+    for number in 0..10 {
+        round(number).await;
+    }
+    let octets = r#"namegate_collect_octets{kind="pods"}"#;
+    let before = (program.metric(octets).expect("a metric"), program.resident());
+    for number in 10..60 {
+        round(number).await;
+    }
+    assert_eq!(program.metric(r#"namegate_collect_objects{kind="pods"}"#), Some(201.0), "and db-0");
+    assert_eq!(program.metric(octets), Some(before.0));
+    let more = program.resident().saturating_sub(before.1);
+    assert!(more < 4 << 10, "{more} KiB more after 10 000 updates; {} KiB before", before.1);
+    eprintln!("10 000 updates: {more} KiB more than {} KiB", before.1);
+    let files = std::fs::read_dir(world.root.join("..files")).expect("a directory").count();
+    assert!(files < 280, "{files} files");
 }

@@ -60,7 +60,7 @@ async fn a_policy_says_whether_it_is_refused_and_why_and_is_written_once() {
     world.server.put(POLICIES, &mended);
     world.wait("the condition", || condition(&world, "wrong")["status"] == "True").await;
     assert_ne!(condition(&world, "wrong")["lastTransitionTime"], since);
-    assert_eq!(world.metric(r#"namegate_collect_status_writes_total{result="done"}"#), 4.0);
+    world.wait("the count", || world.metric(r#"namegate_collect_status_writes_total{result="done"}"#) == 4.0).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

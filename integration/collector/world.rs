@@ -174,7 +174,10 @@ impl Observer {
         let (root, stopped, found) = (root.to_owned(), stop.clone(), wrong.clone());
         let thread = std::thread::spawn(move || {
             let mut seen = std::collections::BTreeSet::new();
-            while !stopped.load(Ordering::Relaxed) {
+            // Once more after the end: what is there then counts too.
+            let mut last = false;
+            while !last {
+                last = stopped.load(Ordering::Relaxed);
                 match generation(&root) {
                     Some((name, objects)) => {
                         if seen.insert(name.clone())
