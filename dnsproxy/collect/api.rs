@@ -166,6 +166,11 @@ impl Api {
     }
 
     fn of(config: &Config) -> Result<Api, BoxError> {
+        if let Some(proxy) = &config.proxy_url {
+            return Err(
+                format!("proxy-url {proxy} in the kubeconfig; none is allowed, the server is asked directly").into()
+            );
+        }
         let mut connector = HttpConnector::new();
         connector.enforce_http(false);
         connector.set_connect_timeout(config.connect_timeout);
@@ -216,7 +221,8 @@ impl Api {
         Page::parse(text)
     }
 
-    /// Watches from `version` on, for `lasts` at most; the server ends it. What is longer is cut off after `margin`.
+    /// Watches from `version` on, for `lasts` at most, after which the server ends it; what is longer than that by `margin` is
+    /// cut off. `patience`: for its beginning.
     ///
     /// # Errors
     /// See [`ApiError`]; 410: the version is too old.
@@ -224,6 +230,7 @@ impl Api {
         &self,
         asked: &Asked,
         version: &str,
+        patience: Duration,
         lasts: Duration,
         margin: Duration,
     ) -> Result<Watch, ApiError> {
@@ -231,7 +238,7 @@ impl Api {
         let seconds = lasts.as_secs().max(1);
         let query = format!("watch=true&allowWatchBookmarks=true&resourceVersion={version}&timeoutSeconds={seconds}");
         let request = get(&asked.uri(&query))?;
-        let response = in_time("watch", lasts + margin, self.ask(request)).await?;
+        let response = in_time("watch", patience, self.ask(request)).await?;
         let ends = Instant::from_std(clock::now()) + lasts + margin;
         let (received, body) = (BytesMut::new(), response.into_body());
         Ok(Watch { body, received, searched: 0, ends, lasts: lasts + margin })

@@ -24,7 +24,7 @@ pub(super) async fn follow(resource: usize, shared: Arc<Shared>) {
         resource: &RESOURCES[resource],
         backoff: Backoff::new(shared.timing.backoff_min, shared.timing.backoff_max),
         page: RESOURCES[resource].page,
-        absent_since: None,
+        absent: Absent::No,
         shared,
     };
     loop {
@@ -44,8 +44,18 @@ struct Follower {
     backoff: Backoff,
     /// How many objects are asked for at a time: fewer, if so many are too long.
     page: u32,
-    /// Since when the server denies having a resource that it had.
-    absent_since: Option<Instant>,
+    absent: Absent,
+}
+
+/// Whether the server denies having the resource.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Absent {
+    /// It doesn't.
+    No,
+    /// It had it, and denies it since then.
+    Doubted(Instant),
+    /// It does, and that was believed.
+    Believed,
 }
 
 /// Where a watch goes on: the API's version, and what is asked for.
@@ -63,7 +73,7 @@ impl Follower {
             let asked = Asked { path: self.resource.path(api_version), only };
             match self.list_of(api_version, &asked).await {
                 Ok(version) => {
-                    self.absent_since = None;
+                    self.absent = Absent::No;
                     return Ok(Some((version, From { api_version, asked })));
                 }
                 Err(error) if error.code() == Some(404) && self.resource.may_be_absent => last = Some(error),
@@ -77,15 +87,21 @@ impl Follower {
     /// The server has no such resource. If it had one, that may be a server that is just starting: what policies say must not
     /// be forgotten for that.
     fn absent(&mut self, error: &ApiError) -> Result<Option<(String, From)>, Duration> {
+        if self.absent == Absent::Believed {
+            self.shared.telemetry.touched(self.index);
+            return Ok(None);
+        }
         let known = self.shared.store().size(self.index).0 > 0 || self.shared.is_in_force(self.resource);
         let now = clock::now();
-        let since = *self.absent_since.get_or_insert(now);
+        let since = if let Absent::Doubted(since) = self.absent { since } else { now };
         if known && now.saturating_duration_since(since) < self.shared.timing.absent_grace {
+            self.absent = Absent::Doubted(since);
             return Err(self.failed(error).min(self.shared.timing.absent_recheck));
         }
         if known {
             tracing::warn!(kind = self.resource.plural, "the cluster has it no more; its objects are forgotten");
         }
+        self.absent = Absent::Believed;
         self.accept(Vec::new());
         self.backoff.reset();
         Ok(None)
@@ -163,7 +179,7 @@ impl Follower {
         let lasts = timing.watch.mul_f64(0.75 + 0.25 * chance());
         let margin = timing.watch_margin;
         let started = clock::now();
-        let mut watch = self.shared.api.watch(&from.asked, version, lasts, margin).await?;
+        let mut watch = self.shared.api.watch(&from.asked, version, timing.list, lasts, margin).await?;
         self.shared.telemetry.touched(self.index);
         while let Some(event) = watch.next().await? {
             match event {

@@ -222,6 +222,7 @@ impl Telemetry {
         // Zeros are told from the start, so that a rate has where to begin.
         for resource in RESOURCES {
             objects.with_label_values(&[resource.plural]).set(0);
+            octets.with_label_values(&[resource.plural]).set(0);
             relists.with_label_values(&[resource.plural]).reset();
             for reason in Reason::ALL {
                 errors.with_label_values(&[resource.plural, reason.text()]).reset();
@@ -359,4 +360,55 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 fn since_1970(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const README: &str = include_str!("../../README.md");
+
+    #[test]
+    fn the_readme_lists_every_metric() {
+        let telemetry = Telemetry::new(Duration::from_secs(60));
+        telemetry.touched(0);
+        let text = telemetry.text().expect("text");
+        let mut ours: Vec<_> =
+            text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()).collect();
+        let rows = README.lines().filter(|line| line.starts_with("| `namegate_collect_"));
+        let mut listed: Vec<_> = rows.filter_map(|line| line.split('`').nth(1)).collect();
+        ours.sort_unstable();
+        listed.sort_unstable();
+        assert_eq!(listed, ours);
+        for reason in Reason::ALL {
+            assert!(README.contains(&format!("`{}`", reason.text())), "{reason:?}");
+        }
+    }
+
+    fn refused(code: u16) -> ApiError {
+        ApiError::Status { code, reason: String::new(), message: "no".to_owned(), retry_after: None }
+    }
+
+    #[test]
+    fn it_is_ready_when_everything_was_listed_and_written_and_is_in_touch() {
+        let telemetry = Telemetry::new(Duration::ZERO);
+        assert_eq!(telemetry.reasons().len(), RESOURCES.len() + 1);
+        for index in 0..RESOURCES.len() {
+            telemetry.listed(index);
+        }
+        assert_eq!(telemetry.reasons(), ["snapshot: not written yet"]);
+        telemetry.wrote(Duration::from_millis(1), true);
+        assert_eq!(telemetry.reasons(), [""; 0]);
+        telemetry.failed(&RESOURCES[3], 3, &refused(500));
+        std::thread::sleep(Duration::from_millis(1)); // longer than the patience that it has
+        assert_eq!(telemetry.reasons(), ["pods: out of touch for 0 s: 500: no"]);
+        telemetry.failed(&RESOURCES[3], 3, &refused(403));
+        assert_eq!(telemetry.reasons(), ["pods: 403: no; the role needs the verbs list and watch for it"]);
+        telemetry.touched(3);
+        // A version that is too old is part of the day.
+        telemetry.failed(&RESOURCES[3], 3, &refused(410));
+        assert_eq!(telemetry.reasons(), [""; 0]);
+        telemetry.could_not_write(&std::io::Error::other("full"));
+        assert_eq!(telemetry.reasons(), ["snapshot: can't be written: full; the last generation stays in force"]);
+    }
 }

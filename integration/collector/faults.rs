@@ -63,6 +63,9 @@ async fn a_cluster_without_ciliums_resources_is_fine_and_they_are_found_when_the
     world.start_plainly().await;
     world.ready().await;
     assert_eq!(world.objects().expect("a snapshot").len(), 8);
+    world.wait("some more questions", || world.server.asked(&["/ciliumnetworkpolicies?"]).len() > 4).await;
+    assert_eq!(world.metric(r#"namegate_collect_relists_total{kind="ciliumnetworkpolicies"}"#), 0.0);
+    assert_eq!(world.metric(r#"namegate_collect_errors_total{kind="ciliumnetworkpolicies",reason="absent"}"#), 0.0);
     for plural in custom {
         world.server.always(path(plural), None);
     }
@@ -105,6 +108,7 @@ async fn a_resource_that_is_denied_for_a_moment_is_not_forgotten() {
     world.server.always(path(POLICIES), Some(Fault::Status(404, "NotFound")));
     let took = world.until("its end", |objects| !objects.contains_key("CiliumNetworkPolicy shop/web")).await;
     assert!(took > Duration::from_secs(2), "{took:?}");
+    world.ready().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
