@@ -5,6 +5,7 @@
 #                  frames; minutes
 # make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; after long builds, minutes (assault-long: many)
 # make tools     installs what checks the chart: helm, kubectl-validate, schemas, promtool; minutes, once
+# make test-cluster   the collector against a real API server, which is built from its Go modules first (minutes, once)
 # make mutants   takes each rule away and sees the tests fail; under half an hour
 
 SHELL := /bin/bash
@@ -23,7 +24,7 @@ HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test test-long assault assault-long faults mutants tools lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean
+.PHONY: demo test test-long assault assault-long faults mutants tools lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean test-cluster
 
 demo: deps
 	cargo build --release --bin namegate --example demo
@@ -42,6 +43,21 @@ test-long: deps
 	cargo test --test programs --no-run
 	programs="$$(integration/built.sh programs)"
 	$(SUDO) env NAMEGATE_CASES="$$NAMEGATE_CASES" "$$programs" --test-threads 1 meaning
+
+# Without Go there is no API server: then the tests are counted as skipped, and say so.
+test-cluster: deps
+	target_dir="$$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')"
+	if command -v go >/dev/null; then
+		integration/cluster/build.sh "$$target_dir/cluster"
+		export NAMEGATE_CLUSTER="$$target_dir/cluster"
+	fi
+	cargo test --test cluster
+	# The chart and its definitions, as that server takes them.
+	if command -v go >/dev/null; then
+		integration/tools.sh "$$target_dir/tools"
+		cargo build --bin namegate
+		integration/cluster-chart.sh "$$target_dir/cluster/bin"
+	fi
 
 # A JSON line a fault, one at the end; fails when a denied packet got through or an allowed connection was lost.
 faults: deps

@@ -37,16 +37,17 @@
 //! 3. [`listen`] and [`upstream`]: the clients' side and the resolvers' side of a query.
 //! 4. [`kernel`]: the BPF side; its programs are in `bpf/`, and `bpf/include/abi.h` is what both share.
 //! 5. [`cluster`]: the Kubernetes side: a mounted directory of objects becomes the engine's world.
-//! 6. [`run`]: the ways of running; [`run::node`] ties all of it together, [`run::state`] is what survives a restart.
-//! 7. [`host`]: the machine's interfaces and addresses, and the floor of nftables under what is not guarded yet.
-//! 8. [`observe`]: flow records and lines for those who watch. [`operate`]: metrics, health and the admin socket.
-//! 9. [`config`], [`cli`], [`clock`]: settings, the command line, the one place that reads a clock.
+//! 6. `collect`: a process of its own that keeps such a directory fresh from a live API server (cargo feature `collect`).
+//! 7. [`run`]: the ways of running; [`run::node`] ties all of it together, [`run::state`] is what survives a restart.
+//! 8. [`host`]: the machine's interfaces and addresses, and the floor of nftables under what is not guarded yet.
+//! 9. [`observe`]: flow records and lines for those who watch. [`operate`]: metrics, health and the admin socket.
+//! 10. [`config`], [`cli`], [`clock`]: settings, the command line, the one place that reads a clock.
 //!
 //! # What is deliberately absent
 //!
 //! - A way to send a reply before its grant is written, after a delay or otherwise.
 //! - An LRU map: what is full is an error that is counted, not a neighbour's connection that ends.
-//! - A Kubernetes client: the agent reads a directory, and can be tried without a cluster.
+//! - A Kubernetes client in the agent: it reads a directory, and can be tried without a cluster.
 //! - An identity by source address: an endpoint is its interface (I2).
 
 // Tests that are shared with the integration tests call this crate by its name.
@@ -56,6 +57,8 @@ extern crate self as namegate;
 pub mod cli;
 pub mod clock;
 pub mod cluster;
+#[cfg(feature = "collect")]
+pub mod collect;
 pub mod config;
 pub mod engine;
 pub mod host;

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Runs every test and adds up what they counted. Root and BPF are needed by the chart's image and the last groups: with CI=true their absence
-# is a failure, elsewhere those tests are counted as skipped.
+# Runs every test and adds up what they counted. Root and BPF are needed by the image of the chart and the last groups: with CI=true
+# their absence is a failure, elsewhere those tests are counted as skipped.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
@@ -18,6 +18,8 @@ integration/chart.sh 2>&1 | tee -a "$log" || status=1
 cargo test --lib --bins -- --quiet 2>&1 | tee -a "$log" || status=1
 # What the fuzz targets check, over their corpus.
 cargo test --test corpus 2>&1 | tee -a "$log" || status=1
+# The collector against a scripted API server.
+cargo test --test collector 2>&1 | tee -a "$log" || status=1
 # Allocations and instructions a reply, as a release build has them.
 cargo test --release --test counts 2>&1 | tee -a "$log" || status=1
 cargo test --doc 2>&1 | tee -a "$log" || status=1

@@ -4,6 +4,8 @@
 //! the configuration is wrong.
 
 mod check;
+#[cfg(feature = "collect")]
+mod collect;
 mod endpoint;
 mod explain;
 mod fqdn;
@@ -51,6 +53,9 @@ Every setting of the configuration file can also be given as a variable (NAMEGAT
 enum Command {
     /// Guard the workloads of this node until SIGTERM; enforcement stays in the kernel unless --detach
     Node(node::NodeArgs),
+    /// Keep a snapshot directory fresh from a Kubernetes API server until SIGTERM
+    #[cfg(feature = "collect")]
+    Collect(collect::CollectArgs),
     /// Remove everything that `namegate node` left in the kernel and on the machine
     Detach(node::CommonArgs),
     /// Ask the running namegate whether it is ready; print why not
@@ -127,6 +132,8 @@ impl Cli {
                 let source = args.source();
                 configured(&source, |config| crate::run::node(config, source.clone()))
             }
+            #[cfg(feature = "collect")]
+            Command::Collect(args) => args.run(),
             Command::Detach(args) => configured(&args.source(), |config| crate::run::detach(&config)),
             Command::Ready(args) => args.run(),
             Command::Status(args) => args.run(),

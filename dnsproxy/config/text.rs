@@ -88,7 +88,7 @@ fn pod_ref(text: &str) -> Option<PodRef> {
 }
 
 /// A node's name: an RFC 1123 subdomain, as Kubernetes has it.
-pub(super) fn node_name(text: &str) -> Option<String> {
+pub fn node_name(text: &str) -> Option<String> {
     subdomain(text).then(|| text.to_owned())
 }
 

@@ -147,7 +147,7 @@ impl Kind {
     }
 
     /// The paths that are read of it; the rest is not kept.
-    fn paths(self) -> &'static [&'static [&'static str]] {
+    pub fn paths(self) -> &'static [&'static [&'static str]] {
         match self {
             Kind::Pod => &[
                 &["metadata", "labels"],
