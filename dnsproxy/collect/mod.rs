@@ -87,7 +87,7 @@ pub struct Timing {
     pub settle: Duration,
     /// How long a change waits at most, however many follow it.
     pub patience: Duration,
-    /// From one generation to the next at least: the agent must get to read one.
+    /// From one generation to the next at least; longer, up to `patience`, in large clusters: the agent must get to read one.
     pub gap: Duration,
     /// For how long the server may be out of touch before that is a reason not to be ready.
     pub silence: Duration,
@@ -107,7 +107,7 @@ impl Default for Timing {
             absent_grace: secs(30),
             settle: ms(20),
             patience: ms(200),
-            gap: ms(250),
+            gap: ms(50),
             silence: secs(60),
         }
     }
@@ -329,7 +329,7 @@ async fn write_changes(shared: &Shared, directory: Arc<tokio::sync::Mutex<Direct
                 shared.written.notify_one();
                 retry = None;
                 if differs {
-                    tokio::time::sleep(timing.gap.saturating_sub(took)).await;
+                    tokio::time::sleep((took * 8).clamp(timing.gap, timing.patience.max(timing.gap))).await;
                 }
             }
             Ok(Err(error)) => {
