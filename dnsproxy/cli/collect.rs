@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use clap::{Args, ValueEnum};
 
 use super::{FAILED, complain};
-use crate::collect::{Settings, Timing, collect};
-use crate::config::{Config, LogFormat, Observe, node_name_from_text};
+use crate::collect::{ConfigMaps, Settings, Timing, collect};
+use crate::config::{Config, LogFormat, Observe, node_name_from_text, pod_from_text};
 use crate::operate::log;
 
 /// What `namegate collect` takes.
@@ -26,6 +26,9 @@ pub(super) struct CollectArgs {
     /// Write namegate's verdict into the status of Cilium's policies, where no Cilium does
     #[arg(long)]
     write_status: bool,
+    /// Write the same into ConfigMaps PREFIX-0 to PREFIX-7, for small clusters whose agents mount them
+    #[arg(long, value_name = "NAMESPACE/PREFIX", value_parser = config_maps)]
+    config_maps: Option<ConfigMaps>,
     /// Serve /metrics, /readyz and /livez on this address
     #[arg(long, value_name = "ADDR")]
     metrics: Option<SocketAddr>,
@@ -59,6 +62,7 @@ impl CollectArgs {
             node: self.node,
             kubeconfig: self.kubeconfig,
             write_status: self.write_status,
+            config_maps: self.config_maps,
             metrics: self.metrics,
             timing: Timing::default(),
         };
@@ -79,4 +83,9 @@ fn filter(text: &str) -> Result<String, String> {
 
 fn node(text: &str) -> Result<String, &'static str> {
     node_name_from_text(text).ok_or("a node's name is dot-separated labels of a-z 0-9 -")
+}
+
+fn config_maps(text: &str) -> Result<ConfigMaps, &'static str> {
+    let read = pod_from_text(text).ok_or("a namespace and a name, as namegate/snapshot; a-z 0-9 - are allowed")?;
+    Ok(ConfigMaps { namespace: read.namespace, prefix: read.name })
 }

@@ -254,6 +254,16 @@ impl Api {
         self.send(request.body(Body::from(patch)), patience).await
     }
 
+    /// Makes an object, or puts what is said of it in place of what we said of it before (server-side apply).
+    ///
+    /// # Errors
+    /// See [`ApiError`].
+    pub async fn apply(&self, path: &str, object: Vec<u8>, patience: Duration) -> Result<(), ApiError> {
+        let request = request(Method::PATCH, &format!("{path}?fieldManager=namegate&force=true"))
+            .header(CONTENT_TYPE, "application/apply-patch+yaml"); // JSON is YAML
+        self.send(request.body(Body::from(object)), patience).await
+    }
+
     async fn send(&self, request: hyper::http::Result<Request<Body>>, patience: Duration) -> Result<(), ApiError> {
         let request = request.map_err(|error| ApiError::Garbage(error.to_string()))?;
         in_time("answer", patience, async {

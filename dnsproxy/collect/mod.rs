@@ -11,10 +11,12 @@
 //! - `store`: all of them, by shard
 //! - `directory`: the shards as files, a generation at a time
 //! - `condition`: what namegate makes of a policy, in the policy's status
+//! - `config_maps`: the same as ConfigMaps
 //! - `telemetry` and `pages`: metrics and readiness
 
 mod api;
 mod condition;
+mod config_maps;
 mod directory;
 mod follow;
 mod object;
@@ -38,6 +40,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::clock;
 use api::Api;
 use condition::Conditions;
+pub use config_maps::ConfigMaps;
 use directory::Directory;
 use object::{Key, Reduced};
 use resource::{RESOURCES, Resource};
@@ -55,6 +58,8 @@ pub struct Settings {
     pub kubeconfig: Option<PathBuf>,
     /// Whether policies get a condition.
     pub write_status: bool,
+    /// ConfigMaps that get the same; none unless set.
+    pub config_maps: Option<ConfigMaps>,
     /// Where /metrics, /readyz and /livez are served; nowhere unless set.
     pub metrics: Option<SocketAddr>,
     /// How long things take.
@@ -82,7 +87,7 @@ pub struct Timing {
     pub settle: Duration,
     /// How long a change waits at most, however many follow it.
     pub patience: Duration,
-    /// From one generation to the next at least: the agent must get to read one.
+    /// From one generation to the next at least; longer, up to `patience`, in large clusters: the agent must get to read one.
     pub gap: Duration,
     /// For how long the server may be out of touch before that is a reason not to be ready.
     pub silence: Duration,
@@ -102,7 +107,7 @@ impl Default for Timing {
             absent_grace: secs(30),
             settle: ms(20),
             patience: ms(200),
-            gap: ms(250),
+            gap: ms(50),
             silence: secs(60),
         }
     }
@@ -115,6 +120,8 @@ struct Shared {
     timing: Timing,
     store: Mutex<Store>,
     changed: Notify,
+    /// A generation was put in force.
+    written: Notify,
     telemetry: Telemetry,
     conditions: Option<Conditions>,
     /// Names of files that an earlier run left in force.
@@ -198,7 +205,7 @@ impl Collector {
     pub async fn start(settings: Settings) -> anyhow::Result<Collector> {
         // The one that is compiled in; kube asks for the process's.
         let _ = rustls::crypto::ring::default_provider().install_default();
-        let Settings { output, node, kubeconfig, write_status, metrics, timing } = settings;
+        let Settings { output, node, kubeconfig, write_status, config_maps, metrics, timing } = settings;
         let directory = Directory::open(&output).context("using the snapshot directory")?;
         let api = Api::connect(kubeconfig.as_deref()).await?;
         tracing::info!(server = api.server(), output = %output.display(), node, "collecting");
@@ -208,6 +215,7 @@ impl Collector {
             timing,
             store: Mutex::new(Store::new()),
             changed: Notify::new(),
+            written: Notify::new(),
             telemetry: Telemetry::new(timing.silence),
             conditions: write_status.then(Conditions::default),
             inherited: directory.names().map(str::to_owned).collect(),
@@ -236,6 +244,13 @@ impl Collector {
             tasks.spawn(async move {
                 condition::write(&shared).await;
                 anyhow::anyhow!("conditions are not written any more")
+            });
+        }
+        if let Some(target) = config_maps {
+            let shared = shared.clone();
+            tasks.spawn(async move {
+                config_maps::write(&shared, &target, output).await;
+                anyhow::anyhow!("ConfigMaps are not written any more")
             });
         }
         if let Some(listener) = listener {
@@ -311,9 +326,10 @@ async fn write_changes(shared: &Shared, directory: Arc<tokio::sync::Mutex<Direct
             Ok(Ok(differs)) => {
                 let took = clock::now().saturating_duration_since(started);
                 shared.telemetry.wrote(took, differs);
+                shared.written.notify_one();
                 retry = None;
                 if differs {
-                    tokio::time::sleep(timing.gap.saturating_sub(took)).await;
+                    tokio::time::sleep((took * 8).clamp(timing.gap, timing.patience.max(timing.gap))).await;
                 }
             }
             Ok(Err(error)) => {

@@ -313,6 +313,11 @@ impl Telemetry {
         self.set_other("snapshot", Some(format!("can't be written: {error}; the last generation stays in force")));
     }
 
+    /// Whether a generation of this process is in force.
+    pub fn has_written(&self) -> bool {
+        self.write_seconds.get_sample_count() > 0
+    }
+
     /// Replaces the reason of what is no kind; `None`: all is well.
     pub fn set_other(&self, part: &'static str, reason: Option<String>) {
         match reason {

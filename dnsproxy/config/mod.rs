@@ -23,7 +23,10 @@ use crate::upstream::address::ServerAddress;
 
 pub use read::{Range, ranges};
 pub use source::{ConfigError, ConfigErrors, DEFAULT_PATH, Place, Source};
-pub use text::{duration as duration_from_text, endpoint_from_text, mac_text, node_name as node_name_from_text};
+pub use text::{
+    duration as duration_from_text, endpoint_from_text, mac_text, node_name as node_name_from_text,
+    pod_ref as pod_from_text,
+};
 
 /// Everything that can be set.
 #[derive(Clone, PartialEq, Debug)]

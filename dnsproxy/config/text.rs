@@ -81,7 +81,8 @@ pub(super) fn interface_names(text: &str) -> Option<InterfaceNames> {
     interface_name(name).filter(|name| !name.contains('*')).map(make)
 }
 
-fn pod_ref(text: &str) -> Option<PodRef> {
+/// A pod as `namespace/name`.
+pub fn pod_ref(text: &str) -> Option<PodRef> {
     let (namespace, name) = text.split_once('/')?;
     let ok = label(namespace) && subdomain(name);
     ok.then(|| PodRef { namespace: namespace.to_owned(), name: name.to_owned() })

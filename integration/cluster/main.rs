@@ -29,12 +29,13 @@ fn main() -> ExitCode {
     if programs.is_none() && !arguments.list {
         eprintln!("skipped: no programs of a cluster; `make test-cluster` builds them where Go is installed");
     }
-    let tests: [Test; 6] = [
+    let tests: [Test; 7] = [
         ("a_policy_applied_with_kubectl_arrives_though_its_kind_came_later", policies),
         ("a_label_change_arrives_within_a_second", labels),
         ("a_policy_that_is_refused_says_so_to_kubectl", statuses),
         ("an_api_server_that_is_killed_and_comes_back_costs_nothing", killed),
         ("what_happened_before_a_compaction_is_found_by_a_list", compacted),
+        ("config_maps_are_made_and_follow", config_maps),
         ("what_the_role_does_not_allow_is_named_and_then_found", forbidden),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
@@ -177,6 +178,37 @@ fn compacted(cluster: &mut Cluster) {
     assert!(collector.metric("namegate_collect_relists_total", "ciliumnetworkpolicies") >= 1.0);
     assert!(collector.metric("namegate_collect_errors_total", "gone") >= 1.0, "a 410 it was");
     collector.is_ready();
+}
+
+const MAY_WRITE: &str = r"
+apiVersion: rbac.authorization.k8s.io/v1
+kind: Role
+metadata: {name: namegate-config-maps, namespace: shop}
+rules: [{apiGroups: [''], resources: [configmaps], verbs: [create, patch]}]
+---
+apiVersion: rbac.authorization.k8s.io/v1
+kind: RoleBinding
+metadata: {name: namegate-config-maps, namespace: shop}
+roleRef: {apiGroup: rbac.authorization.k8s.io, kind: Role, name: namegate-config-maps}
+subjects: [{apiGroup: rbac.authorization.k8s.io, kind: User, name: collector}]
+";
+
+fn config_maps(cluster: &mut Cluster) {
+    let collector = Collector::start(cluster, "collector", &["--config-maps", "shop/snapshot"]);
+    eventually("a reason", || collector.page("/readyz").contains("config maps: shop/snapshot-0: 403 Forbidden"));
+    cluster.apply(MAY_WRITE);
+    collector.is_ready();
+    let data = || {
+        let names: Vec<String> = (0..8).map(|number| format!("snapshot-{number}")).collect();
+        let arguments = ["get", "cm", "-n", "shop", "-o", "jsonpath={.items[*].data}"];
+        let arguments: Vec<&str> = arguments.into_iter().chain(names.iter().map(String::as_str)).collect();
+        cluster.kubectl(&arguments)
+    };
+    assert!(data().contains("api.example.com"));
+    cluster.apply(&POLICY.replace("NAME", "mapped").replace("api.example.com", "mapped.example.com"));
+    eventually("the change", || data().contains("mapped.example.com"));
+    cluster.kubectl(&["delete", "cnp", "mapped", "-n", "shop"]);
+    eventually("its end", || !data().contains("mapped.example.com"));
 }
 
 fn forbidden(cluster: &mut Cluster) {

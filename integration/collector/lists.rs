@@ -3,6 +3,8 @@
 use std::time::Duration;
 
 use namegate::cluster::files;
+use namegate::cluster::snapshot::{LastGood, OnInvalid, read};
+use namegate::collect::ConfigMaps;
 use serde_json::{Value, json};
 
 use super::server::{Fault, path};
@@ -183,4 +185,42 @@ async fn a_field_that_nobody_knows_reaches_the_agent_which_refuses_the_policy() 
     assert_eq!(refused[0].0, "CiliumNetworkPolicy shop/unknown");
     assert!(refused[0].1.starts_with("ciliumnetworkpolicies-"), "{refused:?}");
     assert!(!world.objects().expect("a snapshot")["CiliumNetworkPolicy shop/unknown"].to_string().contains("kubectl"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn config_maps_hold_the_same_and_only_the_one_that_changed_is_written() {
+    let mut world = World::inhabited();
+    let refused = "/api/v1/namespaces/guard/configmaps/snapshot-0";
+    world.server.next(refused, [Fault::Status(403, "Forbidden")]);
+    let mut settings = world.settings();
+    settings.config_maps = Some(ConfigMaps { namespace: "guard".to_owned(), prefix: "snapshot".to_owned() });
+    world.start(settings, Box::new(|_| Ok(()))).await;
+    // All of them are there, also those with nothing in them: a pod that mounts them must start.
+    world.wait("8 ConfigMaps", || world.server.patches().len() == 8).await;
+    world.ready().await;
+    assert_eq!(world.server.asked(&["PATCH", refused]).len(), 2, "tried again");
+    world.server.put("pods", &pod("web-0", json!({"app": "web", "generation": "2"})));
+    world.wait("the one that changed", || world.server.patches().len() == 9).await;
+    // Mounted together in one directory they are the snapshot.
+    let folder = tempfile::tempdir().expect("a directory");
+    for (path, map) in world.server.patches() {
+        assert_eq!((&map["kind"], &map["metadata"]["namespace"]), (&json!("ConfigMap"), &json!("guard")), "{path}");
+        for (name, text) in map["data"].as_object().expect("a map") {
+            std::fs::write(folder.path().join(name), text.as_str().expect("text")).expect("written");
+        }
+    }
+    let mounted = read(folder.path(), &LastGood::default(), OnInvalid::Refuse);
+    let (mounted, ours) = (mounted, world.agent());
+    assert_eq!((mounted.world, mounted.refusals), (ours.world, ours.refusals));
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    assert_eq!(world.server.patches().len(), 9);
+    // What has no room in them is said, and they stay.
+    let labels = json!({"app": "x".repeat(600_000)});
+    let many: Vec<Value> =
+        (0..32).map(|number| object(None, &format!("n-{number}"), json!({"metadata": {"labels": labels}}))).collect();
+    world.server.put_all("namespaces", &many);
+    world
+        .wait("a reason", || world.collector().reasons().iter().any(|reason| reason.contains("1048576 are allowed")))
+        .await;
+    world.until("the snapshot goes on", |objects| objects.contains_key("Namespace n-31")).await;
 }

@@ -487,6 +487,11 @@ fn head(stream: &mut TcpStream) -> io::Result<()> {
 /// A merge patch of a status, with the version that it is for.
 fn patch(stream: &mut TcpStream, shared: &Shared, request: &Request) -> io::Result<()> {
     let body: Value = serde_json::from_slice(&request.body)?;
+    if request.path.contains("/configmaps/") {
+        // Server-side apply: what was there of ours is replaced as a whole.
+        shared.state.lock().expect("no test panics with it").patches.push((request.path.clone(), body.clone()));
+        return respond(stream, 201, &body.to_string(), false);
+    }
     let parts: Vec<&str> = request.path.trim_start_matches('/').split('/').collect();
     let (list, name) = match parts.as_slice() {
         ["apis", group, version, "namespaces", namespace, plural, name, "status"] => {

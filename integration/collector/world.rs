@@ -61,6 +61,7 @@ impl World {
             node: None,
             kubeconfig: Some(self.kubeconfig.clone()),
             write_status: false,
+            config_maps: None,
             metrics: None,
             timing: Timing {
                 list: ms(2_000),
