@@ -13,6 +13,7 @@ mod policy;
 mod policy_test;
 mod ready;
 mod settings;
+mod sidecar;
 mod status;
 mod table;
 
@@ -51,6 +52,8 @@ Every setting of the configuration file can also be given as a variable (NAMEGAT
 enum Command {
     /// Guard the workloads of this node until SIGTERM; enforcement stays in the kernel unless --detach
     Node(node::NodeArgs),
+    /// Guard the pod that this runs in, beside its workload, until SIGTERM
+    Sidecar(sidecar::SidecarArgs),
     /// Remove everything that `namegate node` left in the kernel and on the machine
     Detach(node::CommonArgs),
     /// Ask the running namegate whether it is ready; print why not
@@ -126,6 +129,13 @@ impl Cli {
             Command::Node(args) => {
                 let source = args.source();
                 configured(&source, |config| crate::run::node(config, source.clone()))
+            }
+            Command::Sidecar(args) => {
+                let source = args.source();
+                configured(&source, |config| match args.init {
+                    true => crate::run::sidecar_init(&config),
+                    false => crate::run::sidecar(config, source.clone()),
+                })
             }
             Command::Detach(args) => configured(&args.source(), |config| crate::run::detach(&config)),
             Command::Ready(args) => args.run(),
