@@ -17,7 +17,7 @@ use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{Direction, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
 use namegate::kernel::abi::flag;
-use namegate::kernel::load::{Kernel, LoadSettings};
+use namegate::kernel::load::{Kernel, LoadSettings, Place};
 use namegate::kernel::rules::{EndpointRow, FlowLimits};
 use namegate::observe::Reason;
 use serde_json::{Value, json};
@@ -199,6 +199,7 @@ pub fn load(directory: &Path) -> Kernel {
         datagram_both_timeout: seconds(180),
         events_per_second: 500,
         rejects_per_second: 100,
+        place: Place::Host,
     };
     Kernel::load(directory, &settings, 0x6e61_6d65).expect("the programs load")
 }

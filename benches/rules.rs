@@ -22,7 +22,7 @@ use namegate::engine::ruleset::{Direction, Protocol, RuleSet};
 use namegate::engine::verdict::RuleRef;
 use namegate::engine::world::{PeerIds, Pod, Search, World};
 use namegate::kernel::abi::flag;
-use namegate::kernel::load::{Kernel, LoadSettings};
+use namegate::kernel::load::{Kernel, LoadSettings, Place};
 use namegate::kernel::rules::{EndpointRow, FlowLimits};
 use serde_json::{Value, json};
 
@@ -235,6 +235,7 @@ impl Lab {
             datagram_both_timeout: seconds(180),
             events_per_second: 500,
             rejects_per_second: 100,
+            place: Place::Host,
         };
         let kernel = Kernel::load(directory.path(), &settings, 0x6e61_6d65).expect("the programs load");
         let limits = FlowLimits::new(131_072, 4096, 16, 16_384, Duration::ZERO);

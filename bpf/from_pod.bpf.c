@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC ingress of the host's side of a pod's veth: what the pod sends. */
+/* TC ingress of the host's side of a pod's veth, or TC egress of the pod's own interface: what the pod sends. */
 #include "include/reject.h"
 #include "include/steer.h"
 
@@ -18,7 +18,7 @@ static __always_inline enum reason verdict(struct __sk_buff *skb, struct context
 		if (reason != REASON_FLOW)
 			return reason;
 	}
-	reason = steer_query(skb, c);
+	reason = is_beside() ? keep_queries(skb, c) : steer_query(skb, c);
 	if (reason == REASON_FLOW)
 		reason = decide(skb, c);
 	return c->frame.fragment ? lead(c, reason) : reason;

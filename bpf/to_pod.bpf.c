@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause
-/* TC egress of the host's side of a pod's veth: what the pod receives. */
+/* TC egress of the host's side of a pod's veth, or TC ingress of the pod's own interface: what the pod receives. */
 #include "include/steer.h"
 
 char LICENSE[] SEC("license") = "Dual BSD/GPL";
@@ -29,7 +29,10 @@ static __always_inline enum reason verdict(struct __sk_buff *skb, struct context
 		if (reason != REASON_FLOW)
 			return reason;
 	}
-	reason = steer_reply(skb, c);
+	if (is_beside())
+		reason = is_to_proxy(c) ? REASON_PROXY : REASON_FLOW;
+	else
+		reason = steer_reply(skb, c);
 	if (reason == REASON_FLOW)
 		reason = decide(skb, c);
 	return c->frame.fragment ? lead(c, reason) : reason;
@@ -39,8 +42,13 @@ SEC("tc")
 int to_pod(struct __sk_buff *skb)
 {
 	struct context c = {};
-	enum reason reason = verdict(skb, &c);
+	enum reason reason;
 
+	if (is_beside() && reject_mark && skb->mark == reject_mark) {
+		skb->mark = 0;
+		return NEXT;
+	}
+	reason = verdict(skb, &c);
 	if (is_audited(&c, reason))
 		reason = audited(&c, reason);
 	if (c.probe)

@@ -120,7 +120,9 @@ fn the_programs_do_with_any_frame_what_the_judge_says() {
     });
     println!("{line}");
     assert_eq!(seen.differences, 0, "worlds in which program and judge differ");
-    let rare: Vec<_> = Reason::ALL.iter().filter(|reason| share(reason) < LEAST).map(|reason| reason.text()).collect();
+    // The judge knows the host's side, where the proxy sends nothing by the pod's interface.
+    let here = Reason::ALL.iter().filter(|reason| **reason != Reason::Proxy);
+    let rare: Vec<_> = here.filter(|reason| share(reason) < LEAST).map(|reason| reason.text()).collect();
     assert!(rare.is_empty(), "each reason must come at least at {LEAST} %: {rare:?}");
 }
 

@@ -12,6 +12,7 @@ mod peers;
 mod repairs;
 mod scenario;
 mod scenes;
+mod sidecar;
 mod story;
 mod takeover;
 mod wire;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         .chain(early::trials())
         .chain(floor::trials())
         .chain(fragments::trials())
+        .chain(sidecar::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

@@ -246,6 +246,19 @@ struct steer {
 };
 _Static_assert(sizeof(struct steer) == 20, "no padding");
 
+/* proxy_sockets: what the proxy itself asks its servers on, where it runs beside the workload. */
+struct proxy_socket_key {
+	struct address remote;
+	__be16 remote_port;
+	__be16 local_port;
+	__u32 protocol;
+};
+_Static_assert(sizeof(struct proxy_socket_key) == 24, "no padding");
+
+struct proxy_socket {
+	__u64 cookie; /* of the socket, SO_COOKIE */
+};
+
 /* bridges: ifindex of a bridged endpoint -> the bridge's own MAC, to which steered frames are readdressed. */
 struct bridge {
 	__u8 mac[6];
@@ -299,6 +312,7 @@ enum reason {
 	REASON_FRAGMENT_FOLLOWS, /* a later fragment of a first that passed */
 	REASON_UNENFORCED,	 /* no policy selects the endpoint */
 	REASON_AUDIT,		 /* would have been dropped */
+	REASON_PROXY,		 /* the proxy's own, beside the workload */
 	REASON_COUNT,
 };
 

@@ -17,6 +17,10 @@ const volatile __u64 datagram_timeout_ns = 60 * SECOND;
 const volatile __u64 datagram_both_timeout_ns = 180 * SECOND;
 const volatile __u32 events_per_second = 100;
 const volatile __u32 rejects_per_second = 100;
+/* Beside the workload; all 0 on the host's side, where the verifier takes away what is for them. */
+const volatile __u32 proxy_port_first = 0; /* the proxy's own sockets have local ports from here on */
+const volatile __u32 proxy_port_last = 0;
+const volatile __u32 reject_mark = 0; /* what comes in with it is our own refusal, on its way to the workload */
 
 /* Only so that their types reach the BTF, and by it the Rust side: no map has them as a value. */
 const volatile struct flow_event abi_flow_event = {};

@@ -185,6 +185,15 @@ struct {
 } dns_to SEC(".maps"), dns_from SEC(".maps");
 
 struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, 8192); /* the ports that the proxy takes are fewer */
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, struct proxy_socket_key);
+	__type(value, struct proxy_socket);
+	PINNED;
+} proxy_sockets SEC(".maps");
+
+struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, COUNTER_ROWS);
 	__type(key, __u32);

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR BSD-2-Clause */
 /* A refusal that the application sees at once: TCP RST, ICMP and ICMPv6 "administratively prohibited", built from the
  * refused frame and handed to the pod with bpf_redirect_peer (a plain redirect would run into our own egress program).
+ * On the pod's own interface it comes in by that again, where to_pod knows it by a mark.
  */
 #ifndef NAMEGATE_REJECT_H
 #define NAMEGATE_REJECT_H
@@ -70,6 +71,14 @@ struct pseudo6 {
 	__be32 length, next;
 };
 
+static __always_inline int hand_over(struct __sk_buff *skb)
+{
+	if (!is_beside())
+		return bpf_redirect_peer(skb->ifindex, 0);
+	skb->mark = reject_mark;
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
+}
+
 SEPARATE int reject_tcp4(struct __sk_buff *skb, __u32 l4_offset)
 {
 	struct reset4 out;
@@ -105,7 +114,7 @@ SEPARATE int reject_tcp4(struct __sk_buff *skb, __u32 l4_offset)
 	if (bpf_skb_change_tail(skb, sizeof(out) - 2, 0) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))
 		return DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return hand_over(skb);
 }
 
 SEPARATE int reject_tcp6(struct __sk_buff *skb, __u32 l4_offset)
@@ -138,7 +147,7 @@ SEPARATE int reject_tcp6(struct __sk_buff *skb, __u32 l4_offset)
 	if (bpf_skb_change_tail(skb, sizeof(out) - 2, 0) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))
 		return DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return hand_over(skb);
 }
 
 /* RFC 792 quotes the header and 64 bits, RFC 4443 as much as fits: the header and 8 octets are enough to find the
@@ -187,7 +196,7 @@ SEPARATE int reject_icmp4(struct __sk_buff *skb)
 	    bpf_skb_change_head(skb, sizeof(out.ip) + sizeof(out.icmp), 0) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))
 		return DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return hand_over(skb);
 }
 
 SEPARATE int reject_icmp6(struct __sk_buff *skb)
@@ -220,7 +229,7 @@ SEPARATE int reject_icmp6(struct __sk_buff *skb)
 	    bpf_skb_change_head(skb, sizeof(out.ip) + sizeof(out.icmp), 0) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))
 		return DROP;
-	return bpf_redirect_peer(skb->ifindex, 0);
+	return hand_over(skb);
 }
 
 /* Whether a refusal may be sent. */

@@ -90,6 +90,18 @@ static __always_inline enum reason steer_query(struct __sk_buff *skb, const stru
 	return REASON_STEERED;
 }
 
+/* Beside the workload: a query reaches the proxy without leaving, so what leaves for port 53 goes past it. With names
+ * in its rules a workload's own queries go nowhere else, whatever else is open.
+ */
+static __always_inline enum reason keep_queries(struct __sk_buff *skb, const struct context *c)
+{
+	if (is_of_proxy(skb, c))
+		return REASON_PROXY;
+	if (c->endpoint.flags & ENDPOINT_STEER && is_dns(&c->frame, c->frame.destination_port, bpf_htons(53)))
+		return REASON_UNKNOWN_RESOLVER;
+	return REASON_FLOW;
+}
+
 /* To the pod: what the proxy says comes from the resolver that was asked. REASON_FLOW: not from the proxy. */
 static __always_inline enum reason steer_reply(struct __sk_buff *skb, const struct context *c)
 {

@@ -5,6 +5,7 @@
 #ifndef NAMEGATE_VERDICT_H
 #define NAMEGATE_VERDICT_H
 
+#include "beside.h"
 #include "lifetime.h"
 #include "police.h"
 
@@ -462,6 +463,9 @@ SEPARATE enum reason relate(PACKET *packet, struct context *c)
 	 * in may be a router's. */
 	if (c->direction == FLOW_EGRESS && !same_address(&f->destination, &key.remote))
 		return REASON_ICMP_UNRELATED;
+	if (is_beside() && c->direction == FLOW_INGRESS &&
+	    proxy_socket_of(&key.remote, key.remote_port, key.local_port, key.endpoint_and_protocol))
+		return REASON_ICMP_RELATED;
 	key.endpoint_and_protocol |= c->endpoint.id << 8;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->generation != c->endpoint.generation || flow->state == FLOW_REVOKED || is_over(c->now, flow))

@@ -15,6 +15,7 @@ mod policy;
 mod policy_test;
 mod ready;
 mod settings;
+mod sidecar;
 mod status;
 mod table;
 
@@ -53,6 +54,8 @@ Every setting of the configuration file can also be given as a variable (NAMEGAT
 enum Command {
     /// Guard the workloads of this node until SIGTERM; enforcement stays in the kernel unless --detach
     Node(node::NodeArgs),
+    /// Guard the pod that this runs in, beside its workload, until SIGTERM
+    Sidecar(sidecar::SidecarArgs),
     /// Keep a snapshot directory fresh from a Kubernetes API server until SIGTERM
     #[cfg(feature = "collect")]
     Collect(collect::CollectArgs),
@@ -131,6 +134,13 @@ impl Cli {
             Command::Node(args) => {
                 let source = args.source();
                 configured(&source, |config| crate::run::node(config, source.clone()))
+            }
+            Command::Sidecar(args) => {
+                let source = args.source();
+                configured(&source, |config| match args.init {
+                    true => crate::run::sidecar_init(&config),
+                    false => crate::run::sidecar(config, source.clone()),
+                })
             }
             #[cfg(feature = "collect")]
             Command::Collect(args) => args.run(),

@@ -113,7 +113,7 @@ impl NodeArgs {
     }
 }
 
-fn set_each<const N: usize>(source: Source, flags: [(&str, &str, &Option<String>); N]) -> Source {
+pub(super) fn set_each<const N: usize>(source: Source, flags: [(&str, &str, &Option<String>); N]) -> Source {
     flags.into_iter().fold(source, |source, (key, name, value)| match value {
         Some(value) => source.with_flag(key, name, value.as_str()),
         None => source,

@@ -64,6 +64,9 @@ pub(super) fn text(status: &Status) -> String {
     for reason in &status.reasons {
         let _ = writeln!(text, "not ready: {}", clean(reason));
     }
+    for advisory in &status.advisory {
+        let _ = writeln!(text, "advisory: {}: {}", advisory.reason.text(), clean(&advisory.text));
+    }
     let policy = &status.policy;
     let _ = writeln!(
         text,

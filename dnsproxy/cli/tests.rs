@@ -5,8 +5,8 @@ use crate::cluster::snapshot::Stands;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
-    AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, Operator, PolicyStatus, Readiness,
-    RefusalStatus, Server, Status,
+    Advisory, AdvisoryStatus, AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, Operator,
+    PolicyStatus, Readiness, RefusalStatus, Server, Status,
 };
 use crate::upstream::health::ServerHealth;
 
@@ -67,9 +67,22 @@ fn a_wrong_command_line_exits_with_2_and_help_with_0() {
     {
         assert_eq!(parse(words(line)).unwrap_err().exit_code(), code, "{line}");
     }
-    for line in ["--help", "--version", "node --help"] {
+    for line in ["--help", "--version", "node --help", "sidecar --help"] {
         assert_eq!(parse(words(line)).unwrap_err().exit_code(), 0, "{line}");
     }
+}
+
+#[test]
+fn a_sidecar_takes_what_the_chart_gives_it() {
+    let line = "sidecar --snapshot /s --podinfo /p --node-name node-1 --metrics 0.0.0.0:9965";
+    let Command::Sidecar(args) = parse(words(line)).unwrap().command else { panic!("{line}") };
+    let source = args.source().with_variable("POD_IPS", "198.51.100.10,2001:db8::10");
+    let config = source.with_variable("SERVICE_ACCOUNT", "default").load().unwrap();
+    assert_eq!(config.sidecar.podinfo, std::path::Path::new("/p"));
+    assert_eq!(config.sidecar.addresses.len(), 2);
+    assert_eq!(config.sidecar.service_account.as_deref(), Some("default"));
+    assert_eq!(config.observe.metrics, "0.0.0.0:9965".parse().ok());
+    assert!(!args.init);
 }
 
 fn status() -> Status {
@@ -80,6 +93,7 @@ fn status() -> Status {
         started: "2026-11-21T04:27:15Z".to_owned(),
         ready: false,
         reasons: vec!["veth-rep: not first in the chain".to_owned()],
+        advisory: vec![AdvisoryStatus { reason: Advisory::NetRaw, text: "it \u{1b}can".to_owned() }],
         policy: PolicyStatus {
             generation: 3,
             loaded: "2026-11-21T04:27:16Z".to_owned(),
@@ -153,6 +167,7 @@ fn the_status_for_people_says_everything() {
         status::text(&status()),
         "namegate 0.1.0 on node-1, process 42, since 2026-11-21T04:27:15Z\n\
          not ready: veth-rep: not first in the chain\n\
+         advisory: net_raw: it \\u{1b}can\n\
          policy: generation 3, in force since 2026-11-21T04:27:16Z, 2 objects of no use\n\
          refused: p.yaml:7:5: CiliumNetworkPolicy payments/egress: no such \\u{1b}field (the last good version is in force)\n\
          floor: 1 of 2 interfaces guarded, the rest shut; 3 packets dropped; table bridge namegate can't be written\n\

@@ -60,6 +60,8 @@ pub struct Config {
     pub policy: PolicySettings,
     /// What is written about it all.
     pub observe: Observe,
+    /// `namegate sidecar`.
+    pub sidecar: Sidecar,
 }
 
 /// A workload as the operator names it.
@@ -309,6 +311,32 @@ pub struct Observe {
     pub log_format: LogFormat,
 }
 
+/// What the operator knows of the other containers of the pod.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Siblings {
+    /// Nothing: what can't be looked at may be able to get past.
+    #[default]
+    Unknown,
+    /// None has NET_RAW, NET_ADMIN, SYS_ADMIN or BPF, nor namegate's uid. Looked at all the same where that can be.
+    Unprivileged,
+}
+
+/// Section `[sidecar]`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Sidecar {
+    /// The downward API's volume: files `name`, `namespace`, `labels`, and `uid` and `annotations` if they are there.
+    /// `/etc/podinfo` unless set.
+    pub podinfo: PathBuf,
+    /// The pod's interface; `eth0` unless set.
+    pub interface: String,
+    /// The pod's addresses; `POD_IPS` sets them too. Those of the interface unless set.
+    pub addresses: Vec<IpAddr>,
+    /// `spec.serviceAccountName`; `SERVICE_ACCOUNT` sets it too. What the snapshot says unless set.
+    pub service_account: Option<String>,
+    /// What the operator knows of the other containers.
+    pub siblings: Siblings,
+}
+
 /// A setting's default and the least and greatest value it may have.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounded<T> {
@@ -532,6 +560,11 @@ settings! {
     "observe.metrics" observe.metrics Restart;
     "observe.log" observe.log Reload;
     "observe.log_format" observe.log_format Restart;
+    "sidecar.podinfo" sidecar.podinfo Restart;
+    "sidecar.interface" sidecar.interface Restart;
+    "sidecar.addresses" sidecar.addresses Restart;
+    "sidecar.service_account" sidecar.service_account Restart;
+    "sidecar.siblings" sidecar.siblings Reload;
 }
 
 impl Config {

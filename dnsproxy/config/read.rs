@@ -151,6 +151,24 @@ fn everything(r: &mut Reader<'_>) -> Config {
             }),
             log_format: r.word("observe.log_format", &[("text", LogFormat::Text), ("json", LogFormat::Json)]),
         },
+        sidecar: Sidecar {
+            podinfo: r.path("sidecar.podinfo", "/etc/podinfo"),
+            interface: r.parsed(
+                "sidecar.interface",
+                "eth0".to_owned(),
+                "an interface's name, 1 to 15 octets",
+                |text| match text::interface_names(text)? {
+                    InterfaceNames::One(name) => Some(name),
+                    InterfaceNames::Prefix(_) => None,
+                },
+            ),
+            addresses: r.list("sidecar.addresses", "IP addresses", |text| text.parse().ok()),
+            service_account: r.optional("sidecar.service_account", "a ServiceAccount's name", |text| {
+                (!text.is_empty()).then(|| text.to_owned())
+            }),
+            siblings: r
+                .word("sidecar.siblings", &[("unknown", Siblings::Unknown), ("unprivileged", Siblings::Unprivileged)]),
+        },
     };
     let limits = &config.enforcement;
     r.at_most("enforcement.flows_per_endpoint", limits.flows_per_endpoint, "enforcement.max_flows", limits.max_flows);

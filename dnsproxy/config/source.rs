@@ -111,7 +111,7 @@ impl Source {
         // Names and values that are not UTF-8 are nobody's setting.
         let environment = std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
-            .filter(|(name, _)| name == "NODE_NAME" || name.starts_with("NAMEGATE_"))
+            .filter(|(name, _)| FROM_KUBERNETES.iter().any(|from| from.0 == name) || name.starts_with("NAMEGATE_"))
             .collect();
         Source { path, fallback: Some(PathBuf::from(DEFAULT_PATH)), environment, ..Source::default() }
     }
@@ -220,8 +220,10 @@ impl Source {
     fn overrides(&self, errors: &mut Vec<ConfigError>) -> Vec<(String, Place, Value)> {
         let mut found = Vec::new();
         // What the downward API sets in a pod; namegate's own variable and the flag stand above it.
-        if let Some(name) = self.environment.get("NODE_NAME").filter(|name| !name.is_empty()) {
-            found.push(("node_name".to_owned(), Place::Variable("NODE_NAME".to_owned()), Value::from(name.as_str())));
+        for (name, key) in FROM_KUBERNETES {
+            if let Some(text) = self.environment.get(name).filter(|text| !text.is_empty()) {
+                found.push((key.to_owned(), Place::Variable(name.to_owned()), Value::from(text.as_str())));
+            }
         }
         for (name, text) in self.environment.iter().filter(|(name, _)| name.starts_with("NAMEGATE_")) {
             if name == "NAMEGATE_CONFIG" || is_service_link(name, text) {
@@ -246,6 +248,10 @@ impl Source {
         found
     }
 }
+
+/// Variables that a pod's spec takes from the downward API, and what they set.
+const FROM_KUBERNETES: [(&str, &str); 3] =
+    [("NODE_NAME", "node_name"), ("POD_IPS", "sidecar.addresses"), ("SERVICE_ACCOUNT", "sidecar.service_account")];
 
 /// Kubernetes gives every container variables for the Services of its namespace, as `docker --link` did: a Service
 /// named `namegate-dns` sets NAMEGATE_DNS_PORT=tcp://… . They are nobody's setting.

@@ -43,7 +43,7 @@ pub enum Event {
 /// Requests to the kernel. Cheap to clone.
 #[derive(Clone)]
 pub struct Netlink {
-    handle: Handle,
+    pub(super) handle: Handle,
 }
 
 /// What the kernel tells by itself, in its order.
@@ -143,7 +143,7 @@ impl Netlink {
         Ok(())
     }
 
-    async fn loopback(&self) -> io::Result<u32> {
+    pub(super) async fn loopback(&self) -> io::Result<u32> {
         let links = self.links().await?;
         let lo = links.iter().find(|link| link.name == "lo");
         lo.map(|link| link.index).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no interface lo"))

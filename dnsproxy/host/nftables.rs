@@ -14,6 +14,8 @@ use rtnetlink::sys::{Socket, SocketAddr};
 pub enum Family {
     /// IPv4 and IPv6 (NFPROTO_INET).
     Inet = 1,
+    /// What a device receives and sends (NFPROTO_NETDEV).
+    Netdev = 5,
     /// Every frame that a port hands to its bridge (NFPROTO_BRIDGE).
     Bridge = 7,
 }
@@ -23,6 +25,7 @@ impl Family {
     pub fn text(self) -> &'static str {
         match self {
             Family::Inet => "inet",
+            Family::Netdev => "netdev",
             Family::Bridge => "bridge",
         }
     }
@@ -115,26 +118,39 @@ pub fn part(octets: &[u8], kind: u16) -> Option<&[u8]> {
 /// # Errors
 /// What the kernel said to the first request that it refused.
 pub fn change(family: Family, requests: &[Request]) -> io::Result<()> {
+    change_each(requests.iter().map(|request| (family, request)))
+}
+
+/// The same for tables of several families.
+///
+/// # Errors
+/// As [`change`].
+pub fn change_all(requests: &[(Family, Request)]) -> io::Result<()> {
+    change_each(requests.iter().map(|(family, request)| (*family, request)))
+}
+
+fn change_each<'a>(requests: impl ExactSizeIterator<Item = (Family, &'a Request)>) -> io::Result<()> {
     let mut octets = Vec::new();
+    let count = requests.len();
     put(&mut octets, BATCH_BEGIN, 0, 0, 0, SUBSYSTEM, &[]);
-    for (number, request) in requests.iter().enumerate() {
+    for (number, (family, request)) in requests.enumerate() {
         let mut flags = match request.message {
             Message::NewRule => CREATE | APPEND,
             Message::NewTable | Message::NewChain | Message::NewSet | Message::NewElement => CREATE,
             _ => 0,
         };
-        if number + 1 == requests.len() {
+        if number + 1 == count {
             flags |= ACK;
         }
         let kind = (SUBSYSTEM << 8) | request.message as u16;
         put(&mut octets, kind, flags, 1 + number as u32, family as u8, 0, &request.attributes.0);
     }
-    put(&mut octets, BATCH_END, 0, 1 + requests.len() as u32, 0, SUBSYSTEM, &[]);
+    put(&mut octets, BATCH_END, 0, 1 + count as u32, 0, SUBSYSTEM, &[]);
     let mut confirmed = false;
     exchange(&octets, |header, payload| {
         if header.kind == ERROR {
             error_in(payload)?;
-            confirmed |= header.sequence == requests.len() as u32;
+            confirmed |= header.sequence == count as u32;
         }
         Ok(())
     })?;

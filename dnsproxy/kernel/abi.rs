@@ -23,7 +23,7 @@ mod generated {
 pub use generated::types::{
     address, bridge, budget, cidr4_key, cidr6_key, counter, endpoint, first_fragment, flow, flow_event, flow_key,
     fragment_key, grant, grant_key, grant_slot, group_bits, learned_mac, limits, peer_bits_key, port_block_key,
-    port_key, port_row, rodata, service, service_key, steer, steer_key,
+    port_key, port_row, proxy_socket, proxy_socket_key, rodata, service, service_key, steer, steer_key,
 };
 
 /// `ABI_VERSION`: part of the pin directory's name.
@@ -86,7 +86,7 @@ plain! {
     u32 = 4, endpoint = 96, budget = 16, limits = 28, learned_mac = 8, bridge = 8, flow_key = 24, flow = 32,
     grant_key = 20, grant = 112, peer_bits_key = 8, group_bits = 16, service_key = 24, service = 4, cidr4_key = 12,
     cidr6_key = 24, port_key = 8, port_block_key = 12, port_row = 32, steer_key = 20, steer = 20, counter = 16, flow_event = 80, address = 16,
-    fragment_key = 48, first_fragment = 32,
+    fragment_key = 48, first_fragment = 32, proxy_socket_key = 24, proxy_socket = 8,
 }
 
 /// An address as the maps have it: 16 octets in network order, IPv4 as ::ffff:a.b.c.d.

@@ -14,7 +14,7 @@ use libbpf_rs::{
 };
 
 use super::KernelError;
-use super::load::{Kernel, unmount_bpffs};
+use super::load::{Kernel, Place, unmount_bpffs};
 use super::versions::{linked, remove_pins, versions};
 
 /// How to attach: `enforcement.attach`.
@@ -64,18 +64,17 @@ impl Hook {
         }
     }
 
-    pub(super) fn tcx(self) -> u32 {
-        match self {
-            Hook::FromPod => libbpf_sys::BPF_TCX_INGRESS,
-            Hook::ToPod => libbpf_sys::BPF_TCX_EGRESS,
-        }
+    /// What comes out of the pod comes in on the host's side of its interface, and goes out on its own.
+    fn is_ingress(self, place: Place) -> bool {
+        (self == Hook::FromPod) == (place == Place::Host)
     }
 
-    fn tc(self) -> TcAttachPoint {
-        match self {
-            Hook::FromPod => TC_INGRESS,
-            Hook::ToPod => TC_EGRESS,
-        }
+    pub(super) fn tcx(self, place: Place) -> u32 {
+        if self.is_ingress(place) { libbpf_sys::BPF_TCX_INGRESS } else { libbpf_sys::BPF_TCX_EGRESS }
+    }
+
+    fn tc(self, place: Place) -> TcAttachPoint {
+        if self.is_ingress(place) { TC_INGRESS } else { TC_EGRESS }
     }
 }
 
@@ -95,10 +94,16 @@ impl Kernel {
     }
 
     fn attach_both(&self, ifindex: u32, attach: Attach) -> Result<Method, KernelError> {
-        if attach != Attach::Clsact {
+        let tcx = attach != Attach::Clsact && self.is_pinned();
+        if attach == Attach::Tcx && !tcx {
+            // The link would end with this process.
+            let what = "attach with TCX: pin_dir is on no BPF file system; allowed there is auto or clsact".to_owned();
+            return Err(KernelError::call(what, std::io::ErrorKind::Unsupported.into()));
+        }
+        if tcx {
             match self.attach_tcx(ifindex) {
                 Ok(()) => {
-                    detach_clsact(ifindex, self.on_beat().as_fd());
+                    detach_clsact(ifindex, self.place(), self.on_beat().as_fd());
                     self.retire_others(ifindex);
                     return Ok(Method::Tcx);
                 }
@@ -123,7 +128,7 @@ impl Kernel {
         let program = self.program(hook)?;
         let mut builder = TcHookBuilder::new(program.as_fd());
         builder.ifindex(ifindex as i32).replace(true).handle(HANDLE).priority(PRIORITY);
-        let mut filter = builder.hook(hook.tc());
+        let mut filter = builder.hook(hook.tc(self.place()));
         let failed = |error| {
             let what = format!("attach {} to interface {ifindex} with clsact", hook.name());
             KernelError::call(what, std::io::Error::other(error))
@@ -142,8 +147,9 @@ impl Kernel {
             link.update_prog(&program).map_err(|error| KernelError::call(what(), std::io::Error::other(error)))?;
         } else {
             drop(std::fs::remove_file(&pin)); // severed for ever when its device was deleted
-            let link = create_link(program.as_fd().as_raw_fd(), ifindex, hook.tcx(), libbpf_sys::BPF_F_BEFORE)
-                .map_err(|source| KernelError::call(what(), source))?;
+            let link =
+                create_link(program.as_fd().as_raw_fd(), ifindex, hook.tcx(self.place()), libbpf_sys::BPF_F_BEFORE)
+                    .map_err(|source| KernelError::call(what(), source))?;
             pin_at(link.as_fd(), &pin)?;
         }
         let beside = beside(&pin);
@@ -172,7 +178,7 @@ impl Kernel {
     pub fn detach(&self, ifindex: u32) {
         self.detach_early(ifindex);
         self.detach_tcx(ifindex);
-        detach_clsact(ifindex, self.on_beat().as_fd());
+        detach_clsact(ifindex, self.place(), self.on_beat().as_fd());
         self.retire_others(ifindex);
     }
 
@@ -191,8 +197,11 @@ impl Kernel {
     pub fn has_programs(&self, ifindex: u32) -> Result<bool, KernelError> {
         for hook in Hook::BOTH {
             let linked = live_link(&self.link_pin(ifindex, hook), ifindex)?.is_some();
-            let is_there =
-                || filter(ifindex, hook, self.on_beat().as_fd()).query().is_ok_and(|id| is_named(id, hook.name()));
+            let is_there = || {
+                filter(ifindex, (hook, self.place()), self.on_beat().as_fd())
+                    .query()
+                    .is_ok_and(|id| is_named(id, hook.name()))
+            };
             if !linked && !is_there() {
                 return Ok(false);
             }
@@ -220,7 +229,10 @@ fn detach_version(pins: &Path) -> Result<(), KernelError> {
     if let Ok(endpoints) = MapHandle::from_pinned_path(pins.join("maps").join("endpoints")) {
         for key in endpoints.keys() {
             if let Ok(octets) = <[u8; 4]>::try_from(key.as_slice()) {
-                detach_clsact(u32::from_ne_bytes(octets), endpoints.as_fd());
+                // Whose interfaces they were on is not known; the names of the programs tell.
+                for place in [Place::Host, Place::Beside { reject_mark: 0 }] {
+                    detach_clsact(u32::from_ne_bytes(octets), place, endpoints.as_fd());
+                }
             }
         }
     }
@@ -265,16 +277,16 @@ pub(super) fn sever(pin: &Path) {
 }
 
 /// Our filter's place; `any` is a descriptor, which the builder wants even for a look.
-pub(super) fn filter(ifindex: u32, hook: Hook, any: BorrowedFd<'_>) -> TcHook {
+pub(super) fn filter(ifindex: u32, (hook, place): (Hook, Place), any: BorrowedFd<'_>) -> TcHook {
     let mut builder = TcHookBuilder::new(any);
     builder.ifindex(ifindex as i32).handle(HANDLE).priority(PRIORITY);
-    builder.hook(hook.tc())
+    builder.hook(hook.tc(place))
 }
 
 /// Removes our filters; others' filters and the qdisc stay.
-fn detach_clsact(ifindex: u32, any: BorrowedFd<'_>) {
+fn detach_clsact(ifindex: u32, place: Place, any: BorrowedFd<'_>) {
     for hook in Hook::BOTH {
-        let mut filter = filter(ifindex, hook, any);
+        let mut filter = filter(ifindex, (hook, place), any);
         let ours = filter.query().ok().is_some_and(|id| is_named(id, hook.name()));
         if ours {
             drop(filter.detach());

@@ -11,11 +11,12 @@ use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use libbpf_rs::{MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramMut};
+use libbpf_rs::{AsRawLibbpf, MapCore, MapHandle, Object, ObjectBuilder, OpenObject, ProgramMut};
 
 use super::KernelError;
 use super::abi::{self, rodata};
 use super::attach::{Hook, pin_at};
+use super::proxy::PROXY_PORTS;
 use super::table::Table;
 use crate::host::owner::{Shared, check_directory};
 
@@ -42,6 +43,21 @@ pub struct LoadSettings {
     pub events_per_second: u32,
     /// RSTs and ICMP errors an endpoint and CPU.
     pub rejects_per_second: u32,
+    /// Where the programs stand.
+    pub place: Place,
+}
+
+/// Whose interfaces the programs are on.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Place {
+    /// The host's sides of the pods' interfaces.
+    #[default]
+    Host,
+    /// The pod's own interface, in one network namespace with the proxy.
+    Beside {
+        /// By which our own refusals are known as they come in; hard to guess and not zero.
+        reject_mark: u32,
+    },
 }
 
 /// The maps and programs.
@@ -53,12 +69,23 @@ pub struct Kernel {
     settings: LoadSettings,
     /// Where pins of this ABI version are: `maps/` and `links/`.
     pub(super) pins: PathBuf,
+    /// There is a BPF file system for them.
+    is_pinned: bool,
     /// Packets with this mark in a test run leave no trace.
     pub(super) probe_mark: u32,
     /// Whether the maps were there before.
     pub adopted: bool,
     /// See bpf/include/maps.h, where each map has its comment.
     pub tables: Tables,
+}
+
+/// Where an object's maps come from.
+#[derive(Clone, Copy)]
+enum Maps<'a> {
+    /// Those of this directory; made there if they are missing.
+    Pinned(&'a Path),
+    /// Those of another object; of its own if there is none.
+    Shared(Option<&'a Object>),
 }
 
 /// The programs that judge packets.
@@ -78,6 +105,7 @@ pub struct Tables {
     pub bridges: Table<u32, abi::bridge>,
     pub flows: Table<abi::flow_key, abi::flow>,
     pub fragments: Table<abi::fragment_key, abi::first_fragment>,
+    pub proxy_sockets: Table<abi::proxy_socket_key, abi::proxy_socket>,
     pub grants: Table<abi::grant_key, abi::grant>,
     pub peers: Table<abi::address, u32>,
     pub peer_bits: Table<abi::peer_bits_key, abi::group_bits>,
@@ -112,24 +140,48 @@ impl Kernel {
     /// # Errors
     /// No bpffs can be mounted, the kernel refuses a program, or pinned maps have another shape or size.
     pub fn open(pin_dir: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
-        make_directories(pin_dir)?;
         let pins = pins_of(pin_dir);
         let maps = pins.join("maps");
+        match make_directories(pin_dir) {
+            // Beside a workload nobody may mount, nor make a directory to mount at: what is not there is done without.
+            Err(KernelError::Call { source, .. })
+                if settings.place != Place::Host
+                    && matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) =>
+            {
+                return Kernel::unpinned(pins, settings, probe_mark);
+            }
+            made => made?,
+        }
         let adopted = maps.join("endpoints").exists();
         let pinned = if adopted { Tables::pinned(&maps, settings) } else { None };
         let programs = OnceLock::new();
         let tables = match pinned {
             Some(tables) => tables,
             None => {
-                let loaded = Programs::load(&maps, settings, probe_mark)?;
+                let loaded = Programs::load(Some(&maps), settings, probe_mark)?;
                 let tables = Tables::of(&loaded.from_pod)?;
                 drop(programs.set(loaded));
                 tables
             }
         };
-        let beat = load_object(abi::BEAT, "beat", &maps, settings, probe_mark)?;
+        let beat = load_object((abi::BEAT, "beat"), Maps::Pinned(&maps), settings, probe_mark)?;
         let (early, settings) = (OnceLock::new(), settings.clone());
-        Ok(Kernel { programs, beat, early, settings, pins, probe_mark, adopted, tables })
+        Ok(Kernel { programs, beat, early, settings, pins, is_pinned: true, probe_mark, adopted, tables })
+    }
+
+    /// Maps and programs without a name: filters of clsact hold the programs, and these their maps, when this process ends;
+    /// the next one finds neither.
+    fn unpinned(pins: PathBuf, settings: &LoadSettings, probe_mark: u32) -> Result<Kernel, KernelError> {
+        let loaded = Programs::load(None, settings, probe_mark)?;
+        let tables = Tables::of(&loaded.from_pod)?;
+        let beat = load_object((abi::BEAT, "beat"), Maps::Shared(Some(&loaded.from_pod)), settings, probe_mark)?;
+        let (programs, early, settings) = (OnceLock::from(loaded), OnceLock::new(), settings.clone());
+        Ok(Kernel { programs, beat, early, settings, pins, is_pinned: false, probe_mark, adopted: false, tables })
+    }
+
+    /// Whether the next process will find maps and programs.
+    pub fn is_pinned(&self) -> bool {
+        self.is_pinned
     }
 
     /// Loads the programs, if that has not been done.
@@ -144,7 +196,7 @@ impl Kernel {
         if let Some(programs) = self.programs.get() {
             return Ok(programs);
         }
-        let loaded = Programs::load(&self.pins.join("maps"), &self.settings, self.probe_mark)?;
+        let loaded = Programs::load(Some(&self.pins.join("maps")), &self.settings, self.probe_mark)?;
         Ok(self.programs.get_or_init(|| loaded))
     }
 
@@ -159,7 +211,9 @@ impl Kernel {
 
     /// Another program, with the same maps.
     pub(super) fn another(&self, octets: &[u8], name: &str) -> Result<Object, KernelError> {
-        load_object(octets, name, &self.pins.join("maps"), &self.settings, self.probe_mark)
+        let pins = self.pins.join("maps");
+        let maps = if self.is_pinned { Maps::Pinned(&pins) } else { Maps::Shared(Some(&self.programs()?.from_pod)) };
+        load_object((octets, name), maps, &self.settings, self.probe_mark)
     }
 
     /// Pins maps again whose pins are gone; the names of those. The next start would find no maps to adopt.
@@ -167,6 +221,9 @@ impl Kernel {
     /// # Errors
     /// Something could not be pinned.
     pub fn pin_again(&self) -> Result<Vec<String>, KernelError> {
+        if !self.is_pinned {
+            return Ok(Vec::new());
+        }
         let maps = self.pins.join("maps");
         let named = |map: &libbpf_rs::Map<'_>| map.name().to_str().map(str::to_owned);
         let gone: Vec<_> = self
@@ -181,6 +238,11 @@ impl Kernel {
         }
         gone.iter().try_for_each(|(name, map)| pin_at(map.as_fd(), &maps.join(name)))?;
         Ok(gone.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// Where the programs stand.
+    pub(super) fn place(&self) -> Place {
+        self.settings.place
     }
 
     /// The program of a hook.
@@ -200,11 +262,12 @@ impl Kernel {
 }
 
 impl Programs {
-    fn load(maps: &Path, settings: &LoadSettings, probe_mark: u32) -> Result<Programs, KernelError> {
-        Ok(Programs {
-            from_pod: load_object(abi::FROM_POD, "from_pod", maps, settings, probe_mark)?,
-            to_pod: load_object(abi::TO_POD, "to_pod", maps, settings, probe_mark)?,
-        })
+    fn load(pins: Option<&Path>, settings: &LoadSettings, probe_mark: u32) -> Result<Programs, KernelError> {
+        let first = pins.map_or(Maps::Shared(None), Maps::Pinned);
+        let from_pod = load_object((abi::FROM_POD, "from_pod"), first, settings, probe_mark)?;
+        let second = pins.map_or(Maps::Shared(Some(&from_pod)), Maps::Pinned);
+        let to_pod = load_object((abi::TO_POD, "to_pod"), second, settings, probe_mark)?;
+        Ok(Programs { from_pod, to_pod })
     }
 }
 
@@ -248,6 +311,7 @@ impl Tables {
             bridges: table!("bridges"),
             flows: table!("flows"),
             fragments: table!("fragments"),
+            proxy_sockets: table!("proxy_sockets"),
             grants: table!("grants"),
             peers: table!("peers"),
             peer_bits: table!("peer_bits"),
@@ -302,9 +366,8 @@ pub(super) fn program<'obj>(object: &'obj Object, name: &str) -> ProgramMut<'obj
 }
 
 fn load_object(
-    octets: &[u8],
-    name: &str,
-    maps: &Path,
+    (octets, name): (&[u8], &str),
+    maps: Maps<'_>,
     settings: &LoadSettings,
     probe_mark: u32,
 ) -> Result<Object, KernelError> {
@@ -313,13 +376,33 @@ fn load_object(
         move |error: libbpf_rs::Error| KernelError::call(what, std::io::Error::other(error))
     };
     let mut builder = ObjectBuilder::default();
-    builder.pin_root_path(maps).map_err(failed("set the pin directory"))?;
+    if let Maps::Pinned(maps) = maps {
+        builder.pin_root_path(maps).map_err(failed("set the pin directory"))?;
+    }
     let mut object = builder.open_memory(octets).map_err(failed("read the object file"))?;
     size_maps(&mut object, settings).map_err(failed("set the size of a map"))?;
+    if let Maps::Shared(other) = maps {
+        share_maps(&mut object, other).map_err(failed("share maps"))?;
+    }
     configure(&mut object, settings, probe_mark);
     object.load().map_err(failed(
         "load (needs CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; a pinned map of another size is removed by `namegate detach`)",
     ))
+}
+
+/// Takes the maps of another object where it has them, and gives no map a name.
+fn share_maps(object: &mut OpenObject, other: Option<&Object>) -> libbpf_rs::Result<()> {
+    for mut map in object.maps_mut() {
+        if map.name().as_bytes().contains(&b'.') {
+            continue; // constants have a dot: each object has its own
+        }
+        // SAFETY: the map of an open object that lives during the call; no path takes the one that was set away.
+        unsafe { libbpf_sys::bpf_map__set_pin_path(map.as_libbpf_object().as_ptr(), std::ptr::null()) };
+        if let Some(theirs) = other.and_then(|other| other.maps().find(|theirs| theirs.name() == map.name())) {
+            map.reuse_fd(theirs.as_fd())?;
+        }
+    }
+    Ok(())
 }
 
 fn size_maps(object: &mut OpenObject, settings: &LoadSettings) -> libbpf_rs::Result<()> {
@@ -359,6 +442,11 @@ fn configure(object: &mut OpenObject, settings: &LoadSettings, probe_mark: u32) 
         put(offset_of!(rodata, datagram_both_timeout_ns), &nanoseconds(settings.datagram_both_timeout));
         put(offset_of!(rodata, events_per_second), &settings.events_per_second.to_ne_bytes());
         put(offset_of!(rodata, rejects_per_second), &settings.rejects_per_second.to_ne_bytes());
+        if let Place::Beside { reject_mark } = settings.place {
+            put(offset_of!(rodata, proxy_port_first), &u32::from(*PROXY_PORTS.start()).to_ne_bytes());
+            put(offset_of!(rodata, proxy_port_last), &u32::from(*PROXY_PORTS.end()).to_ne_bytes());
+            put(offset_of!(rodata, reject_mark), &reject_mark.to_ne_bytes());
+        }
     }
 }
 

@@ -3,7 +3,8 @@
 //! In reading order: [`abi`] (the types both sides share), [`table`] (a map as typed rows), [`load`] (bpffs, pins, both
 //! programs), [`attach`] (TCX links and clsact filters), `early` (XDP before them), `versions` (what an upgrade finds),
 //! [`rules`] (endpoints and what a rule set compiles to), [`grants`], [`sweep`] (what time takes away), [`beat`] (who does
-//! so while the proxy is dead), [`probe`] (is it really in force?), [`repair`] (it is again), [`events`] and [`counters`].
+//! so while the proxy is dead), [`proxy`] (what it sends itself, beside a workload), [`probe`] (is it really in force?),
+//! [`repair`] (it is again), [`events`] and [`counters`].
 
 pub mod abi;
 pub mod attach;
@@ -15,6 +16,7 @@ pub mod events;
 pub mod grants;
 pub mod load;
 pub mod probe;
+pub mod proxy;
 pub mod repair;
 pub mod rules;
 pub mod sweep;

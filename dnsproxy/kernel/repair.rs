@@ -78,7 +78,7 @@ impl Kernel {
         for hook in Hook::BOTH {
             let failed = |source| KernelError::call(format!("look at {} on interface {ifindex}", hook.name()), source);
             let ours = self.id_of(hook)?;
-            let chain = match tcx_chain(ifindex, hook.tcx()) {
+            let chain = match tcx_chain(ifindex, hook.tcx(self.place())) {
                 // A kernel without TCX has nobody in that chain.
                 Err(_) if method == Method::Clsact => Vec::new(),
                 chain => chain.map_err(failed)?,
@@ -90,7 +90,9 @@ impl Kernel {
                 Method::Tcx if !is_pinned => (Fault::Unpinned, None),
                 Method::Tcx => continue,
                 Method::Clsact => {
-                    match attached_filter(filter(ifindex, hook, self.on_beat().as_fd())).map_err(failed)? {
+                    match attached_filter(filter(ifindex, (hook, self.place()), self.on_beat().as_fd()))
+                        .map_err(failed)?
+                    {
                         Some(id) if id == ours && chain.is_empty() => continue,
                         Some(id) if id == ours => (Fault::Displaced, Some(chain[0])),
                         other => (Fault::Detached, other),
@@ -132,9 +134,13 @@ impl Kernel {
         let pin = self.link_pin(ifindex, hook);
         let beside = beside(&pin);
         drop(std::fs::remove_file(&beside));
-        let link =
-            create_link(program(&copy, hook.name()).as_fd().as_raw_fd(), ifindex, hook.tcx(), libbpf_sys::BPF_F_BEFORE)
-                .map_err(failed)?;
+        let link = create_link(
+            program(&copy, hook.name()).as_fd().as_raw_fd(),
+            ifindex,
+            hook.tcx(self.place()),
+            libbpf_sys::BPF_F_BEFORE,
+        )
+        .map_err(failed)?;
         pin_at(link.as_fd(), &beside)?;
         for old in self.links(ifindex, hook)? {
             // SAFETY: a descriptor of our own.

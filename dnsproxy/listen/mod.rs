@@ -35,11 +35,25 @@ pub const DRAIN: Duration = Duration::from_secs(5);
 /// How often another port is tried when the kernel's choice for UDP is taken for TCP.
 const PORT_TRIES: usize = 16;
 
+/// At which addresses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum At {
+    /// All of this machine, shared by the workers' sockets.
+    #[default]
+    All,
+    /// 127.0.0.1 and ::1, one socket each that is shared with nobody: beside a workload.
+    Loopback,
+    /// All, those of others too, which FIB rules bring here ([`crate::host::rules`]). Shared with nobody.
+    Redirected,
+}
+
 /// Where to listen.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The port, UDP and TCP, IPv4 and IPv6: 15 353. 0: the kernel's choice.
     pub port: u16,
+    /// At which addresses. Where sockets are not shared there is one worker.
+    pub at: At,
     /// Threads; 0: one per core.
     pub workers: usize,
     /// The DNS servers that workers ask, and how they fare.
@@ -50,7 +64,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Options {
-        Options { port: 15_353, workers: 0, upstreams: Arc::default(), tls: None }
+        Options { port: 15_353, at: At::All, workers: 0, upstreams: Arc::default(), tls: None }
     }
 }
 
@@ -140,7 +154,7 @@ pub struct Bound {
 /// # Errors
 /// A port is in use by another process, or a socket can't be had.
 pub fn bind(options: &Options) -> Result<Bound, ListenError> {
-    bind_others(options, bind_all(options.port, workers(options))?)
+    bind_others(options, bind_all(options.port, options.at, workers(options))?)
 }
 
 /// The same where a predecessor has bound the port already, and its sockets hold what came since it stopped reading.
@@ -184,6 +198,7 @@ fn deal<T>(sockets: Vec<T>, at: impl Fn(&T) -> io::Result<SocketAddr>, mut to: i
 
 fn workers(options: &Options) -> usize {
     match options.workers {
+        _ if options.at != At::All => 1,
         0 => thread::available_parallelism().map_or(1, usize::from),
         count => count,
     }
@@ -270,10 +285,10 @@ impl Drop for Listeners {
 
 /// Sockets for every worker, on one port. A family that the machine does not have is left out, if the other one is
 /// there.
-fn bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
+fn bind_all(port: u16, at: At, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
     let mut last = None;
     for _ in 0..if port == 0 { PORT_TRIES } else { 1 } {
-        match try_bind_all(port, workers) {
+        match try_bind_all(port, at, workers) {
             Ok(bound) => return Ok(bound),
             Err(error) => last = Some(error),
         }
@@ -281,9 +296,13 @@ fn bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), ListenErro
     Err(last.expect("tried at least once"))
 }
 
-fn try_bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
+fn try_bind_all(port: u16, at: At, workers: usize) -> Result<(u16, Vec<Sockets>), ListenError> {
     let mut families: Vec<IpAddr> = Vec::new();
-    for address in [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)] {
+    let addresses = match at {
+        At::All | At::Redirected => [IpAddr::from(Ipv4Addr::UNSPECIFIED), IpAddr::from(Ipv6Addr::UNSPECIFIED)],
+        At::Loopback => [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)],
+    };
+    for address in addresses {
         match socket::exclusive((address, port).into()) {
             Ok(()) => families.push(address),
             Err(error) if is_no_family(&error) => {}
@@ -297,11 +316,11 @@ fn try_bind_all(port: u16, workers: usize) -> Result<(u16, Vec<Sockets>), Listen
         for &family in &families {
             let address: SocketAddr = (family, port).into();
             let failed = |what, address| move |source| ListenError::Socket { what, address, source };
-            let udp = socket::udp(address).map_err(failed("UDP", address))?;
+            let udp = socket::udp(address, at).map_err(failed("UDP", address))?;
             port = udp.local_addr().map_err(failed("UDP", address))?.port();
             let address = (family, port).into();
             sockets.udp.push(udp);
-            sockets.tcp.push(socket::tcp(address).map_err(failed("TCP", address))?);
+            sockets.tcp.push(socket::tcp(address, at).map_err(failed("TCP", address))?);
         }
         all.push(sockets);
     }
@@ -316,7 +335,7 @@ fn bind_tls(mut port: u16, workers: &mut [Sockets]) -> Result<u16, ListenError> 
             let any: SocketAddr = (Ipv4Addr::UNSPECIFIED, port).into();
             let family = sockets.tcp[at].local_addr().map_err(failed(any))?.ip();
             let address = (family, port).into();
-            let listener = socket::tcp(address).map_err(failed(address))?;
+            let listener = socket::tcp(address, At::All).map_err(failed(address))?;
             port = listener.local_addr().map_err(failed(address))?.port();
             sockets.tls.push(listener);
         }
@@ -341,7 +360,7 @@ async fn work(at: usize, sockets: Sockets, proxy: Arc<Proxy>, options: Options, 
     });
     let mut readers = Vec::new();
     for socket in sockets.udp {
-        match udp::Listener::new(socket) {
+        match udp::Listener::new(socket, options.at) {
             Ok(listener) => {
                 let listener = Rc::new(listener);
                 let (worker, flushed) = (worker.clone(), listener.clone());

@@ -8,6 +8,7 @@ use std::ptr;
 
 use socket2::{Domain, Protocol, Socket, Type};
 
+use super::At;
 use super::datagrams::arrived;
 
 /// Octets that wait to be read from one socket, at best: a burst of some thousand queries.
@@ -15,13 +16,17 @@ const RECEIVE_BUFFER: usize = 4 << 20;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 512;
 
-/// A UDP socket that shares its port with those of the other workers.
+/// A UDP socket; at [`At::All`] it shares its port with those of the other workers.
 ///
 /// Sharing (`SO_REUSEPORT`) is for sockets of the same uid. `SO_REUSEADDR` is never set: with it another uid took 40 of
-/// 40 queries.
-pub fn udp(address: SocketAddr) -> io::Result<UdpSocket> {
+/// 40 queries. Beside a workload neither is: its processes may have the same uid, and they are nearer to this port.
+pub fn udp(address: SocketAddr, at: At) -> io::Result<UdpSocket> {
     let socket = unbound(address, Type::DGRAM)?;
-    socket.set_reuse_port(true)?;
+    match at {
+        At::All => socket.set_reuse_port(true)?,
+        At::Loopback => (),
+        At::Redirected => set_transparent(&socket, address)?,
+    }
     if force_receive_buffer(&socket).is_err() {
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER); // the system's limit may be lower, which is as good as it gets
     }
@@ -48,10 +53,20 @@ fn force_receive_buffer(socket: &Socket) -> io::Result<()> {
     if failed == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// A TCP listener that shares its port with those of the other workers.
-pub fn tcp(address: SocketAddr) -> io::Result<TcpListener> {
+/// A TCP listener; at [`At::All`] it shares its port with those of the other workers.
+///
+/// Beside a workload it has `SO_REUSEADDR`, which means another thing for TCP: past connections are not in the way of a
+/// restart, and nobody else can have the port while it listens, whatever options he sets.
+pub fn tcp(address: SocketAddr, at: At) -> io::Result<TcpListener> {
     let socket = unbound(address, Type::STREAM)?;
-    socket.set_reuse_port(true)?;
+    match at {
+        At::All => socket.set_reuse_port(true)?,
+        At::Loopback => socket.set_reuse_address(true)?,
+        At::Redirected => {
+            socket.set_reuse_address(true)?;
+            set_transparent(&socket, address)?;
+        }
+    }
     tell_arrival(&socket, address.is_ipv6())?;
     socket.bind(&address.into())?;
     socket.listen(BACKLOG)?;
@@ -75,12 +90,25 @@ fn unbound(address: SocketAddr, kind: Type) -> io::Result<Socket> {
     Ok(socket)
 }
 
+/// Lets it answer from addresses that are not this machine's (IP_TRANSPARENT of ip(7)); needs CAP_NET_ADMIN.
+fn set_transparent(socket: &Socket, address: SocketAddr) -> io::Result<()> {
+    let (level, option) = match address {
+        SocketAddr::V4(_) => (libc::IPPROTO_IP, libc::IP_TRANSPARENT),
+        SocketAddr::V6(_) => (libc::IPPROTO_IPV6, libc::IPV6_TRANSPARENT),
+    };
+    set(socket, level, option)
+}
+
 /// Makes the kernel tell to which address, by which interface, something came.
 pub(super) fn tell_arrival(socket: &impl AsRawFd, v6: bool) -> io::Result<()> {
     let (level, option) = match v6 {
         true => (libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO),
         false => (libc::IPPROTO_IP, libc::IP_PKTINFO),
     };
+    set(socket, level, option)
+}
+
+fn set(socket: &impl AsRawFd, level: libc::c_int, option: libc::c_int) -> io::Result<()> {
     let on: libc::c_int = 1;
     let length = mem::size_of_val(&on) as libc::socklen_t;
     // SAFETY: the option's value is an int that lives through the call.
@@ -122,7 +150,7 @@ mod tests {
 
     #[track_caller]
     fn comes_in_by_loopback(address: &str) {
-        let listener = tcp(address.parse().expect("an address")).expect("a listener");
+        let listener = tcp(address.parse().expect("an address"), At::All).expect("a listener");
         listener.set_nonblocking(false).expect("blocking");
         let client = TcpStream::connect(listener.local_addr().expect("an address")).expect("connected");
         let (server, _) = listener.accept().expect("accepted");
@@ -139,11 +167,30 @@ mod tests {
 
     #[test]
     fn a_port_in_use_is_noticed_even_if_it_could_be_shared() {
-        let first = udp("127.0.0.1:0".parse().expect("an address")).expect("a socket");
+        let first = udp("127.0.0.1:0".parse().expect("an address"), At::All).expect("a socket");
         let address = first.local_addr().expect("an address");
-        udp(address).expect("workers share");
+        udp(address, At::All).expect("workers share");
         assert_eq!(exclusive(address).expect_err("in use").kind(), io::ErrorKind::AddrInUse);
         drop(first);
         exclusive(address).expect("free");
+    }
+
+    #[test]
+    fn beside_a_workload_not_even_the_same_uid_shares_the_port() {
+        let any: SocketAddr = "127.0.0.1:0".parse().expect("an address");
+        let (first, listener) =
+            (udp(any, At::Loopback).expect("a socket"), tcp(any, At::Loopback).expect("a listener"));
+        let (datagrams, connections) =
+            (first.local_addr().expect("an address"), listener.local_addr().expect("an address"));
+        for at in [At::All, At::Loopback] {
+            assert_eq!(udp(datagrams, at).expect_err("taken").kind(), io::ErrorKind::AddrInUse, "{at:?}");
+            assert_eq!(tcp(connections, at).expect_err("taken").kind(), io::ErrorKind::AddrInUse, "{at:?}");
+        }
+        for (address, kind) in [(datagrams, Type::DGRAM), (connections, Type::STREAM)] {
+            let greedy = unbound(address, kind).expect("a socket");
+            greedy.set_reuse_address(true).expect("an option");
+            greedy.set_reuse_port(true).expect("an option");
+            assert_eq!(greedy.bind(&address.into()).expect_err("taken").kind(), io::ErrorKind::AddrInUse, "{kind:?}");
+        }
     }
 }

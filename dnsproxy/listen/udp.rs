@@ -14,8 +14,8 @@ use tokio::task::spawn_local;
 
 use crate::serve::{Next, Packet};
 
-use super::Worker;
 use super::datagrams::{Outbox, Outgoing};
+use super::{At, Worker};
 
 /// Replies that wait for a socket that takes no more; above that they are lost, as datagrams may be.
 const QUEUE: usize = 4_096;
@@ -28,6 +28,7 @@ const SPARE: usize = 256;
 /// A socket and the replies that leave it next.
 pub(super) struct Listener {
     socket: AsyncFd<UdpSocket>,
+    at: At,
     queue: RefCell<Vec<Outgoing>>,
     /// Buffers of replies that have left: a hot reply needs no new one.
     spare: RefCell<Vec<Vec<u8>>>,
@@ -36,11 +37,12 @@ pub(super) struct Listener {
 }
 
 impl Listener {
-    pub(super) fn new(socket: UdpSocket) -> io::Result<Listener> {
+    pub(super) fn new(socket: UdpSocket, at: At) -> io::Result<Listener> {
         // SAFETY: a UdpSocket owns its descriptor, which stays the same and open until it is dropped.
         let socket = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE)? };
         Ok(Listener {
             socket,
+            at,
             queue: RefCell::default(),
             spare: RefCell::default(),
             outbox: RefCell::default(),
@@ -61,6 +63,9 @@ impl Listener {
 
     /// Replies of one turn leave together, see [`Listener::send`].
     fn reply(&self, bytes: Vec<u8>, to: SocketAddr, from: (IpAddr, u32)) {
+        // Among local sockets the kernel finds the way, which is by another interface than it says where the client has the
+        // pod's own address.
+        let from = if self.at == At::All { from } else { (from.0, 0) };
         let mut queue = self.queue.borrow_mut();
         if queue.len() < QUEUE {
             queue.push(Outgoing { bytes, to, from });

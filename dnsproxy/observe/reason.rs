@@ -75,6 +75,7 @@ reasons! {
     FragmentFollows "fragment_follows", "A later fragment of a first that passed.";
     Unenforced "unenforced", "No policy selects the endpoint.";
     Audit "audit", "Would have been dropped.";
+    Proxy "proxy", "The proxy's own queries, beside the workload; or their answers.";
 }
 
 impl Reason {

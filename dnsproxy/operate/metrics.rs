@@ -10,6 +10,7 @@ use prometheus::{
     TextEncoder,
 };
 
+use super::Advisory;
 use super::status::EndpointState;
 use crate::clock;
 use crate::engine::ruleset::Direction;
@@ -157,6 +158,7 @@ pub struct Metrics {
     repairs: IntCounterVec,
     endpoints: IntGaugeVec,
     ready: IntGauge,
+    advisory: IntGaugeVec,
     floor: IntCounter,
     cache: cache::Cache,
     upstreams: upstreams::Upstreams,
@@ -264,6 +266,12 @@ impl Metrics {
             ),
             endpoints: gauges(r, "namegate_endpoints", "Endpoints, by what is done to their traffic.", &["state"]),
             ready: gauge(r, "namegate_ready", "1 if namegate is ready as /readyz has it, else 0."),
+            advisory: gauges(
+                r,
+                "namegate_advisory",
+                "1 for each reason for which a workload may get past enforcement, else 0; see `namegate status`.",
+                &["reason"],
+            ),
             floor: counter(
                 r,
                 "namegate_floor_packets_total",
@@ -380,6 +388,11 @@ impl Metrics {
         self.ready.set(i64::from(ready));
     }
 
+    /// Whether a reason holds for which enforcement may be got past.
+    pub fn advisory(&self, reason: Advisory, holds: bool) {
+        self.advisory.with_label_values(&[reason.text()]).set(i64::from(holds));
+    }
+
     /// How many packets the floor has dropped since the start.
     pub fn floor(&self, packets: u64) {
         raise(&self.floor, packets);
@@ -420,6 +433,7 @@ impl Metrics {
         self.background(&Background::default());
         EndpointState::ALL.iter().for_each(|state| self.endpoints(*state, 0));
         self.refused(0, 0, 0);
+        Advisory::ALL.iter().for_each(|reason| self.advisory(*reason, false));
     }
 }
 
@@ -592,6 +606,7 @@ mod tests {
         words.extend(Table::ALL.iter().map(|table| table.text()));
         words.extend(EndpointState::ALL.iter().map(|state| state.text()));
         words.extend(Repair::ALL.map(Repair::text));
+        words.extend(Advisory::ALL.iter().map(|reason| reason.text()));
         words.extend(["plain", "tls", "https", "held", "used"]);
         words.extend(["passed", "dropped", "egress", "ingress", "yes", "no", "applied", "unchanged", "failed"]);
         words.extend(["kernel_event", "suppressed_event", "flow_record", "verbose_line", env!("CARGO_PKG_VERSION")]);

@@ -1,5 +1,6 @@
 //! For those who run it: metrics, health, status, the admin socket, the log.
 
+mod advisory;
 pub mod client;
 pub mod explain;
 pub mod http;
@@ -10,6 +11,7 @@ mod ready;
 mod status;
 pub mod takeover;
 
+pub use advisory::{Advisory, AdvisoryStatus};
 pub use http::{Operator, Server};
 pub use ready::Readiness;
 pub use status::{

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::AdvisoryStatus;
 use crate::cluster::snapshot::{Refusal, Stands};
 use crate::host::floor::FloorStatus;
 use crate::serve::cache::CacheFigures;
@@ -23,6 +24,8 @@ pub struct Status {
     pub ready: bool,
     /// Why it is not ready.
     pub reasons: Vec<String>,
+    /// Why enforcement may be got past; empty on a node.
+    pub advisory: Vec<AdvisoryStatus>,
     /// The policies.
     pub policy: PolicyStatus,
     /// The endpoints, by interface.

@@ -64,6 +64,8 @@ impl Node {
             }
         });
         self.ground.floor.keep(wanted.as_ref());
+        let inherited = self.ground.inherited.clone();
+        self.keep_egress(&inherited);
         self.tell_of_floor();
     }
 

@@ -1,4 +1,5 @@
-//! The ways of running. One so far: [`node`], every endpoint that the operator names, from the host's side.
+//! The ways of running: [`node`], every endpoint that the operator names, from the host's side; [`sidecar()`], one pod, from
+//! inside it.
 
 mod attachments;
 pub mod checkpoint;
@@ -13,6 +14,7 @@ mod packets;
 mod publish;
 mod reload;
 mod repair;
+mod sidecar;
 pub mod state;
 mod steering;
 mod upkeep;
@@ -28,7 +30,8 @@ use crate::kernel::attach::detach_all;
 use crate::kernel::load::redirect_messages;
 
 pub use explain::surroundings;
-pub use node::node;
+pub use node::{node, sidecar};
+pub use sidecar::init as sidecar_init;
 // Also for the scenarios that play without a kernel.
 pub use publish::{caps, guard, routes, search_of, settings};
 pub use reload::{cluster_dns, settle};
@@ -48,6 +51,7 @@ pub fn detach(config: &Config) -> anyhow::Result<()> {
     let found = crate::host::floor::remove_all(&crate::host::floor::table_of(&config.pin_dir))
         .context("removing the floor")?
         || found;
+    let found = crate::host::egress::remove().context("removing the floor under what the pod sends")? || found;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
     checkpoint::remove(&config.state_dir);

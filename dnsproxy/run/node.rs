@@ -14,6 +14,7 @@ use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
 use super::journal::{self, Journal};
 use super::lock::Locks;
+use super::sidecar::{self, Sidecar};
 use super::state::{self, State};
 use super::watch::Watch;
 use super::{floor, names, packets, publish, reload, steering, upkeep};
@@ -27,13 +28,15 @@ use crate::engine::fqdn::{FqdnTable, Meaning};
 use crate::engine::grant::{GrantWrite, MonoNs};
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
+use crate::host::egress::remove as remove_egress;
 use crate::host::floor::{remove_all as remove_floor, table_of};
 use crate::host::links::{self, Link, Netlink};
 use crate::host::owner::written_by_others;
 use crate::kernel::attach::detach_all;
 use crate::kernel::change::PeerRows;
 use crate::kernel::events::Events;
-use crate::kernel::load::{Kernel, LoadSettings};
+use crate::kernel::load::{Kernel, LoadSettings, Place};
+use crate::kernel::proxy::PROXY_PORTS;
 use crate::kernel::rules::EndpointRow;
 use crate::kernel::sweep::Budgets;
 use crate::listen::tls::Tls;
@@ -43,6 +46,7 @@ use crate::operate::takeover::{self, HandOver, Handed, Home, Offer, Role, Succes
 use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
 use crate::serve::cache::Cache;
 use crate::serve::{Directory, Proxy, Served};
+use crate::upstream::doors::Doors;
 use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
@@ -95,6 +99,8 @@ pub(super) struct Node {
     pub upkeep: upkeep::Upkeep,
     /// How the DNS servers fare, for status and metrics.
     pub upstreams: Arc<Registry>,
+    /// Where it runs beside its one workload.
+    pub sidecar: Option<Sidecar>,
 }
 
 /// A workload that the operator named.
@@ -135,13 +141,25 @@ pub(super) struct Endpoint {
 /// # Errors
 /// It could not start.
 pub fn node(config: Config, source: Source) -> anyhow::Result<()> {
+    start(config, source, false)
+}
+
+/// Runs beside one workload, in its pod's network namespace, until SIGTERM or SIGINT.
+///
+/// # Errors
+/// It could not start, or must not where it is.
+pub fn sidecar(config: Config, source: Source) -> anyhow::Result<()> {
+    start(config, source, true)
+}
+
+fn start(config: Config, source: Source, beside: bool) -> anyhow::Result<()> {
     crate::kernel::load::redirect_messages();
     raise_file_limit();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(config, source))
+    runtime.block_on(run(config, source, beside))
 }
 
-async fn run(config: Config, source: Source) -> anyhow::Result<()> {
+async fn run(config: Config, source: Source, beside: bool) -> anyhow::Result<()> {
     // First of all, so that a signal during the start is not lost.
     let hangup = signal(SignalKind::hangup())?;
     let terminate = signal(SignalKind::terminate())?;
@@ -150,10 +168,14 @@ async fn run(config: Config, source: Source) -> anyhow::Result<()> {
     warn_of_others(&source);
     // What another process can have is taken next, before anything is touched.
     let tls = tls(&config)?;
-    let (snapshot, handed) = succeed(&config)?;
+    let sidecar = if beside { Some(Sidecar::start(&config, random_mark()?).await?) } else { None };
+    // A pod's sidecar lives as long as the pod: nobody comes after it.
+    let nobody = || (snapshot::Source::new(&config.snapshot), Vec::new());
+    let (snapshot, handed) = if beside { nobody() } else { succeed(&config)? };
     let mut locks = Locks::take(&config)?;
-    match take_places(&config, tls, handed).and_then(|places| locks.take_pins(&config).map(|()| places)) {
-        Ok(places) => run_there(config, source, [hangup, terminate, interrupt], places, locks, snapshot).await,
+    let places = take_places(&config, tls, handed, sidecar.as_ref());
+    match places.and_then(|places| locks.take_pins(&config).map(|()| places)) {
+        Ok(places) => run_there(config, source, sidecar, [hangup, terminate, interrupt], places, locks, snapshot).await,
         Err(error) => {
             locks.undo();
             Err(error)
@@ -199,9 +221,18 @@ struct Places {
     successors: UnboundedReceiver<Successor>,
 }
 
-fn take_places(config: &Config, tls: Option<Tls>, handed: Vec<Handed>) -> anyhow::Result<Places> {
+fn take_places(
+    config: &Config,
+    tls: Option<Tls>,
+    handed: Vec<Handed>,
+    sidecar: Option<&Sidecar>,
+) -> anyhow::Result<Places> {
     let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
-    let options = listen::Options { port: config.dns.port, workers: config.dns.workers as usize, tls, upstreams };
+    let (port, at) = match sidecar {
+        Some(sidecar) => (sidecar::DNS_PORT, sidecar.listens_at()),
+        None => (config.dns.port, listen::At::All),
+    };
+    let options = listen::Options { port, at, workers: config.dns.workers as usize, tls, upstreams };
     let (mut inherited, mut pages) = (listen::Inherited::default(), Vec::new());
     for (role, socket) in handed {
         match role {
@@ -228,6 +259,7 @@ fn take_places(config: &Config, tls: Option<Tls>, handed: Vec<Handed>) -> anyhow
 async fn run_there(
     config: Config,
     source: Source,
+    sidecar: Option<Sidecar>,
     [mut hangup, mut terminate, mut interrupt]: [Signal; 3],
     places: Places,
     mut locks: Locks,
@@ -240,10 +272,14 @@ async fn run_there(
     );
 
     let (netlink, mut link_events) = links::open().context("opening a netlink socket")?;
-    let settings = load_settings(&config);
+    let place = match &sidecar {
+        Some(_) => Place::Beside { reject_mark: random_mark()? },
+        None => Place::Host,
+    };
+    let settings = load_settings(&config, place);
     let fresh = !config.pin_dir.exists();
     let kernel =
-        Arc::new(Kernel::open(&config.pin_dir, &settings, probe_mark()?).context("loading the kernel programs")?);
+        Arc::new(Kernel::open(&config.pin_dir, &settings, random_mark()?).context("loading the kernel programs")?);
     if fresh {
         locks.take_pins(&config)?;
     }
@@ -280,6 +316,7 @@ async fn run_there(
         upkeep: upkeep::Upkeep::new(settings),
         upstreams,
         snapshot,
+        sidecar,
         kept: Kept::default(),
         held: None,
         seen: None,
@@ -313,6 +350,10 @@ async fn run_there(
             () = tokio::time::sleep(UPKEEP) => node.reload().await,
         }
     }
+    if let Some(sidecar) = &node.sidecar {
+        node.kernel.forget_proxy_sockets()?;
+        options.upstreams.leave_by(Doors::new(&sidecar.endpoint().interface, PROXY_PORTS, node.kernel.clone()));
+    }
     node.resume().await;
     // Not before it is known whose queries these are: what has waited in the sockets would be taken for strangers'.
     let listeners = bound.start(&options, proxy).context("listening for queries")?;
@@ -345,6 +386,7 @@ async fn run_there(
                 drop(events);
                 return step_aside(node, Some(listeners), locks, successor, [terminate, interrupt]).await;
             }
+            () = sidecar::changed(&mut node.sidecar) => node.read_podinfo().await,
             event = link_events.next() => match event {
                 Some(event) => node.link_event(event).await,
                 None => anyhow::bail!("the netlink socket was closed"),
@@ -412,6 +454,7 @@ async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> any
     checkpoint::remove(&config.state_dir);
     detach_all(&config.pin_dir).context("removing programs and pins")?;
     remove_floor(&table_of(&config.pin_dir)).context("removing the floor")?;
+    remove_egress().context("removing the floor under what the pod sends")?;
     for local in state.resolvers.values() {
         netlink.remove_local(*local).await.context("removing a local address")?;
     }
@@ -522,7 +565,8 @@ impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
         let mut named = BTreeMap::new();
-        for setting in self.config.endpoints.clone() {
+        let own = self.sidecar.as_ref().map(Sidecar::endpoint);
+        for setting in own.map_or_else(|| self.config.endpoints.clone(), |own| vec![own]) {
             let key = setting.pod.to_string();
             let mut endpoint = match self.endpoints.remove(&key) {
                 Some(endpoint) => endpoint,
@@ -675,7 +719,7 @@ impl Endpoint {
     }
 }
 
-fn load_settings(config: &Config) -> LoadSettings {
+fn load_settings(config: &Config, place: Place) -> LoadSettings {
     let enforcement = &config.enforcement;
     LoadSettings {
         max_endpoints: enforcement.max_endpoints,
@@ -688,11 +732,12 @@ fn load_settings(config: &Config) -> LoadSettings {
         datagram_both_timeout: enforcement.udp_timeout,
         events_per_second: enforcement.events_per_second,
         rejects_per_second: enforcement.events_per_second,
+        place,
     }
 }
 
-/// A mark that nobody can guess: a test run with it leaves no trace.
-fn probe_mark() -> anyhow::Result<u32> {
+/// A mark that nobody can guess: a test run with it leaves no trace, for one.
+fn random_mark() -> anyhow::Result<u32> {
     let mut octets = [0u8; 4];
     // SAFETY: four octets to fill.
     let filled = unsafe { libc::getrandom(octets.as_mut_ptr().cast(), octets.len(), 0) };

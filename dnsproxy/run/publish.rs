@@ -184,6 +184,10 @@ impl Node {
         });
         let endpoints = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some());
         let endpoints = endpoints.filter_map(|endpoint| endpoint.served.clone());
+        let endpoints = endpoints.map(|served| match &self.sidecar {
+            Some(sidecar) => sidecar.as_seen_inside(&served),
+            None => served,
+        });
         let mut directory = Directory::new(settings(&self.config), guard, endpoints, resolvers);
         directory.routes = routes(&self.config);
         self.directory.store(Arc::new(directory));

@@ -135,6 +135,9 @@ impl Node {
     async fn put_in_force(&mut self, snapshot: Snapshot) -> anyhow::Result<()> {
         let mut world = snapshot.world;
         settle(&mut world, &self.config);
+        if let Some(sidecar) = &self.sidecar {
+            sidecar.place(&mut world, &self.config);
+        }
         let mut change = self.compile(&world);
         self.state.last_good = snapshot.last_good;
         self.place_endpoints(&world);
@@ -184,7 +187,7 @@ impl Node {
             }
         }
         self.close_the_unknown(&change.rules);
-        kernel.set_steering(&self.steering.pairs, proxy_ports(&self.config))?;
+        kernel.set_steering(self.steered_pairs(), proxy_ports(&self.config))?;
         self.remember(&change, false)?;
         if !change.fresh.is_empty() {
             self.upkeep.rules_due();
@@ -210,6 +213,12 @@ impl Node {
     async fn add_own_addresses(&self, change: &mut Change) -> anyhow::Result<()> {
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
         let peers = &mut change.peers;
+        if let Some(hosts) = self.hosts() {
+            for address in hosts {
+                peers.entry(*address).or_insert(PeerId::HOST);
+            }
+            return Ok(());
+        }
         for (_, address, _) in addresses {
             let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
             if !address.is_loopback() && !link_local {
@@ -328,6 +337,10 @@ impl Node {
             .chain(cluster_dns(world))
             .filter(|address| steering::can_be_resolver(*address))
             .collect();
+        if self.sidecar.is_some() {
+            self.answer_locally(&resolvers, change.rules.values().next().map(|rules| &**rules), world);
+            return Ok(());
+        }
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
         let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
@@ -347,6 +360,11 @@ impl Node {
         both.extend(old.pairs.into_iter().filter(|pair| !self.steering.pairs.contains(pair)));
         self.kernel.set_steering(&both, proxy_ports(&self.config))?;
         Ok(())
+    }
+
+    /// What the kernel's programs steer: nothing beside a workload.
+    fn steered_pairs(&self) -> &[(IpAddr, IpAddr)] {
+        if self.sidecar.is_some() { &[] } else { &self.steering.pairs }
     }
 
     /// Writes the state. `both`: a bit may stand for what it was and for what it will be.

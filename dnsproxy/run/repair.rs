@@ -43,6 +43,7 @@ impl Node {
         let found = self.kernel.examine(at.ifindex, at.method).map_err(words)?;
         if found.iter().any(|damage| damage.fault == Fault::Detached) {
             self.ground.floor.shut(at.ifindex);
+            self.shut_egress();
         }
         if !found.is_empty() {
             // Before, so that nothing that was opened meanwhile passes once the programs are back; after, for what was

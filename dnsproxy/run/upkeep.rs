@@ -5,6 +5,7 @@ use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
 use super::node::{Node, started};
+use super::sidecar::Sidecar;
 use crate::clock;
 use crate::engine::fqdn::{FqdnTable, Plan};
 use crate::kernel::attach::Method;
@@ -100,6 +101,7 @@ impl Node {
             self.upkeep.look_at = now + LOOK;
             self.look_at_programs();
             self.look_at_floor();
+            self.look_beside();
         }
         self.tell();
     }
@@ -197,7 +199,10 @@ impl Node {
         let grants: Vec<u64> = self.endpoints.values().map(grants_of).collect();
         metrics.grants(grants.iter().sum());
         metrics.ready(self.readiness.is_ready());
-        let floor = self.ground.floor.status();
+        let mut floor = self.ground.floor.status();
+        if let Some(sidecar) = &self.sidecar {
+            sidecar.add_floor(&mut floor);
+        }
         metrics.floor(floor.dropped);
         let cache = self.proxy.cache().map(Cache::figures);
         metrics.cache(&cache.unwrap_or_default());
@@ -224,6 +229,7 @@ impl Node {
                 refusals: self.loaded.refusals.iter().map(RefusalStatus::from).collect(),
                 skipped: self.loaded.skipped,
             },
+            advisory: self.sidecar.as_ref().map(Sidecar::advisory).unwrap_or_default(),
             endpoints,
             floor,
             maps: tables

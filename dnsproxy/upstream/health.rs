@@ -7,7 +7,7 @@
 use std::fmt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use crate::clock;
 
 use super::address::{ServerAddress, Transport};
+use super::doors::Doors;
 use super::trust::{Trust, TrustError};
 
 /// Unanswered queries in a row after which a server is held down.
@@ -40,6 +41,7 @@ const KNOWN: usize = 256;
 pub struct Registry {
     trust: Trust,
     servers: Mutex<Vec<(ServerAddress, Arc<Health>)>>,
+    doors: OnceLock<Arc<Doors>>,
 }
 
 /// How a server fares, for people and metrics. Counts are since the server was first asked.
@@ -91,7 +93,17 @@ impl Registry {
     /// # Errors
     /// The file can't be read or holds no certificate.
     pub fn open(ca: Option<&Path>) -> Result<Registry, TrustError> {
-        Ok(Registry { trust: Trust::load(ca)?, servers: Mutex::default() })
+        Ok(Registry { trust: Trust::load(ca)?, servers: Mutex::default(), doors: OnceLock::new() })
+    }
+
+    /// By which ports whoever asks is to leave, from before the first question on. Said once.
+    pub fn leave_by(&self, doors: Doors) {
+        let _ = self.doors.set(Arc::new(doors));
+    }
+
+    /// See [`Registry::leave_by`].
+    pub(super) fn doors(&self) -> Option<Arc<Doors>> {
+        self.doors.get().cloned()
     }
 
     /// Whom to trust over TLS.
@@ -125,7 +137,7 @@ impl Registry {
 impl Default for Registry {
     /// Trusts Mozilla's list.
     fn default() -> Registry {
-        Registry { trust: Trust::default(), servers: Mutex::default() }
+        Registry { trust: Trust::default(), servers: Mutex::default(), doors: OnceLock::new() }
     }
 }
 

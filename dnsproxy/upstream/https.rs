@@ -23,10 +23,10 @@ use crate::engine::answer::{Match, matches};
 use crate::engine::wire::{HEADER, skip_plain_name};
 
 use super::UpstreamError;
-use super::health::Health;
+use super::doors::Doors;
+use super::health::{Health, Registry};
 use super::message::set_id;
 use super::stream::{open, secured};
-use super::trust::Trust;
 
 /// The type of queries and answers.
 const MESSAGE: &str = "application/dns-message";
@@ -38,6 +38,7 @@ const ALIVE: Duration = Duration::from_secs(2);
 /// The way to one server.
 pub(super) struct Https {
     address: SocketAddr,
+    doors: Option<Arc<Doors>>,
     name: Option<ServerName<'static>>,
     uri: Option<Uri>,
     config: Arc<ClientConfig>,
@@ -53,14 +54,15 @@ struct Connection {
 }
 
 impl Https {
-    pub fn new(socket: SocketAddr, certificate: &str, path: &str, trust: &Trust, health: Arc<Health>) -> Https {
+    pub fn new(socket: SocketAddr, certificate: &str, path: &str, registry: &Registry, health: Arc<Health>) -> Https {
         let host = if certificate.contains(':') { format!("[{certificate}]") } else { certificate.to_owned() };
         let place = if socket.port() == 443 { host } else { format!("{host}:{}", socket.port()) };
         Https {
             address: socket,
+            doors: registry.doors(),
             name: ServerName::try_from(certificate.to_owned()).ok(),
             uri: format!("https://{place}{path}").parse().ok(),
-            config: trust.https.clone(),
+            config: registry.trust().https.clone(),
             health,
             connection: Mutex::default(),
         }
@@ -99,7 +101,8 @@ impl Https {
             return Ok((connection.number, sender.clone()));
         }
         connection.sender = None;
-        let stream = open(self.address).await.map_err(|error| UpstreamError::Network(error.kind()))?;
+        let opened = open(self.address, self.doors.as_deref()).await;
+        let (stream, announced) = opened.map_err(|error| UpstreamError::Network(error.kind()))?;
         let stream = secured(stream, self.address, self.config.clone(), self.name.clone(), &self.health).await?;
         if stream.get_ref().1.alpn_protocol() != Some(b"h2") {
             return Err(self.log("it speaks no HTTP/2"));
@@ -112,6 +115,7 @@ impl Https {
             .await
             .map_err(|_| UpstreamError::Network(io::ErrorKind::ConnectionAborted))?;
         spawn_local(async move {
+            let _announced = announced;
             if let Err(error) = driver.await {
                 tracing::debug!(%error, "a connection to a DNS server over HTTPS ended");
             }

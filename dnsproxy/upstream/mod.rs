@@ -40,6 +40,7 @@ mod answers;
 mod asking;
 pub mod chance;
 mod cookie;
+pub mod doors;
 pub mod health;
 mod https;
 pub mod message;

@@ -10,6 +10,7 @@ use std::time::Instant;
 
 use super::address::{ServerAddress, Transport};
 use super::cookie::Cookies;
+use super::doors::Doors;
 use super::health::{Health, Registry};
 use super::https::Https;
 use super::route::Route;
@@ -45,6 +46,7 @@ pub(super) enum Way {
 /// The sockets and what is known of a server that is asked over UDP and TCP.
 pub(super) struct Plain {
     address: SocketAddr,
+    doors: Option<Arc<Doors>>,
     sockets: RefCell<Vec<Rc<Socket>>>,
     turn: Cell<usize>,
     /// The socket for all that is asked in this turn of the worker.
@@ -77,18 +79,17 @@ impl Server {
         let way = match &address.transport {
             Transport::Plain => Way::Plain(Plain {
                 address: socket,
+                doors: registry.doors(),
                 sockets: RefCell::default(),
                 turn: Cell::new(0),
                 current: RefCell::default(),
                 only_tcp_until: Cell::new(None),
                 cookies: Cookies::default(),
-                tcp: Streams::tcp(socket),
+                tcp: Streams::tcp(socket, registry.doors()),
             }),
-            Transport::Tls { certificate } => {
-                Way::Tls(Streams::tls(socket, certificate, registry.trust(), health.clone()))
-            }
+            Transport::Tls { certificate } => Way::Tls(Streams::tls(socket, certificate, registry, health.clone())),
             Transport::Https { certificate, path } => {
-                Way::Https(Https::new(socket, certificate, path, registry.trust(), health.clone()))
+                Way::Https(Https::new(socket, certificate, path, registry, health.clone()))
             }
         };
         Server { address: address.clone(), health, way, queries: Cell::new(0), answers: Cell::new(0) }
@@ -142,7 +143,7 @@ impl Plain {
         let mut sockets = self.sockets.borrow_mut();
         sockets.retain(|socket| !socket.is_retired());
         if sockets.len() < SOCKETS {
-            sockets.push(Socket::open(shared, self.address)?);
+            sockets.push(Socket::open(shared, self.address, self.doors.as_deref())?);
         }
         let turn = (self.turn.get() + 1) % sockets.len();
         self.turn.set(turn);

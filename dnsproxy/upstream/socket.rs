@@ -22,6 +22,7 @@ use crate::listen::datagrams::BATCH;
 
 use super::Shared;
 use super::chance::Chance;
+use super::doors::{Announced, Doors};
 use super::pending::Pending;
 
 /// Queries that may wait on one socket: an unused number is found at once as long as most of 65 536 are.
@@ -33,6 +34,8 @@ const RECEIVE_BUFFER: usize = 2 << 20;
 
 /// A socket connected to one server, on a port of its own.
 pub(super) struct Socket {
+    /// Goes before the socket does.
+    _announced: Option<Announced>,
     inner: AsyncFd<UdpSocket>,
     waiting: RefCell<HashMap<u16, Rc<Pending>, BuildHasherDefault<Spread>>>,
     queue: RefCell<Queue>,
@@ -50,7 +53,7 @@ struct Queue {
 }
 
 impl Socket {
-    pub fn open(shared: &Rc<Shared>, server: SocketAddr) -> io::Result<Rc<Socket>> {
+    pub fn open(shared: &Rc<Shared>, server: SocketAddr, doors: Option<&Doors>) -> io::Result<Rc<Socket>> {
         let socket = socket2::Socket::new(Domain::for_address(server), Type::DGRAM, Some(Protocol::UDP))?;
         let _ = socket.set_recv_buffer_size(RECEIVE_BUFFER); // the kernel's limit may be lower, which is as good as it gets
         // The kernel chooses the port at random in its range.
@@ -58,13 +61,18 @@ impl Socket {
             SocketAddr::V4(_) => (Ipv4Addr::UNSPECIFIED, 0).into(),
             SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
         };
-        socket.bind(&any.into())?;
+        let bind = |socket: &socket2::Socket, to: SocketAddr| socket.bind(&to.into());
+        let announced = match doors {
+            Some(doors) => Some(doors.open(&socket, server, false, bind)?),
+            None => bind(&socket, any).map(|()| None)?,
+        };
         socket.connect(&server.into())?;
         socket.set_nonblocking(true)?;
         // SAFETY: a UdpSocket owns its descriptor, which stays the same and open until it is dropped.
         // Watched for answers only: each query that leaves would wake the worker for nothing.
         let inner = unsafe { AsyncFd::register_with_interest(UdpSocket::from(socket), Interest::READABLE)? };
         let socket = Rc::new(Socket {
+            _announced: announced,
             inner,
             waiting: RefCell::default(),
             queue: RefCell::default(),

@@ -16,7 +16,7 @@ use bytes::{Buf, BytesMut};
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::sync::{Notify, oneshot};
 use tokio::task::{AbortHandle, spawn_local};
 use tokio::time::timeout;
@@ -28,9 +28,9 @@ use crate::engine::wire::{HEADER, skip_plain_name, u16_at};
 
 use super::UpstreamError;
 use super::chance::Chance;
-use super::health::Health;
+use super::doors::{Announced, Doors};
+use super::health::{Health, Registry};
 use super::message::set_id;
-use super::trust::Trust;
 
 /// How long a connection is kept on which nothing is asked.
 const IDLE: Duration = Duration::from_secs(30);
@@ -46,6 +46,7 @@ const READ: usize = 4_096;
 /// The connections to one server.
 pub(super) struct Streams {
     address: SocketAddr,
+    doors: Option<Arc<Doors>>,
     tls: Option<Tls>,
     /// Queries that wait on a connection when another one is opened, unless there are `most`.
     busy: usize,
@@ -80,15 +81,15 @@ struct Waiting {
 impl Streams {
     /// Over TCP: servers that answer one after the other are many, so each query gets a connection of its own while
     /// there is one to be had.
-    pub fn tcp(address: SocketAddr) -> Streams {
-        Streams { address, tls: None, busy: 1, most: 64, connections: RefCell::default() }
+    pub fn tcp(address: SocketAddr, doors: Option<Arc<Doors>>) -> Streams {
+        Streams { address, doors, tls: None, busy: 1, most: 64, connections: RefCell::default() }
     }
 
     /// Over TLS: opening is dear.
-    pub fn tls(address: SocketAddr, certificate: &str, trust: &Trust, health: Arc<Health>) -> Streams {
+    pub fn tls(address: SocketAddr, certificate: &str, registry: &Registry, health: Arc<Health>) -> Streams {
         let name = ServerName::try_from(certificate.to_owned()).ok();
-        let tls = Tls { config: trust.tls.clone(), name, health };
-        Streams { address, tls: Some(tls), busy: 32, most: 4, connections: RefCell::default() }
+        let tls = Tls { config: registry.trust().tls.clone(), name, health };
+        Streams { address, doors: registry.doors(), tls: Some(tls), busy: 32, most: 4, connections: RefCell::default() }
     }
 
     /// Asks and takes the answer, its octets as they came. The caller sets the time.
@@ -132,7 +133,7 @@ impl Streams {
             ended: Cell::new(None),
             driver: RefCell::default(),
         });
-        let driver = spawn_local(drive(self.address, self.tls.clone(), connection.clone()));
+        let driver = spawn_local(drive(self.address, self.doors.clone(), self.tls.clone(), connection.clone()));
         connection.driver.replace(Some(driver.abort_handle()));
         connections.push(connection.clone());
         connection
@@ -217,11 +218,11 @@ impl Drop for Asked<'_> {
 }
 
 /// The life of a connection.
-async fn drive(address: SocketAddr, tls: Option<Tls>, connection: Rc<Connection>) {
-    let why = match timeout(OPENING, open(address)).await {
+async fn drive(address: SocketAddr, doors: Option<Arc<Doors>>, tls: Option<Tls>, connection: Rc<Connection>) {
+    let why = match timeout(OPENING, open(address, doors.as_deref())).await {
         Err(_) => UpstreamError::Timeout,
         Ok(Err(error)) => UpstreamError::Network(error.kind()),
-        Ok(Ok(stream)) => match tls {
+        Ok(Ok((stream, _announced))) => match tls {
             None => exchange(stream, &connection).await,
             Some(tls) => match secured(stream, address, tls.config, tls.name, &tls.health).await {
                 Ok(stream) => exchange(stream, &connection).await,
@@ -233,11 +234,16 @@ async fn drive(address: SocketAddr, tls: Option<Tls>, connection: Rc<Connection>
     connection.end(why);
 }
 
-/// A TCP connection.
-pub(super) async fn open(address: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(address).await?;
+/// A TCP connection, which was announced if that is asked for.
+pub(super) async fn open(address: SocketAddr, doors: Option<&Doors>) -> io::Result<(TcpStream, Option<Announced>)> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    let announced = match doors {
+        Some(doors) => Some(doors.open(&socket, address, true, TcpSocket::bind)?),
+        None => None,
+    };
+    let stream = socket.connect(address).await?;
     stream.set_nodelay(true)?;
-    Ok(stream)
+    Ok((stream, announced))
 }
 
 /// TLS over `stream`, with the server whose certificate bears `name` and no other.

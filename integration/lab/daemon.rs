@@ -72,10 +72,32 @@ impl Daemon {
             .args(["--node-name", "demo-node", "--metrics", "127.0.0.1:9090"])
             .arg("--snapshot")
             .arg(world.directory.join("snapshot"))
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped());
+            .args(more);
+        Daemon::spawned(command, namespace, &world.directory)
+    }
+
+    /// Starts it beside the first pod's workload, with a line and a flow record for everything, and doesn't wait.
+    #[track_caller]
+    pub fn beside(world: &World, through: &[&str], more: &[&str]) -> Daemon {
+        let namespace = world.namespace("pay");
+        let flows = world.directory.join("flows.json");
+        let program = program();
+        let words = [through, &[program.to_str().expect("a path in UTF-8")]].concat();
+        let mut command = inside(&namespace, words[0]);
+        command.args(&words[1..]).arg("sidecar").arg("--verbose");
+        let common = common(&world.directory);
+        command.args(common.chunks(2).filter(|pair| !more.contains(&pair[0].as_str())).flatten());
+        command.args(["--node-name", "demo-node", "--metrics", "127.0.0.1:9090"]);
+        for (flag, path) in [("--snapshot", "snapshot"), ("--podinfo", "podinfo")] {
+            command.arg(flag).arg(world.directory.join(path));
+        }
+        command.arg("--flows").arg(flows).args(more);
+        Daemon::spawned(command, namespace, &world.directory)
+    }
+
+    #[track_caller]
+    fn spawned(mut command: Command, namespace: String, directory: &Path) -> Daemon {
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
         let mut child = spawn(command).expect("namegate starts");
         let log: Arc<Mutex<Vec<String>>> = Arc::default();
         let (lines, input) = (log.clone(), child.stderr.take().expect("piped"));
@@ -84,7 +106,7 @@ impl Daemon {
                 lines.lock().expect("no panic while locked").push(line);
             }
         });
-        Daemon { child, namespace, directory: world.directory.clone(), log }
+        Daemon { child, namespace, directory: directory.to_owned(), log }
     }
 
     /// Waits until `namegate ready` says so; panics with its reasons and the log.

@@ -11,7 +11,7 @@ use namegate::engine::port::PortBlock;
 use namegate::engine::ruleset::{Direction, PeerId, PortRow, Protocol, RuleSet};
 use namegate::kernel::GrantStore;
 use namegate::kernel::abi::flag;
-use namegate::kernel::load::{Kernel, LoadSettings};
+use namegate::kernel::load::{Kernel, LoadSettings, Place};
 use namegate::kernel::rules::{EndpointRow, FlowLimits};
 use namegate::observe::Reason;
 
@@ -39,6 +39,7 @@ pub fn settings() -> LoadSettings {
         datagram_both_timeout: Duration::from_secs(180),
         events_per_second: 1_000_000,
         rejects_per_second: 1_000_000,
+        place: Place::Host,
     }
 }
 

@@ -20,8 +20,9 @@ use super::frames::*;
 const PACKETS: usize = 100_000;
 const RULE_SETS: usize = 400;
 const SEED: u64 = 20_261_121;
-/// What a run can't bring about at will: a full hash, a look-up that can't fail, a mode of a later issue.
-const UNREACHED: [Reason; 3] = [Reason::Internal, Reason::FlowTable, Reason::Audit];
+/// What a run can't bring about at will: a full hash, a look-up that can't fail, a mode of a later issue, what is only beside a
+/// workload.
+const UNREACHED: [Reason; 4] = [Reason::Internal, Reason::FlowTable, Reason::Audit, Reason::Proxy];
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
 pub struct Random(pub u64);

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Write};
 use std::net::{IpAddr, SocketAddr};
-use std::process::{Child, ChildStdin, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use std::collections::HashMap;
 
+use super::sibling::Attempt;
 use super::{Answered, Frame, Many, Numbered, Question, Reach, Reply, Request, Rush, Rushed, Script, hex};
 use crate::lab::process::{inside, spawn};
 
@@ -32,8 +33,37 @@ impl Agent {
     #[track_caller]
     pub fn start(namespace: &str) -> Agent {
         // By this link rather than by its path: a build that replaces the file must not end a run.
+        Agent::launch(inside(namespace, &format!("/proc/{}/exe", std::process::id())))
+    }
+
+    /// Starts one as another container of a pod would run: with this uid and these capabilities, by their bits.
+    #[track_caller]
+    pub fn sibling(namespace: &str, uid: u32, capabilities: u64) -> Agent {
         let mut command = inside(namespace, &format!("/proc/{}/exe", std::process::id()));
-        command.arg("agent").stdin(Stdio::piped()).stdout(Stdio::piped());
+        command.args(["agent", &uid.to_string(), &capabilities.to_string()]);
+        Agent::launched(command)
+    }
+
+    /// The same, in a PID namespace with the process `beside`, which it shares a /proc with.
+    #[track_caller]
+    pub fn sibling_of(beside: u32, uid: u32, capabilities: u64) -> Agent {
+        let program = std::env::current_exe().expect("the path of this program");
+        let mut command = Command::new("nsenter");
+        command.args(["net", "pid", "mnt"].map(|kind| {
+            let flag = if kind == "mnt" { "mount" } else { kind };
+            format!("--{flag}=/proc/{beside}/ns/{kind}")
+        }));
+        command.arg(program).args(["agent", &uid.to_string(), &capabilities.to_string()]);
+        Agent::launched(command)
+    }
+
+    fn launch(mut command: Command) -> Agent {
+        command.arg("agent");
+        Agent::launched(command)
+    }
+
+    fn launched(mut command: Command) -> Agent {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = spawn(command).expect("the agent starts");
         let input = Mutex::new(child.stdin.take().expect("piped"));
         let output = child.stdout.take().expect("piped");
@@ -187,6 +217,15 @@ impl Agent {
     pub fn ask_many(&self, many: Many) -> Vec<Option<Vec<u8>>> {
         match self.call(Request::AskMany(many)) {
             Reply::Many(replies) => replies.into_iter().map(|reply| reply.map(|text| super::unhex(&text))).collect(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Tries something: 0, or the error's number.
+    #[track_caller]
+    pub fn tries(&self, attempt: Attempt) -> i32 {
+        match self.call(Request::Try(attempt)) {
+            Reply::Tried(number) => number,
             other => panic!("{other:?}"),
         }
     }

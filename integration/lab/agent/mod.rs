@@ -13,6 +13,7 @@ pub mod rogue;
 mod rush;
 mod script;
 pub mod servers;
+pub mod sibling;
 pub mod traffic;
 
 use std::io::{BufRead, Write};
@@ -83,6 +84,8 @@ pub enum Request {
     AskMany(Many),
     /// Asks at a steady rate, each question once.
     Pace(Pace),
+    /// What another container of a pod tries.
+    Try(sibling::Attempt),
 }
 
 /// What an agent answers.
@@ -109,6 +112,8 @@ pub enum Reply {
     Paced(Paced),
     /// Hexadecimal, their numbers 0.
     Many(Vec<Option<String>>),
+    /// 0, or an error's number.
+    Tried(i32),
     Failed(String),
 }
 
@@ -257,6 +262,11 @@ struct Numbered<T> {
 /// If this process was started as an agent, serves until its input ends and doesn't return.
 pub fn serve_if_asked() {
     if std::env::args().nth(1).as_deref() == Some("agent") {
+        // `agent UID CAPABILITIES`: as another container of the pod.
+        let number = |at: usize| std::env::args().nth(at).and_then(|text| text.parse::<u64>().ok());
+        if let (Some(uid), Some(keep)) = (number(2), number(3)) {
+            sibling::drop_privileges(uid as u32, keep);
+        }
         serve();
         std::process::exit(0);
     }
@@ -315,6 +325,7 @@ fn answer(request: Request) -> Reply {
         Request::Rush(rush) => rush::run(&rush),
         Request::AskMany(many) => many::run(&many),
         Request::Pace(pace) => pace::run(&pace),
+        Request::Try(attempt) => sibling::attempt(&attempt),
     }
 }
 

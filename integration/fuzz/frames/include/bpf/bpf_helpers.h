@@ -51,6 +51,8 @@ long bpf_l3_csum_replace(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 
 long bpf_l4_csum_replace(struct __sk_buff *skb, __u32 offset, __u64 from, __u64 to, __u64 flags);
 __s64 bpf_csum_diff(const __be32 *from, __u32 from_octets, const __be32 *to, __u32 to_octets, __u32 seed);
 long bpf_redirect_peer(__u32 ifindex, __u64 flags);
+long bpf_redirect(__u32 ifindex, __u64 flags);
+__u64 bpf_get_socket_cookie(struct __sk_buff *skb);
 long bpf_xdp_load_bytes(struct xdp_md *packet, __u32 offset, void *to, __u32 length);
 __u64 bpf_xdp_get_buff_len(struct xdp_md *packet);
 
