@@ -44,6 +44,8 @@ pub struct Config {
     pub run_dir: PathBuf,
     /// Whether a clean end takes enforcement away with it. `false` unless set: it stays.
     pub detach: bool,
+    /// How pods are found where no endpoint is named.
+    pub discovery: Discovery,
     /// The kernel side.
     pub enforcement: Enforcement,
     /// The DNS side.
@@ -65,6 +67,15 @@ pub struct EndpointSetting {
     pub pod: PodRef,
     /// The pod's own link-layer address; learned from its first good frame unless given.
     pub mac: Option<[u8; 6]>,
+}
+
+/// Section `[discovery]`: of use where no endpoint is named.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Discovery {
+    /// Where container runtimes keep what the CNI gave each pod. `/var/lib/cni` unless set.
+    pub cni_cache: PathBuf,
+    /// Interfaces that are left as they are, whoever is behind them. None unless set.
+    pub leave_alone: Vec<InterfaceNames>,
 }
 
 /// How programs are attached.
@@ -467,6 +478,8 @@ settings! {
     "pin_dir" pin_dir Restart;
     "run_dir" run_dir Restart;
     "detach" detach Reload;
+    "discovery.cni_cache" discovery.cni_cache Restart;
+    "discovery.leave_alone" discovery.leave_alone Reload;
     "enforcement.attach" enforcement.attach Restart;
     "enforcement.floor" enforcement.floor Reload;
     "enforcement.floor_interfaces" enforcement.floor_interfaces Reload;

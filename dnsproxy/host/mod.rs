@@ -1,6 +1,8 @@
 //! The machine's side: interfaces, addresses, what changes about them, and the packet filter's floor under all.
 
+pub mod cni;
 pub mod floor;
 pub mod links;
 mod nftables;
 pub mod owner;
+pub mod paths;

@@ -17,6 +17,7 @@ use crate::observe::{CacheUse, Counted, Outcome, Reason};
 use crate::serve::background::Background;
 
 mod cache;
+mod found;
 mod upstreams;
 
 macro_rules! tables {
@@ -158,6 +159,7 @@ pub struct Metrics {
     endpoints: IntGaugeVec,
     ready: IntGauge,
     floor: IntCounter,
+    found: found::Found,
     cache: cache::Cache,
     upstreams: upstreams::Upstreams,
 }
@@ -269,6 +271,7 @@ impl Metrics {
                 "namegate_floor_packets_total",
                 "Packets dropped by the floor: of interfaces that were not guarded yet.",
             ),
+            found: found::Found::new(r),
             cache: cache::Cache::new(r),
             upstreams: upstreams::Upstreams::new(r),
             registry: registry.clone(),

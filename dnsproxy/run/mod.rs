@@ -2,6 +2,7 @@
 
 mod attachments;
 pub mod checkpoint;
+mod discovery;
 mod explain;
 mod files;
 mod floor;
