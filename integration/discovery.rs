@@ -48,6 +48,7 @@ pub fn trials() -> Vec<Trial> {
     once("a_pod_is_known_by_the_route_to_it_without_a_cache", by_route);
     once("what_is_the_machines_own_is_never_touched", own_interfaces);
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
+    once("with_clsact_pods_are_found_too", clsact);
     once("files_that_are_broken_are_left_out_and_told", broken_files);
     once("a_bridged_pod_is_not_known_by_what_a_bridge_learned", not_by_neighbours);
     trials.extend(churn::trials());
@@ -100,7 +101,7 @@ fn unknown(yard: &Yard) {
     passes(true); // nobody is there
     let daemon = yard.start(&[]);
     passes(false);
-    assert_eq!(yard.unknown(), [stranger.host.clone()]);
+    assert_eq!(yard.unknown(), [stranger.host.as_str()]);
     assert!(daemon.metric("namegate_unknown_interfaces", &[]) >= 1.0);
     let (_, text) = daemon.run("status", &[]);
     assert!(text.contains(&format!("unknown: {}: neither the CNI's cache nor a route", stranger.host)), "{text}");
@@ -138,7 +139,7 @@ fn made_anew(yard: &Yard) {
     // The Pod object is replaced while the interface of the one before is still there: it is not the new one's.
     let replaced = yard.renamed(&again, &again.name, BLUE);
     yard.write_pod(&replaced, true);
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == [again.host.clone()]), "{}", yard.status());
+    assert!(clock::wait_until(LIMIT, || yard.unknown() == [again.host.as_str()]), "{}", yard.status());
     for family in FAMILIES {
         for colour in [RED, BLUE] {
             assert_ne!(again.agent().datagram(yard.outside(family, colour)), Reach::Reached);
@@ -155,7 +156,7 @@ fn second(yard: &Yard) {
     yard.is_guarded_as(&pod, RED);
     let more = yard.second_interface(&pod);
     yard.plug_second(&pod, &more);
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == [more.host.clone()]), "shut before it is known");
+    assert!(clock::wait_until(LIMIT, || yard.unknown() == [more.host.as_str()]), "shut before it is known");
     yard.write_cache_of_second(&pod, &more);
     let rows = || {
         let status = yard.status();
@@ -228,7 +229,7 @@ fn either_order(yard: &Yard) {
     let pod = yard.pod(0, RED);
     yard.plug(&pod);
     yard.write_cache(&pod);
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == [pod.host.clone()]), "{}", yard.status());
+    assert!(clock::wait_until(LIMIT, || yard.unknown() == [pod.host.as_str()]), "{}", yard.status());
     assert_ne!(pod.agent().datagram(yard.outside(Family::V4, RED)), Reach::Reached, "its pod is not in the snapshot");
     let (_, text) = daemon.run("status", &[]);
     assert!(text.contains("which is no pod of this node in the snapshot"), "{text}");
@@ -252,7 +253,7 @@ fn by_route() -> Result<(), Failed> {
         yard.plug(pod);
     }
     yard.is_guarded_as(&red, RED);
-    assert_eq!(yard.unknown(), [unlisted.host.clone()], "the API does not know its address yet");
+    assert_eq!(yard.unknown(), [unlisted.host.as_str()], "the API does not know its address yet");
     assert_ne!(unlisted.agent().datagram(yard.outside(Family::V4, BLUE)), Reach::Reached);
     yard.write_pod(&unlisted, true);
     yard.is_guarded_as(&unlisted, BLUE);
@@ -280,6 +281,24 @@ fn own_interfaces() -> Result<(), Failed> {
     assert!(clock::wait_until(LIMIT, || yard.unknown().is_empty()), "{}", yard.status());
     assert!(yard.pins_on("pair0").is_empty());
     drop(daemon);
+    Ok(())
+}
+
+fn clsact() -> Result<(), Failed> {
+    let yard = Yard::new(Topology::Bridged, Cni::Flannel);
+    let daemon = yard.start(&["--set", "enforcement.attach=clsact"]);
+    let (red, stranger) = (yard.appear(0, RED), yard.pod(1, RED));
+    yard.plug(&stranger);
+    yard.is_guarded_as(&red, RED);
+    assert_eq!(yard.unknown(), [stranger.host.as_str()]);
+    // What somebody takes off is back, on both.
+    for host in [&red.host, &stranger.host] {
+        yard.world.must("node", &format!("tc qdisc del dev {host} clsact"));
+    }
+    daemon.wait_for_log("not shut: ");
+    assert_ne!(stranger.agent().datagram(yard.outside(Family::V4, RED)), Reach::Reached);
+    assert!(clock::wait_until(LIMIT, || daemon.ready().0), "{}", daemon.ready().1);
+    yard.is_guarded_as(&red, RED);
     Ok(())
 }
 
@@ -332,7 +351,7 @@ fn not_by_neighbours() -> Result<(), Failed> {
     let _daemon = yard.start(&[]);
     assert_ne!(from_there(), Reach::Reached);
     std::thread::sleep(Duration::from_secs(6)); // everything has been looked at once more
-    assert_eq!(yard.unknown(), [stranger.host.clone()]);
+    assert_eq!(yard.unknown(), [stranger.host.as_str()]);
     assert_ne!(from_there(), Reach::Reached);
     Ok(())
 }

@@ -218,9 +218,13 @@ impl Node {
             tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
         }
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
-        endpoint.link_problem = problem;
+        let is_new = std::mem::replace(&mut endpoint.link_problem, problem) != endpoint.link_problem;
         let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
         if endpoint.attachment.is_some_and(|old| old.in_place && old.ifindex == at.ifindex && old.bridge == at.bridge) {
+            let reject = self.config.enforcement.reject;
+            if is_new && let Err(error) = endpoint.write_row(&self.kernel, reject, &self.steering.servers) {
+                tracing::error!(pod = key, error = &error as &dyn std::error::Error, "its row was not written");
+            }
             return;
         }
         // Another interface has its name now: the one that had it stays guarded, and is shut.

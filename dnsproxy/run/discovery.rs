@@ -196,3 +196,95 @@ impl Discovery {
         self.gone.iter().copied()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths::{Path, Way};
+
+    const MAIN: Way = Way { v4: true, table: 254, metric: 0 };
+
+    fn pod(name: &str) -> PodRef {
+        PodRef { namespace: "shop".into(), name: name.into() }
+    }
+
+    fn link(veth: Option<Peer>) -> Link {
+        Link { index: 7, name: "veth1".into(), up: true, mac: None, controller: None, bridge: false, veth }
+    }
+
+    fn address(last: u8) -> IpAddr {
+        [198, 51, 100, last].into()
+    }
+
+    /// One in whose cache `veth1` is that of the pod `cached`, if there is one.
+    fn discovery(folder: &std::path::Path, cached: Option<&str>) -> Discovery {
+        let mut config = Config::default();
+        config.discovery.cni_cache = folder.to_owned();
+        std::fs::create_dir_all(folder.join("results")).unwrap();
+        if let Some(name) = cached {
+            let text = format!(
+                r#"{{"kind":"cniCacheV1","containerId":"0b1c","ifName":"eth0","cniArgs":[["K8S_POD_NAMESPACE","shop"],
+                    ["K8S_POD_NAME","{name}"],["K8S_POD_UID","one"]],"result":{{"interfaces":[{{"name":"veth1"}}]}}}}"#
+            );
+            std::fs::write(folder.join("results/net-0b1c-eth0"), text).unwrap();
+        }
+        let mut discovery = Discovery::new(&config);
+        discovery.cache.read("net-0b1c-eth0");
+        discovery
+    }
+
+    fn found(discovery: &Discovery, link: &Link) -> Result<String, Class> {
+        match discovery.identify(link, &[]) {
+            Class::Pod(found) => Ok(found.pod.name),
+            other => Err(other),
+        }
+    }
+
+    #[test]
+    fn what_is_no_veth_an_uplink_left_alone_or_a_pair_of_our_own_is_nobodys_whatever_the_cache_says() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut discovery = discovery(folder.path(), Some("a"));
+        let elsewhere = link(Some(Peer::Elsewhere));
+        assert_eq!(found(&discovery, &elsewhere), Ok("a".into()));
+        assert_eq!(found(&discovery, &link(None)), Err(Class::NotOurs(false)));
+        assert_eq!(found(&discovery, &link(Some(Peer::Here(8)))), Err(Class::BothHere));
+        let patterns = [InterfaceNames::Prefix("vet".into())];
+        assert_eq!(discovery.identify(&elsewhere, &patterns), Class::NotOurs(true));
+        discovery.paths.change(&[(7, Path::Default(MAIN))], true);
+        assert_eq!(found(&discovery, &elsewhere), Err(Class::NotOurs(false)));
+    }
+
+    #[test]
+    fn the_cache_stands_above_routes_and_routes_to_two_pods_say_nothing() {
+        let folders = [(); 2].map(|()| tempfile::tempdir().unwrap());
+        for (folder, cached) in folders.iter().zip([Some("a"), None]) {
+            let mut discovery = discovery(folder.path(), cached);
+            discovery.paths.change(&[(7, Path::Host(MAIN, address(1)))], true);
+            discovery.at.entry(address(1)).or_default().insert(pod("b"));
+            let elsewhere = link(Some(Peer::Elsewhere));
+            assert_eq!(found(&discovery, &elsewhere), Ok(cached.unwrap_or("b").to_owned()));
+            discovery.paths.change(&[(7, Path::Host(MAIN, address(2)))], true);
+            discovery.at.entry(address(2)).or_default().insert(pod("c"));
+            let expected = match cached {
+                Some(cached) => Ok(cached.to_owned()),
+                None => Err(Class::Unknown("routes lead to shop/b and to shop/c over it".into())),
+            };
+            assert_eq!(found(&discovery, &elsewhere), expected);
+        }
+    }
+
+    #[test]
+    fn a_pod_of_another_uid_or_node_is_not_the_one_that_was_found() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut discovery = discovery(folder.path(), Some("a"));
+        let Class::Pod(found) = discovery.identify(&link(Some(Peer::Elsewhere)), &[]) else { panic!("it is a pod's") };
+        let why_not = |discovery: &Discovery| discovery.why_not(&found).unwrap_or_default();
+        assert_eq!(why_not(&discovery), "no snapshot has been read yet");
+        discovery.here = Some(BTreeMap::new());
+        assert!(why_not(&discovery).contains("no pod of this node"), "{}", why_not(&discovery));
+        for (uid, fits) in [(Some("one"), true), (None, true), (Some("two"), false)] {
+            discovery.here = Some([(pod("a"), uid.map(str::to_owned))].into());
+            assert_eq!(why_not(&discovery).is_empty(), fits, "{uid:?}: {}", why_not(&discovery));
+        }
+    }
+}

@@ -1,4 +1,5 @@
-//! The ways of running. One so far: [`node`], every endpoint that the operator names, from the host's side.
+//! The ways of running. One so far: [`node`], every pod of a node, or the endpoints that the operator names, from the host's
+//! side.
 
 mod attachments;
 pub mod checkpoint;

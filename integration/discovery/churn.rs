@@ -42,7 +42,7 @@ fn churn(yard: &Yard) -> Result<(), Failed> {
     let before = Left::settled(yard, &daemon);
     let seconds = std::env::var("CHURN_SECONDS").ok().and_then(|text| text.parse().ok()).unwrap_or(SECONDS);
     let start = clock::now();
-    let (mut pods, mut silent, mut waited) = (0, 0, Vec::new());
+    let (mut pods, mut silent, mut waited) = (0, 0, [Vec::new(), Vec::new()]);
     for number in 2.. {
         if start.elapsed() > Duration::from_secs(seconds) {
             break;
@@ -53,16 +53,14 @@ fn churn(yard: &Yard) -> Result<(), Failed> {
         }
         pods += PLACES;
         silent += round.waited.iter().filter(|waited| waited.is_none()).count();
-        waited.extend(round.waited.into_iter().flatten());
+        waited[number as usize % 2].extend(round.waited.into_iter().flatten());
     }
-    waited.sort_unstable();
-    let at = |part: usize| waited.get((waited.len() * part / 100).min(waited.len().saturating_sub(1))).copied();
-    eprintln!(
-        "{pods} pods; from the CNI's file to the first datagram: median {:?}, 99 % {:?}, most {:?}; {silent} not in time",
-        at(50),
-        at(99),
-        waited.last()
-    );
+    eprintln!("{pods} pods; {silent} not in time; from the CNI's file to the first datagram:");
+    for (waited, when) in waited.iter_mut().zip(["at once", "200 ms after the interface"]) {
+        waited.sort_unstable();
+        let at = |part: usize| waited.get((waited.len() * part / 100).min(waited.len().saturating_sub(1))).copied();
+        eprintln!("  {when}: median {:?}, 99 % {:?}, most {:?}", at(50), at(99), waited.last());
+    }
     // Some may have had too little time on a busy machine: most must have come to pass.
     assert!(silent * 10 <= pods, "{silent} of {pods} pods sent nothing that policy allows");
     let after = Left::settled(yard, &daemon);
@@ -80,19 +78,21 @@ struct Round {
 impl Round {
     #[track_caller]
     fn play(yard: &Yard, places: &[Pod], number: u32) -> Round {
-        let colour = |place: usize| if (place + number as usize) % 2 == 0 { RED } else { BLUE };
+        let colour = |place: usize| if (place + number as usize).is_multiple_of(2) { RED } else { BLUE };
         let pods: Vec<Pod> = places
             .iter()
             .enumerate()
             .map(|(place, pod)| yard.renamed(pod, &format!("pod-{place}-{number}"), colour(place)))
             .collect();
-        pods.iter().for_each(|pod| yard.write_pod(pod, number % 3 == 0));
+        pods.iter().for_each(|pod| yard.write_pod(pod, number.is_multiple_of(3)));
         std::thread::sleep(Duration::from_millis(50)); // scheduled, and its image is there
         let capture = yard.world.outside.capture(if yard.is_bridged() { "lan0" } else { "eth0" });
         let sending: Vec<_> = pods.iter().map(|pod| pod.agent().begin(hammer(yard, pod))).collect();
         std::thread::sleep(Duration::from_millis(20));
         let plugging: String = pods.iter().map(|pod| yard.plugging(pod)).collect();
         ip_batch(&yard.world.namespace("node"), &plugging);
+        // A CNI writes its result down when all its plugins have done: at once, or some time after the interface is there.
+        std::thread::sleep(Duration::from_millis(if number.is_multiple_of(2) { 0 } else { 200 }));
         let written: Vec<u64> = pods
             .iter()
             .map(|pod| {

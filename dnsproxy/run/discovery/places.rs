@@ -26,8 +26,13 @@ impl Node {
         let leave_alone = self.config.discovery.leave_alone.clone();
         let Some(discovery) = &mut self.discovery else { return Ok(()) };
         discovery.paths = Paths::new(paths);
-        if let Err(error) = discovery.cache.read_all(clock::wall()) {
-            tracing::warn!(%error, directory = %discovery.cache.directory().display(), "the CNI's cache can't be read");
+        let directory = discovery.cache.directory().to_owned();
+        match discovery.cache.read_all(clock::wall()) {
+            Err(error) => tracing::warn!(%error, directory = %directory.display(), "the CNI's cache can't be read"),
+            Ok(_) if !directory.exists() => {
+                tracing::warn!(directory = %directory.display(), "the CNI's cache is not there: only routes say whose an interface is");
+            }
+            Ok(_) => (),
         }
         let is_ours = |link: &&Link| !matches!(discovery.identify(link, &leave_alone), Class::NotOurs(_));
         discovery.excepted = self.links.values().filter(|link| !is_ours(link)).map(|link| link.index).collect();
@@ -346,6 +351,7 @@ impl Node {
         let uid_here = found.as_ref().and_then(|found| discovery.here.as_ref()?.get(&found.pod)?.clone());
         discovery.unknown.remove(&link.index);
         discovery.excepted.remove(&link.index);
+        let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         let is_first = endpoint.attachment.is_none_or(|at| at.ifindex == link.index);
         let addresses = found.as_ref().map(|found| if is_first { found.given() } else { &found.addresses }.to_vec());
@@ -369,6 +375,10 @@ impl Node {
             {
                 tracing::error!(pod = key, error = &error as &dyn std::error::Error, "its addresses were not written");
             }
+            let as_it_was = endpoint.attachment.is_some_and(|at| at.in_place && at.bridge == bridge);
+            if as_it_was && before.1 == endpoint.given && endpoint.link_problem.is_empty() {
+                return;
+            }
             self.meet_on(key, link).await;
             let Some(endpoint) = self.endpoints.get(key) else { return };
             if before == (endpoint.attachment, endpoint.given.clone()) {
@@ -382,6 +392,18 @@ impl Node {
 
     /// A further interface of an endpoint. Whether anything is new.
     async fn meet_also(&mut self, key: &str, link: &Link, addresses: Option<Vec<std::net::IpAddr>>) -> bool {
+        let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
+        let is_as_it_was = |also: &Also| {
+            also.at.ifindex == link.index
+                && also.at.in_place
+                && also.at.bridge == bridge
+                && also.interface == link.name
+                && addresses.as_ref().is_none_or(|addresses| *addresses == also.addresses)
+                && also.problem.is_empty()
+        };
+        if self.endpoints.get(key).is_some_and(|endpoint| endpoint.also.iter().any(is_as_it_was)) {
+            return false;
+        }
         let (bridge, problem) = self.bridge_of(link).await;
         if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
             && let Err(error) = self.kernel.set_bridge(link.index, mac)
@@ -404,11 +426,6 @@ impl Node {
             },
         };
         let addresses = addresses.unwrap_or_else(|| also.addresses.clone());
-        if known.is_some() && also.at.in_place && also.at.bridge == bridge && also.addresses == addresses {
-            also.interface.clone_from(&link.name);
-            endpoint.also.push(also);
-            return false;
-        }
         (also.at, also.addresses, also.problem) = (at, addresses, problem);
         also.interface.clone_from(&link.name);
         endpoint.also.push(also);
