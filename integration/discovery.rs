@@ -72,14 +72,17 @@ fn twenty(yard: &Yard) {
     for pod in &pods {
         yard.is_guarded_as(pod, pod.colour);
     }
-    let status = yard.status();
+    // It is told every second.
+    let is_told = |pod: &Pod| {
+        let status = yard.status();
+        let rows = status["endpoints"].as_array().cloned().unwrap_or_default();
+        let row = rows.into_iter().find(|row| row["interface"] == pod.host.as_str()).unwrap_or_default();
+        row["state"] == "enforced" && row["problem"] == "" && row["pod"] == format!("payments/{}", pod.name).as_str()
+    };
     for pod in &pods {
-        let row =
-            status["endpoints"].as_array().expect("a list").iter().find(|row| row["interface"] == pod.host.as_str());
-        let row = row.unwrap_or_else(|| panic!("{} is not there: {status}", pod.host));
-        assert_eq!((row["state"].as_str(), row["problem"].as_str()), (Some("enforced"), Some("")), "{row}");
+        assert!(clock::wait_until(LIMIT, || is_told(pod)), "{}: {:#}", pod.host, yard.status());
     }
-    assert_eq!(yard.unknown(), Vec::<String>::new());
+    yard.are_unknown(&[]);
 }
 
 /// Both ways, both families; left alone by the operator, the same packets pass.
@@ -101,7 +104,7 @@ fn unknown(yard: &Yard) {
     passes(true); // nobody is there
     let daemon = yard.start(&[]);
     passes(false);
-    assert_eq!(yard.unknown(), [stranger.host.as_str()]);
+    yard.are_unknown(&[&stranger.host]);
     assert!(daemon.metric("namegate_unknown_interfaces", &[]) >= 1.0);
     let (_, text) = daemon.run("status", &[]);
     assert!(text.contains(&format!("unknown: {}: neither the CNI's cache nor a route", stranger.host)), "{text}");
@@ -109,7 +112,7 @@ fn unknown(yard: &Yard) {
     let leave_alone = format!("discovery.leave_alone={} {}", stranger.host, yard.left_alone());
     let _daemon = yard.start(&["--set", &leave_alone]);
     passes(true);
-    assert_eq!(yard.unknown(), Vec::<String>::new());
+    yard.are_unknown(&[]);
     assert!(yard.pins_on(&stranger.host).is_empty(), "programs are on what is to be left alone");
 }
 
@@ -139,7 +142,7 @@ fn made_anew(yard: &Yard) {
     // The Pod object is replaced while the interface of the one before is still there: it is not the new one's.
     let replaced = yard.renamed(&again, &again.name, BLUE);
     yard.write_pod(&replaced, true);
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == [again.host.as_str()]), "{}", yard.status());
+    yard.are_unknown(&[&again.host]);
     for family in FAMILIES {
         for colour in [RED, BLUE] {
             assert_ne!(again.agent().datagram(yard.outside(family, colour)), Reach::Reached);
@@ -156,7 +159,7 @@ fn second(yard: &Yard) {
     yard.is_guarded_as(&pod, RED);
     let more = yard.second_interface(&pod);
     yard.plug_second(&pod, &more);
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == [more.host.as_str()]), "shut before it is known");
+    yard.are_unknown(&[&more.host]);
     yard.write_cache_of_second(&pod, &more);
     let rows = || {
         let status = yard.status();
@@ -229,7 +232,7 @@ fn either_order(yard: &Yard) {
     let pod = yard.pod(0, RED);
     yard.plug(&pod);
     yard.write_cache(&pod);
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == [pod.host.as_str()]), "{}", yard.status());
+    yard.are_unknown(&[&pod.host]);
     assert_ne!(pod.agent().datagram(yard.outside(Family::V4, RED)), Reach::Reached, "its pod is not in the snapshot");
     let (_, text) = daemon.run("status", &[]);
     assert!(text.contains("which is no pod of this node in the snapshot"), "{text}");
@@ -253,7 +256,7 @@ fn by_route() -> Result<(), Failed> {
         yard.plug(pod);
     }
     yard.is_guarded_as(&red, RED);
-    assert_eq!(yard.unknown(), [unlisted.host.as_str()], "the API does not know its address yet");
+    yard.are_unknown(&[&unlisted.host]);
     assert_ne!(unlisted.agent().datagram(yard.outside(Family::V4, BLUE)), Reach::Reached);
     yard.write_pod(&unlisted, true);
     yard.is_guarded_as(&unlisted, BLUE);
@@ -272,13 +275,13 @@ fn own_interfaces() -> Result<(), Failed> {
         assert!(yard.pins_on(own).is_empty(), "programs are on {own}");
     }
     assert!(!yard.pins_on(&pod.host).is_empty(), "the way in which it was looked for finds nothing");
-    assert_eq!(yard.unknown(), Vec::<String>::new());
+    yard.are_unknown(&[]);
     // The other end of a pair that moves away is somebody's.
     yard.world.must("node", &format!("ip link set pair1 netns {}", yard.world.namespace("outside")));
-    assert!(clock::wait_until(LIMIT, || yard.unknown() == ["pair0"]), "{}", yard.status());
+    yard.are_unknown(&["pair0"]);
     // One that gets an address with a network around it is the machine's.
     yard.world.must("node", "ip address add 198.18.77.1/24 dev pair0");
-    assert!(clock::wait_until(LIMIT, || yard.unknown().is_empty()), "{}", yard.status());
+    yard.are_unknown(&[]);
     assert!(yard.pins_on("pair0").is_empty());
     drop(daemon);
     Ok(())
@@ -290,7 +293,7 @@ fn clsact() -> Result<(), Failed> {
     let (red, stranger) = (yard.appear(0, RED), yard.pod(1, RED));
     yard.plug(&stranger);
     yard.is_guarded_as(&red, RED);
-    assert_eq!(yard.unknown(), [stranger.host.as_str()]);
+    yard.are_unknown(&[&stranger.host]);
     // What somebody takes off is back, on both.
     for host in [&red.host, &stranger.host] {
         yard.world.must("node", &format!("tc qdisc del dev {host} clsact"));
@@ -351,7 +354,7 @@ fn not_by_neighbours() -> Result<(), Failed> {
     let _daemon = yard.start(&[]);
     assert_ne!(from_there(), Reach::Reached);
     std::thread::sleep(Duration::from_secs(6)); // everything has been looked at once more
-    assert_eq!(yard.unknown(), [stranger.host.as_str()]);
+    yard.are_unknown(&[&stranger.host]);
     assert_ne!(from_there(), Reach::Reached);
     Ok(())
 }

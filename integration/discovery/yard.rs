@@ -105,6 +105,7 @@ impl Yard {
         for family in FAMILIES {
             for last in [RED.0, BLUE.0, NAMED] {
                 world.outside.done(Request::ServeUdp { at: (family.outside(last), 7).into() });
+                world.outside.done(Request::ServeTcp { at: (family.outside(last), 7).into() });
             }
         }
         world.outside.say_addresses(NAME, &FAMILIES.map(|family| family.outside(NAMED)), 300);
@@ -414,11 +415,11 @@ impl Yard {
         for family in FAMILIES {
             let mut reach = Reach::Silent;
             let fine = clock::wait_until(LIMIT, || {
-                reach = pod.agent().datagram(self.outside(family, colour));
+                reach = pod.agent().connect(self.outside(family, colour));
                 reach == Reach::Reached
             });
             assert!(fine, "{} as {colour:?}, {family:?}: {reach:?}\n{:#}", pod.name, self.status());
-            let other = pod.agent().datagram(self.outside(family, colour.other()));
+            let other = pod.agent().connect(self.outside(family, colour.other()));
             assert_ne!(other, Reach::Reached, "{} as {colour:?}, {family:?}: denied, and it passed", pod.name);
         }
     }
@@ -436,9 +437,16 @@ impl Yard {
         list.iter().filter_map(|row| Some(row["interface"].as_str()?.to_owned())).collect()
     }
 
+    /// These are unknown, and no others; it is told every second.
+    #[track_caller]
+    pub fn are_unknown(&self, expected: &[&str]) {
+        assert!(clock::wait_until(LIMIT, || self.unknown() == expected), "{expected:?}: {:#}", self.status());
+    }
+
     /// The number of a pod's endpoint.
     #[track_caller]
     pub fn id_of(&self, pod: &Pod) -> u64 {
+        std::thread::sleep(Duration::from_millis(1_200)); // it is told every second
         let status = self.status();
         let rows = status["endpoints"].as_array().expect("a list");
         let row = rows.iter().find(|row| row["pod"] == format!("payments/{}", pod.name).as_str());
