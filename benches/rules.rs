@@ -194,6 +194,7 @@ fn world() -> World {
     let rule = Rule { at: at(), subject: Subject::default(), egress, ingress: Section::default() };
     let mut world = World { policies: vec![Arc::new(Policy { at: at(), rules: vec![rule] })], ..World::default() };
     let pod = Pod {
+        uid: None,
         labels: Default::default(),
         service_account: None,
         addresses: vec![POD],

@@ -3,6 +3,7 @@
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
 mod attempts;
+mod discovery;
 mod early;
 mod floor;
 mod fragments;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
         .chain(wire::trials())
         .chain(early::trials())
         .chain(floor::trials())
+        .chain(discovery::trials())
         .chain(fragments::trials())
         .chain(sidecar::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })

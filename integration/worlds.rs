@@ -115,6 +115,7 @@ pub fn at(text: &str) -> RuleRef {
 /// A pod with these addresses that is all right.
 pub fn plain_pod(addresses: Vec<IpAddr>) -> Pod {
     Pod {
+        uid: None,
         labels: BTreeMap::new(),
         service_account: None,
         addresses,
@@ -395,6 +396,7 @@ fn pod() -> impl Strategy<Value = Pod> {
     let hosts = prop::collection::btree_set(1..12u8, 1..3);
     let ports = prop::collection::vec(container_port(), 0..3);
     (labels(), hosts, flags, mode, ports).prop_map(|(labels, hosts, flags, mode, ports)| Pod {
+        uid: None,
         labels,
         host_network: flags[0],
         finished: flags[1],

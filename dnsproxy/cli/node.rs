@@ -34,7 +34,8 @@ pub(super) struct NodeArgs {
     /// The directory of Kubernetes objects: policies, pods, namespaces, services, endpoint slices, nodes
     #[arg(long, value_name = "DIR")]
     snapshot: Option<String>,
-    /// A workload: host-side interface and pod, as veth0=payments/reports[,mac=02:00:00:00:00:01] (repeatable)
+    /// A workload: host-side interface and pod, as veth0=payments/reports[,mac=02:00:00:00:00:01] (repeatable); without
+    /// any, the pods of this node are found
     #[arg(long = "endpoint", value_name = "IFACE=NAMESPACE/POD")]
     endpoints: Vec<String>,
     /// The name of this node's Node object [default: the host's name]

@@ -85,6 +85,16 @@ pub(super) fn text(status: &Status) -> String {
             clean(&refused.text)
         );
     }
+    for unknown in &status.unknown {
+        let _ = writeln!(text, "unknown: {}: {}; nothing passes", clean(&unknown.interface), clean(&unknown.why));
+    }
+    for pod in &status.unprotected {
+        let pod = clean(pod);
+        let _ = writeln!(text, "unprotected: {pod}: a policy selects it, and it is on the node's own network");
+    }
+    for refused in &status.cni_refusals {
+        let _ = writeln!(text, "left out: {} of the CNI's cache: {}", clean(&refused.file), clean(&refused.text));
+    }
     let _ = writeln!(text, "{}", floor(&status.floor));
     let mut endpoints =
         Table::new(&["INTERFACE", "POD", "ID", "STATE", "ATTACHED", "STEERED", "GRANTS", "FLOWS", "PROBLEM"]);

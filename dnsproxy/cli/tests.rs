@@ -5,8 +5,8 @@ use crate::cluster::snapshot::Stands;
 use crate::config::ConfigErrors;
 use crate::operate::metrics::Metrics;
 use crate::operate::{
-    Advisory, AdvisoryStatus, AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, Operator,
-    PolicyStatus, Readiness, RefusalStatus, Server, Status,
+    Advisory, AdvisoryStatus, AttachedBy, CacheStatus, CniRefusalStatus, EndpointState, EndpointStatus, MapStatus,
+    Operator, PolicyStatus, Readiness, RefusalStatus, Server, Status, UnknownStatus,
 };
 use crate::upstream::health::ServerHealth;
 
@@ -118,6 +118,13 @@ fn status() -> Status {
             flows: 9,
             problem: String::new(),
         }],
+        unknown: vec![UnknownStatus {
+            interface: "veth1a2b".to_owned(),
+            ifindex: 13,
+            why: "nobody says\u{1b} whose it is".to_owned(),
+        }],
+        unprotected: vec!["kube-system/agent".to_owned()],
+        cni_refusals: vec![CniRefusalStatus { file: "net-0b1c-eth0".to_owned(), text: "it is no JSON".to_owned() }],
         floor: crate::host::floor::FloorStatus {
             wanted: true,
             tables: vec!["inet".to_owned()],
@@ -170,6 +177,9 @@ fn the_status_for_people_says_everything() {
          advisory: net_raw: it \\u{1b}can\n\
          policy: generation 3, in force since 2026-11-21T04:27:16Z, 2 objects of no use\n\
          refused: p.yaml:7:5: CiliumNetworkPolicy payments/egress: no such \\u{1b}field (the last good version is in force)\n\
+         unknown: veth1a2b: nobody says\\u{1b} whose it is; nothing passes\n\
+         unprotected: kube-system/agent: a policy selects it, and it is on the node's own network\n\
+         left out: net-0b1c-eth0 of the CNI's cache: it is no JSON\n\
          floor: 1 of 2 interfaces guarded, the rest shut; 3 packets dropped; table bridge namegate can't be written\n\
          \n\
          INTERFACE  POD               ID  STATE     ATTACHED  STEERED  GRANTS  FLOWS  PROBLEM\n\

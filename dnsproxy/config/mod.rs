@@ -50,6 +50,8 @@ pub struct Config {
     /// Whether a start takes the place of a namegate that runs, without losing a query, and waits for SIGTERM once its own place
     /// is taken. `false` unless set: the second of two says so and ends.
     pub take_over: bool,
+    /// How pods are found where no endpoint is named.
+    pub discovery: Discovery,
     /// The kernel side.
     pub enforcement: Enforcement,
     /// The DNS side.
@@ -73,6 +75,15 @@ pub struct EndpointSetting {
     pub pod: PodRef,
     /// The pod's own link-layer address; learned from its first good frame unless given.
     pub mac: Option<[u8; 6]>,
+}
+
+/// Section `[discovery]`: of use where no endpoint is named.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Discovery {
+    /// Where container runtimes keep what the CNI gave each pod. `/var/lib/cni` unless set.
+    pub cni_cache: PathBuf,
+    /// Interfaces that are left as they are, whoever is behind them. None unless set.
+    pub leave_alone: Vec<InterfaceNames>,
 }
 
 /// How programs are attached.
@@ -502,6 +513,8 @@ settings! {
     "run_dir" run_dir Restart;
     "detach" detach Reload;
     "take_over" take_over Reload;
+    "discovery.cni_cache" discovery.cni_cache Restart;
+    "discovery.leave_alone" discovery.leave_alone Reload;
     "enforcement.attach" enforcement.attach Restart;
     "enforcement.floor" enforcement.floor Reload;
     "enforcement.floor_interfaces" enforcement.floor_interfaces Reload;

@@ -54,6 +54,10 @@ fn everything(r: &mut Reader<'_>) -> Config {
         run_dir: r.path("run_dir", "/run/namegate"),
         detach: r.truth("detach", false),
         take_over: r.truth("take_over", false),
+        discovery: Discovery {
+            cni_cache: r.path("discovery.cni_cache", "/var/lib/cni"),
+            leave_alone: r.list("discovery.leave_alone", INTERFACES, text::interface_names),
+        },
         enforcement: Enforcement {
             attach: r.word(
                 "enforcement.attach",

@@ -76,6 +76,8 @@ pub enum Mode {
 /// A pod.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Pod {
+    /// `metadata.uid`: another one for a pod of the same name that is made anew.
+    pub uid: Option<String>,
     /// Its own labels.
     pub labels: BTreeMap<String, String>,
     /// The account it runs under.
@@ -471,6 +473,7 @@ mod tests {
 
     fn pod(addresses: &[&str]) -> Pod {
         Pod {
+            uid: None,
             labels: BTreeMap::new(),
             service_account: None,
             addresses: addresses.iter().map(|address| ip(address)).collect(),

@@ -42,6 +42,16 @@ pub enum InterfaceNames {
     Prefix(String),
 }
 
+impl InterfaceNames {
+    /// Whether the name is one of them.
+    pub fn holds(&self, name: &str) -> bool {
+        match self {
+            InterfaceNames::One(one) => one == name,
+            InterfaceNames::Prefix(start) => name.starts_with(start.as_str()),
+        }
+    }
+}
+
 impl fmt::Display for InterfaceNames {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
@@ -58,6 +68,8 @@ pub struct Wanted {
     pub names: BTreeSet<InterfaceNames>,
     /// The interfaces that are excepted, by number: programs of ours guard them.
     pub guarded: BTreeSet<u32>,
+    /// Further ones that are excepted: they are no endpoint's and none of ours to shut.
+    pub excepted: BTreeSet<u32>,
 }
 
 /// The floor as far as this process has laid it.
@@ -173,6 +185,7 @@ impl Floor {
     pub fn shut(&mut self, ifindex: u32) {
         let Some(mut wanted) = self.wanted.take() else { return };
         wanted.guarded.remove(&ifindex);
+        wanted.excepted.remove(&ifindex);
         self.keep(Some(&wanted));
     }
 
@@ -237,20 +250,31 @@ pub fn remove_all(table: &str) -> io::Result<bool> {
 
 impl Side {
     fn keep(&mut self, wanted: &Wanted) {
-        let Some(laid) = self.laid.as_mut().filter(|laid| laid.wanted.names == wanted.names) else {
+        // Each prefix is a rule; only elements of the sets are changed in place.
+        let prefixes = |wanted: &Wanted| -> Vec<InterfaceNames> {
+            wanted.names.iter().filter(|names| matches!(names, InterfaceNames::Prefix(_))).cloned().collect()
+        };
+        let Some(laid) = self.laid.as_mut().filter(|laid| prefixes(&laid.wanted) == prefixes(wanted)) else {
             return self.lay(wanted);
         };
-        if laid.wanted.guarded == wanted.guarded {
+        if laid.wanted == *wanted {
             return;
         }
-        let gone: Vec<Vec<u8>> = laid.wanted.guarded.difference(&wanted.guarded).map(number).collect();
-        let new: Vec<Vec<u8>> = wanted.guarded.difference(&laid.wanted.guarded).map(number).collect();
+        let (old, elements) = (elements_of(&laid.wanted), elements_of(wanted));
         let mut requests = Vec::new();
-        put_elements(&mut requests, Message::DelElement, Set::Guarded, &self.at, &gone);
-        put_elements(&mut requests, Message::NewElement, Set::Guarded, &self.at, &new);
+        for (set, (old, new)) in Set::BOTH.into_iter().zip(old.iter().zip(&elements)) {
+            let gone: Vec<Vec<u8>> = old.difference(new).cloned().collect();
+            let added: Vec<Vec<u8>> = new.difference(old).cloned().collect();
+            put_elements(&mut requests, Message::DelElement, set, &self.at, &gone);
+            put_elements(&mut requests, Message::NewElement, set, &self.at, &added);
+        }
+        if requests.is_empty() {
+            laid.wanted = wanted.clone();
+            return;
+        }
         match change(self.at.family, &requests) {
             Ok(()) => {
-                laid.seen.elements = elements_of(wanted);
+                laid.seen.elements = elements;
                 laid.wanted = wanted.clone();
                 self.problem = String::new();
             }
@@ -401,7 +425,7 @@ fn whole(at: &Table, wanted: &Wanted) -> Vec<Request> {
 
 /// The elements of both sets.
 fn elements_of(wanted: &Wanted) -> [BTreeSet<Vec<u8>>; 2] {
-    let guarded = wanted.guarded.iter().chain([&LOOPBACK]).map(number).collect();
+    let guarded = wanted.guarded.iter().chain(&wanted.excepted).chain([&LOOPBACK]).map(number).collect();
     let names = wanted.names.iter().filter_map(|names| match names {
         InterfaceNames::One(name) => {
             let mut octets = name.as_bytes().to_vec();

@@ -1,8 +1,10 @@
 //! The machine's side: interfaces, addresses, what changes about them, and the packet filter's floor under all.
 
+pub mod cni;
 pub mod egress;
 pub mod floor;
 pub mod links;
 mod nftables;
 pub mod owner;
+pub mod paths;
 pub mod rules;

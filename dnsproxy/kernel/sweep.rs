@@ -91,6 +91,12 @@ impl Budgets {
         }
     }
 
+    /// Nobody has the slot any more, and no row is charged to it.
+    pub fn clear(&self, slot: u32) {
+        self.set(FLOWS, slot, 0);
+        self.set(FRAGMENTS, slot, 0);
+    }
+
     /// Sets what a slot has in use: at start, when it is reckoned from the rows themselves.
     fn set(&self, what: usize, slot: u32, count: u32) {
         if let Some(row) = self.row(slot) {

@@ -229,6 +229,7 @@ mod tests {
 
     fn pod(address: &str) -> Pod {
         Pod {
+            uid: None,
             labels: [("app", "reports"), (NAMESPACE, "forged")]
                 .map(|(key, value)| (key.to_owned(), value.to_owned()))
                 .into(),

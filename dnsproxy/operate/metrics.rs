@@ -18,6 +18,7 @@ use crate::observe::{CacheUse, Counted, Outcome, Reason};
 use crate::serve::background::Background;
 
 mod cache;
+mod found;
 mod upstreams;
 
 macro_rules! tables {
@@ -160,6 +161,7 @@ pub struct Metrics {
     ready: IntGauge,
     advisory: IntGaugeVec,
     floor: IntCounter,
+    found: found::Found,
     cache: cache::Cache,
     upstreams: upstreams::Upstreams,
 }
@@ -277,6 +279,7 @@ impl Metrics {
                 "namegate_floor_packets_total",
                 "Packets dropped by the floor: of interfaces that were not guarded yet.",
             ),
+            found: found::Found::new(r),
             cache: cache::Cache::new(r),
             upstreams: upstreams::Upstreams::new(r),
             registry: registry.clone(),

@@ -15,5 +15,6 @@ pub use advisory::{Advisory, AdvisoryStatus};
 pub use http::{Operator, Server};
 pub use ready::Readiness;
 pub use status::{
-    AttachedBy, CacheStatus, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status,
+    AttachedBy, CacheStatus, CniRefusalStatus, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus,
+    Status, UnknownStatus,
 };

@@ -30,6 +30,12 @@ pub struct Status {
     pub policy: PolicyStatus,
     /// The endpoints, by interface.
     pub endpoints: Vec<EndpointStatus>,
+    /// Interfaces whose pod is not known, by name: nothing passes.
+    pub unknown: Vec<UnknownStatus>,
+    /// Pods on the node's own network that a policy selects (`namespace/name`): nothing enforces it.
+    pub unprotected: Vec<String>,
+    /// Files of the CNI's cache that can't be read.
+    pub cni_refusals: Vec<CniRefusalStatus>,
     /// What drops packets of interfaces that are not guarded yet.
     pub floor: FloorStatus,
     /// The kernel's tables.
@@ -82,6 +88,28 @@ impl From<&Refusal> for RefusalStatus {
             stands: refusal.stands(),
         }
     }
+}
+
+/// An interface whose pod is not known.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct UnknownStatus {
+    /// Its name.
+    pub interface: String,
+    /// Its number.
+    pub ifindex: u32,
+    /// Why its pod is not known.
+    pub why: String,
+}
+
+/// A file of the CNI's cache that can't be read.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct CniRefusalStatus {
+    /// Its name in the directory `results`.
+    pub file: String,
+    /// What was found and what is allowed.
+    pub text: String,
 }
 
 /// An endpoint.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::discovery::Also;
 use super::node::{Endpoint, Node};
 use crate::clock;
 use crate::config;
@@ -34,6 +35,10 @@ pub(super) struct Attachment {
 impl Node {
     /// Looks at all interfaces: at start, after a reload, and when events may have been lost.
     pub async fn look_at_links(&mut self) {
+        if self.discovery.is_some() {
+            self.look_again().await;
+            return self.publish().await;
+        }
         match self.netlink.links().await {
             Ok(links) => self.links = links.into_iter().map(|link| (link.index, link)).collect(),
             Err(error) => return tracing::warn!(%error, "interfaces can't be listed"),
@@ -64,6 +69,9 @@ impl Node {
     /// Where programs of an earlier run are in force they are told of this one's policy, and DNS is served, before there are
     /// new ones: the verifier takes its time for those.
     pub async fn resume(&mut self) {
+        if self.discovery.is_some() {
+            return self.publish().await; // whom the kernel had a row for has been told of already
+        }
         let Ok(links) = self.netlink.links().await else { return };
         self.links = links.into_iter().map(|link| (link.index, link)).collect();
         for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
@@ -121,6 +129,9 @@ impl Node {
 
     /// Shuts interfaces of endpoints that no earlier run has guarded: nothing is in force that they could be let through by.
     pub async fn close_what_is_new(&mut self) {
+        if self.discovery.is_some() {
+            return self.shut_what_is_new().await;
+        }
         let links = self.netlink.links().await.unwrap_or_default();
         self.links = links.into_iter().map(|link| (link.index, link)).collect();
         let known: Vec<u32> = self.kernel.endpoints().into_iter().flatten().map(|row| row.0).collect();
@@ -133,8 +144,12 @@ impl Node {
 
     /// Something happened to an interface.
     pub async fn link_event(&mut self, event: Event) {
+        if self.discovery.is_some() {
+            return self.discovery_event(event).await;
+        }
         match event {
-            Event::Recheck => self.upkeep.look_soon(),
+            Event::Leads { .. } => (),
+            Event::Recheck | Event::Lost => self.upkeep.look_soon(),
             Event::Gone(ifindex) => {
                 self.links.remove(&ifindex);
                 self.forget(ifindex).await;
@@ -191,16 +206,25 @@ impl Node {
     async fn meet(&mut self, key: &str) {
         let Some(endpoint) = self.endpoints.get(key) else { return };
         let Some(link) = self.links.values().find(|link| link.name == endpoint.interface).cloned() else { return };
-        let (bridge, problem) = self.bridge_of(&link).await;
+        self.meet_on(key, &link).await;
+    }
+
+    /// The same, on this interface.
+    pub(super) async fn meet_on(&mut self, key: &str, link: &Link) {
+        let (bridge, problem) = self.bridge_of(link).await;
         if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
             && let Err(error) = self.kernel.set_bridge(link.index, mac)
         {
             tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
         }
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
-        endpoint.link_problem = problem;
+        let is_new = std::mem::replace(&mut endpoint.link_problem, problem) != endpoint.link_problem;
         let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
         if endpoint.attachment.is_some_and(|old| old.in_place && old.ifindex == at.ifindex && old.bridge == at.bridge) {
+            let reject = self.config.enforcement.reject;
+            if is_new && let Err(error) = endpoint.write_row(&self.kernel, reject, &self.steering.servers) {
+                tracing::error!(pod = key, error = &error as &dyn std::error::Error, "its row was not written");
+            }
             return;
         }
         // Another interface has its name now: the one that had it stays guarded, and is shut.
@@ -213,9 +237,7 @@ impl Node {
         for (_, other) in self.endpoints.iter_mut().filter(|(other, _)| *other != key) {
             other.attachment.take_if(|held| held.ifindex == link.index);
         }
-        let attached = self
-            .introduce(key, at)
-            .and_then(|()| self.kernel.attach(link.index, attach(self.config.enforcement.attach)));
+        let attached = self.introduce(key, at).and_then(|()| self.kernel.attach(link.index, self.attach_way()));
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         match (attached, &mut endpoint.attachment) {
             (Ok(method), Some(at)) => {
@@ -235,6 +257,11 @@ impl Node {
         self.upkeep.look_soon();
     }
 
+    /// How programs are to be attached.
+    pub(super) fn attach_way(&self) -> Attach {
+        attach(self.config.enforcement.attach)
+    }
+
     /// Lets kernel and proxy know the interface of an endpoint, which its programs are not on yet.
     fn introduce(&mut self, key: &str, at: Attachment) -> Result<(), KernelError> {
         let Some(endpoint) = self.endpoints.get_mut(key) else { return Ok(()) };
@@ -251,7 +278,7 @@ impl Node {
     }
 
     /// The bridge of a port, and what is wrong with it: steered replies leave by the bridge's own address.
-    async fn bridge_of(&self, link: &Link) -> (Option<u32>, String) {
+    pub(super) async fn bridge_of(&self, link: &Link) -> (Option<u32>, String) {
         let Some(bridge) = link.controller.and_then(|index| self.links.get(&index)).filter(|link| link.bridge) else {
             return (None, String::new());
         };
@@ -289,6 +316,7 @@ impl Endpoint {
 
     /// Lets the kernel have its row as it is now, if it is on an interface.
     pub fn write_row(&mut self, kernel: &Kernel, reject: bool, servers: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+        self.write_also(kernel, reject, servers)?;
         let Some(mut at) = self.attachment else { return Ok(()) };
         let row = self.row(at.bridge.is_some(), reject, servers);
         kernel.set_endpoint(at.ifindex, &row)?;
@@ -298,10 +326,34 @@ impl Endpoint {
         Ok(())
     }
 
+    /// The same for its further interfaces.
+    pub fn write_also(&mut self, kernel: &Kernel, reject: bool, servers: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
+        for number in 0..self.also.len() {
+            let row = self.row_of(&self.also[number], reject, servers);
+            let also = &mut self.also[number];
+            kernel.set_endpoint(also.at.ifindex, &row)?;
+            also.at.closed = row.flags & flag::CLOSED != 0;
+            also.written = Some(row);
+        }
+        Ok(())
+    }
+
+    /// What the kernel is to know of a further interface of it: its number, policy and state, with the addresses there.
+    pub fn row_of(&self, also: &Also, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
+        let fine = also.problem.is_empty() && !also.addresses.is_empty();
+        let row = self.row_with(fine, also.at.bridge.is_some(), reject, servers);
+        EndpointRow { addresses: also.addresses.iter().copied().take(ADDRESSES).collect(), mac: None, ..row }
+    }
+
     /// What the kernel is to know of it.
     pub fn row(&self, bridged: bool, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
+        let fine = self.link_problem.is_empty() && !self.addresses.is_empty();
+        self.row_with(fine, bridged, reject, servers)
+    }
+
+    fn row_with(&self, fine: bool, bridged: bool, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
         let mut flags = match &self.rules {
-            Some(rules) if self.link_problem.is_empty() && !self.addresses.is_empty() => EndpointRow::flags_of(rules),
+            Some(rules) if fine => EndpointRow::flags_of(rules),
             _ => flag::CLOSED | flag::ENFORCE,
         };
         // The cluster's DNS servers ask their own upstreams; steering them would be a loop. Nobody else is left out: that some

@@ -113,6 +113,11 @@ impl Checkpoint {
     }
 }
 
+/// The endpoint is no more, and neither are its names.
+pub(super) fn forget(state_dir: &Path, endpoint: EndpointId) {
+    let _ = fs::remove_file(path(&directory(state_dir), endpoint)); // not there as a rule
+}
+
 impl Drop for Checkpoint {
     /// Writes once more what changed.
     fn drop(&mut self) {

@@ -36,10 +36,14 @@ impl Node {
             tracing::warn!(%error, "interfaces can't be listed: what is guarded is shut for a moment");
             Vec::new()
         });
-        let ours = |name: &str| self.endpoints.values().any(|endpoint| endpoint.interface == name);
+        let own = |name: &str| self.endpoints.values().any(|endpoint| endpoint.interface == name);
+        let found =
+            |index: u32| self.discovery.is_some() && self.endpoints.values().any(|endpoint| endpoint.is_on(index));
         self.ground.inherited = links
             .iter()
-            .filter(|link| ours(&link.name) && self.kernel.has_programs(link.index).unwrap_or(false))
+            .filter(|link| {
+                (own(&link.name) || found(link.index)) && self.kernel.has_programs(link.index).unwrap_or(false)
+            })
             .map(|link| link.index)
             .collect();
         self.keep_floor();
@@ -54,13 +58,27 @@ impl Node {
     /// Makes the floor what settings and endpoints say now.
     pub fn keep_floor(&mut self) {
         let wanted = self.config.enforcement.floor.then(|| {
-            let own = self.endpoints.values().map(|endpoint| InterfaceNames::One(endpoint.interface.clone()));
-            let more = self.config.enforcement.floor_interfaces.iter().cloned();
-            let guarding = self.endpoints.values().filter_map(|endpoint| endpoint.attachment);
+            let more = &self.config.enforcement.floor_interfaces;
+            let is_prefix = |names: &&InterfaceNames| matches!(names, InterfaceNames::Prefix(_));
+            let is_covered = |name: &str| more.iter().filter(is_prefix).any(|names| names.holds(name));
+            let endpoints = self.endpoints.values();
+            let also = endpoints.clone().flat_map(|endpoint| &endpoint.also);
+            let unknown = self.discovery.iter().flat_map(|discovery| discovery.unknown.values());
+            let own = endpoints.clone().map(|endpoint| &endpoint.interface);
+            let own =
+                own.chain(also.clone().map(|also| &also.interface)).chain(unknown.map(|unknown| &unknown.interface));
+            // Where they are found, many come and go; those whose names begin so are shut anyway.
+            let own = own.filter(|name| !name.is_empty() && (self.discovery.is_none() || !is_covered(name)));
+            let guarding = endpoints.filter_map(|endpoint| endpoint.attachment).chain(also.map(|also| also.at));
             let guarding = guarding.filter(|at| at.in_place).map(|at| at.ifindex);
+            let excepted = self.discovery.iter().flat_map(|discovery| &discovery.excepted).copied();
+            let is_meant = |index: &u32| {
+                self.links.get(index).is_some_and(|link| more.iter().any(|names| names.holds(&link.name)))
+            };
             Wanted {
-                names: own.chain(more).collect(),
+                names: own.map(|name| InterfaceNames::One(name.clone())).chain(more.iter().cloned()).collect(),
                 guarded: guarding.chain(self.ground.inherited.iter().copied()).collect(),
+                excepted: excepted.filter(is_meant).collect(),
             }
         });
         self.ground.floor.keep(wanted.as_ref());

@@ -1,8 +1,9 @@
-//! The ways of running: [`node`], every endpoint that the operator names, from the host's side; [`sidecar()`], one pod, from
-//! inside it.
+//! The ways of running: [`node`], every pod of a node, or the endpoints that the operator names, from the host's side;
+//! [`sidecar()`], one pod, from inside it.
 
 mod attachments;
 pub mod checkpoint;
+mod discovery;
 mod explain;
 mod files;
 mod floor;

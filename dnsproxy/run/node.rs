@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
@@ -12,6 +12,7 @@ use tokio::sync::mpsc::UnboundedReceiver;
 
 use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
+use super::discovery::{Also, Discovery, Told};
 use super::journal::{self, Journal};
 use super::lock::Locks;
 use super::sidecar::{self, Sidecar};
@@ -51,6 +52,8 @@ use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
+/// How many events of interfaces are acted on before anything else is looked at.
+const EVENTS: usize = 256;
 /// How long queries under way are waited for when a successor waits. What is not answered by then its client asks again.
 const DRAIN_FOR_ANOTHER: Duration = Duration::from_millis(500);
 /// How long a predecessor may take to let go: a reload under way, the queries, the state.
@@ -84,6 +87,8 @@ pub(super) struct Node {
     /// By `namespace/pod`.
     pub endpoints: BTreeMap<String, Endpoint>,
     pub links: BTreeMap<u32, Link>,
+    /// Whose interfaces are; none: the operator named the endpoints.
+    pub discovery: Option<Discovery>,
     pub ground: floor::Ground,
     /// What is in force; none before the first snapshot was read.
     pub world: Option<Arc<World>>,
@@ -103,7 +108,7 @@ pub(super) struct Node {
     pub sidecar: Option<Sidecar>,
 }
 
-/// A workload that the operator named.
+/// A workload that the operator named, or a pod that was found.
 pub(super) struct Endpoint {
     pub pod: PodRef,
     pub interface: String,
@@ -119,6 +124,14 @@ pub(super) struct Endpoint {
     /// What is in force; none: closed.
     pub rules: Option<Arc<RuleSet>>,
     pub addresses: Vec<std::net::IpAddr>,
+    /// Those that the CNI gave its interface; empty: not known, those of the Pod object hold.
+    pub given: Vec<std::net::IpAddr>,
+    /// Further interfaces of the pod that was found.
+    pub also: Vec<Also>,
+    /// `metadata.uid` of the pod that was found.
+    pub uid: Option<String>,
+    /// Its sandbox, and when that was written down.
+    pub sandbox: Option<(String, SystemTime)>,
     /// What the proxy knows of it; kept over reloads, for it holds what was learned.
     pub served: Option<Arc<Served>>,
     pub attachment: Option<Attachment>,
@@ -271,7 +284,9 @@ async fn run_there(
         Watchers::start(&config.observe, &config.node_name, metrics.clone()).context("opening the flow file")?,
     );
 
-    let (netlink, mut link_events) = links::open().context("opening a netlink socket")?;
+    let discovers = config.endpoints.is_empty() && sidecar.is_none();
+    let (netlink, mut link_events) =
+        if discovers { links::open_with_paths() } else { links::open() }.context("opening a netlink socket")?;
     let place = match &sidecar {
         Some(_) => Place::Beside { reject_mark: random_mark()? },
         None => Place::Host,
@@ -302,6 +317,7 @@ async fn run_there(
         state,
         endpoints: BTreeMap::new(),
         links: BTreeMap::new(),
+        discovery: discovers.then(|| Discovery::new(&config)),
         ground: floor::Ground::new(&config),
         world: None,
         steering: steering::Steering::default(),
@@ -326,6 +342,7 @@ async fn run_there(
         source,
         cluster: CiliumConfig::default(),
     };
+    node.begin_discovery().await.context("looking at interfaces and routes")?;
     node.name_endpoints();
     node.lay_floor().await;
     node.inherit().context("adopting what an earlier run left")?;
@@ -369,6 +386,7 @@ async fn run_there(
     let mut every_second = tokio::time::interval(UPKEEP);
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
+        let reload_at = node.discovery.as_ref().and_then(|discovery| discovery.reload_at);
         tokio::select! {
             biased;
             _ = terminate.recv() => break,
@@ -379,7 +397,6 @@ async fn run_there(
                 node.reload().await;
                 node.look_at_links().await;
             }
-            changed = watch.changed() => node.reload_if_changed(changed).await,
             Some(successor) = successors.recv() => {
                 tracing::info!("another namegate takes over");
                 server.leave();
@@ -388,13 +405,47 @@ async fn run_there(
             }
             () = sidecar::changed(&mut node.sidecar) => node.read_podinfo().await,
             event = link_events.next() => match event {
-                Some(event) => node.link_event(event).await,
+                Some(event) => {
+                    node.link_event(event).await;
+                    for event in std::iter::from_fn(|| link_events.ready()).take(EVENTS) {
+                        node.link_event(event).await;
+                    }
+                    node.publish_what_was_found().await;
+                }
                 None => anyhow::bail!("the netlink socket was closed"),
             },
-            _ = every_second.tick() => node.upkeep(false),
+            told = of_cache(&mut node.discovery) => {
+                node.cache_event(told).await;
+                while let Some(told) = node.discovery.as_mut().and_then(|discovery| discovery.watch.ready()) {
+                    node.cache_event(told).await;
+                }
+                node.publish_what_was_found().await;
+            }
+            changed = watch.changed() => node.reload_if_changed(changed).await,
+            () = until(reload_at) => node.reload_with_found().await,
+            _ = every_second.tick() => {
+                node.look_after_discovery().await;
+                node.upkeep(false);
+            }
         }
     }
     end(node, listeners, events, server, locks).await
+}
+
+/// What becomes of a file of the CNI's cache; where pods are not looked for: nothing, ever.
+async fn of_cache(discovery: &mut Option<Discovery>) -> Told {
+    match discovery {
+        Some(discovery) => discovery.watch.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// That moment; none: never.
+async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment.into()).await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn end(node: Node, listeners: Listeners, events: Events, server: Server, locks: Locks) -> anyhow::Result<()> {
@@ -564,6 +615,12 @@ fn read_journal(config: &Config, state: &mut State) -> anyhow::Result<Journal> {
 impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
+        if self.discovery.is_some() {
+            if !self.config.endpoints.is_empty() {
+                tracing::warn!("endpoints are named now; until a restart pods are found as before");
+            }
+            return;
+        }
         let mut named = BTreeMap::new();
         let own = self.sidecar.as_ref().map(Sidecar::endpoint);
         for setting in own.map_or_else(|| self.config.endpoints.clone(), |own| vec![own]) {
@@ -680,21 +737,41 @@ impl Node {
 
 impl Endpoint {
     fn new(state: &mut State, pod: &PodRef, max_endpoints: u32) -> Endpoint {
-        let key = pod.to_string();
-        let known = state.endpoints.get(&key).cloned().unwrap_or_else(|| {
-            state.last_endpoint_id += 1;
-            let taken: Vec<u32> = state.endpoints.values().map(|endpoint| endpoint.slot).collect();
-            let slot = (1..=max_endpoints).find(|slot| !taken.contains(slot)).unwrap_or(max_endpoints);
-            state::EndpointState {
-                id: EndpointId(state.last_endpoint_id),
-                interface: String::new(),
-                slot,
-                policy_id: 0,
-                generation: 0,
-                groups: Vec::new(),
-            }
-        });
-        state.endpoints.insert(key, known.clone());
+        if let Some(known) = Endpoint::known(state, pod) {
+            return known;
+        }
+        state.last_endpoint_id += 1;
+        let taken: Vec<u32> = state.endpoints.values().map(|endpoint| endpoint.slot).collect();
+        let slot = (1..=max_endpoints).find(|slot| !taken.contains(slot)).unwrap_or(max_endpoints);
+        let id = EndpointId(state.last_endpoint_id);
+        Endpoint::numbered(state, pod, id, slot)
+    }
+
+    /// A new one under this number, with this row of `budgets`.
+    pub fn numbered(state: &mut State, pod: &PodRef, id: EndpointId, slot: u32) -> Endpoint {
+        let (interface, groups) = (String::new(), Vec::new());
+        let fresh = state::EndpointState { id, interface, slot, policy_id: 0, generation: 0, groups };
+        state.endpoints.insert(pod.to_string(), fresh.clone());
+        Endpoint::of(pod, fresh)
+    }
+
+    /// The one that an earlier run had for the pod.
+    pub fn known(state: &State, pod: &PodRef) -> Option<Endpoint> {
+        state.endpoints.get(&pod.to_string()).map(|known| Endpoint::of(pod, known.clone()))
+    }
+
+    /// Its interfaces: by number, with their names.
+    pub fn interfaces(&self) -> impl Iterator<Item = (u32, &str)> {
+        let first = self.attachment.map(|at| (at.ifindex, self.interface.as_str()));
+        first.into_iter().chain(self.also.iter().map(|also| (also.at.ifindex, also.interface.as_str())))
+    }
+
+    /// Whether an interface is its.
+    pub fn is_on(&self, ifindex: u32) -> bool {
+        self.interfaces().any(|(index, _)| index == ifindex)
+    }
+
+    fn of(pod: &PodRef, known: state::EndpointState) -> Endpoint {
         Endpoint {
             pod: pod.clone(),
             interface: known.interface,
@@ -707,6 +784,10 @@ impl Endpoint {
             unsure: false,
             rules: None,
             addresses: Vec::new(),
+            given: Vec::new(),
+            also: Vec::new(),
+            uid: None,
+            sandbox: None,
             served: None,
             attachment: None,
             written: None,

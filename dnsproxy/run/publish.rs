@@ -51,7 +51,10 @@ impl Node {
     pub(super) fn is_in_force(&self, endpoint: &Endpoint, rules: &Arc<RuleSet>) -> bool {
         let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.servers);
         let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at.bridge.is_some())));
-        known && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
+        let of_also = |also| endpoint.row_of(also, self.config.enforcement.reject, &self.steering.servers);
+        known
+            && endpoint.also.iter().all(|also| also.written.as_ref() == Some(&of_also(also)))
+            && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
     }
 
     /// Puts the new rules of one endpoint in force. Without a policy number the rows are as they were, and only what the
@@ -168,10 +171,13 @@ impl Node {
         }
         self.people.know(people);
         self.checkpoint.know(tables);
-        let own: Vec<IpAddr> = match self.netlink.addresses().await {
+        let mut own: Vec<IpAddr> = match self.netlink.addresses().await {
             Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
             Err(_) => Vec::new(),
         };
+        // A gateway's address may be on every pod's interface.
+        own.sort_unstable();
+        own.dedup();
         let (known, addresses) = self.see(&world, &own);
         self.watchers.know(known);
         let guard = guard_of(&self.config, &world, own, addresses);
@@ -183,7 +189,14 @@ impl Node {
             (*local, Resolver::new(SocketAddr::new(*resolver, 53), trusted.contains(resolver)))
         });
         let endpoints = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some());
-        let endpoints = endpoints.filter_map(|endpoint| endpoint.served.clone());
+        let endpoints = endpoints.flat_map(|endpoint| {
+            let on_others = endpoint.also.iter().filter_map(|also| {
+                let (interface, bridge) = (also.at.ifindex, also.at.bridge);
+                let served = endpoint.served.as_deref()?.clone();
+                Some(Arc::new(Served { addresses: also.addresses.clone(), interface, bridge, ..served }))
+            });
+            on_others.chain(endpoint.served.clone())
+        });
         let endpoints = endpoints.map(|served| match &self.sidecar {
             Some(sidecar) => sidecar.as_seen_inside(&served),
             None => served,

@@ -73,6 +73,14 @@ impl Node {
         self.load(true, names).await;
     }
 
+    /// The same policy, with what was found of pods and interfaces since.
+    pub async fn reload_with_found(&mut self) {
+        if let Some(discovery) = &mut self.discovery {
+            discovery.reload_at = None;
+        }
+        self.load(false, Some(BTreeSet::new())).await;
+    }
+
     async fn load(&mut self, only_if_changed: bool, names: Option<BTreeSet<String>>) {
         if self.snapshot.path() != self.config.snapshot {
             self.snapshot = snapshot::Source::new(&self.config.snapshot);
@@ -138,6 +146,7 @@ impl Node {
         if let Some(sidecar) = &self.sidecar {
             sidecar.place(&mut world, &self.config);
         }
+        self.follow_pods(&mut world).await;
         let mut change = self.compile(&world);
         self.state.last_good = snapshot.last_good;
         self.place_endpoints(&world);
@@ -313,14 +322,21 @@ impl Node {
     fn place_endpoints(&mut self, world: &World) {
         for endpoint in self.endpoints.values_mut() {
             let Some(pod) = world.pods.get(&endpoint.pod) else { continue };
-            endpoint.addresses.clone_from(&pod.addresses);
-            if pod.addresses.is_empty() {
+            endpoint.addresses.clone_from(if endpoint.given.is_empty() { &pod.addresses } else { &endpoint.given });
+            let differs = |address: &IpAddr| !endpoint.also.iter().any(|also| also.addresses.contains(address));
+            let other = pod.addresses.iter().find(|address| !endpoint.given.contains(address) && differs(address));
+            if let Some(other) = other.filter(|_| !endpoint.given.is_empty()) {
+                endpoint.rules_problem = format!(
+                    "status.podIPs of pod {} has {other}, which the CNI's cache has not: it is not let through",
+                    endpoint.pod
+                );
+            } else if endpoint.addresses.is_empty() {
                 endpoint.rules_problem = format!("pod {} has no status.podIPs: nothing passes", endpoint.pod);
-            } else if pod.addresses.len() > ADDRESSES {
+            } else if endpoint.addresses.len() > ADDRESSES {
                 endpoint.rules_problem = format!(
                     "pod {} has {} addresses; the first {ADDRESSES} are let through",
                     endpoint.pod,
-                    pod.addresses.len()
+                    endpoint.addresses.len()
                 );
                 endpoint.addresses.truncate(ADDRESSES);
             }

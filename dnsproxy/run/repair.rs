@@ -31,6 +31,7 @@ impl Node {
                 reasons.push(format!("{}: {problem}", endpoint.interface));
             }
         }
+        reasons.extend(self.look_at_others());
         if !reasons.is_empty() && reasons.iter().any(|reason| !self.readiness.reasons().contains(reason)) {
             tracing::error!("not in force: {}", reasons.join("; "));
         }
@@ -40,6 +41,16 @@ impl Node {
     /// An error is what is still wrong after all that could be done, for status and log.
     fn look_at_endpoint(&mut self, key: &str) -> Result<(), String> {
         let Some(at) = self.endpoints.get(key).and_then(|endpoint| endpoint.attachment) else { return Ok(()) };
+        self.look_at_programs_of(Some(key), at)?;
+        self.probe(key, at)?;
+        if let Some(endpoint) = self.endpoints.get_mut(key) {
+            endpoint.looked_at = clock::mono();
+        }
+        Ok(())
+    }
+
+    /// The same of an endpoint's programs on one of its interfaces; without a key of an interface that nobody is behind.
+    pub(super) fn look_at_programs_of(&mut self, key: Option<&str>, at: Attachment) -> Result<(), String> {
         let found = self.kernel.examine(at.ifindex, at.method).map_err(words)?;
         if found.iter().any(|damage| damage.fault == Fault::Detached) {
             self.ground.floor.shut(at.ifindex);
@@ -48,14 +59,14 @@ impl Node {
         if !found.is_empty() {
             // Before, so that nothing that was opened meanwhile passes once the programs are back; after, for what was
             // opened in between.
-            self.judge_anew(key, &found).map_err(words)?;
+            let judge_anew = |node: &mut Node| key.map_or(Ok(()), |key| node.judge_anew(key, &found));
+            judge_anew(self).map_err(words)?;
             self.mend(at, &found).map_err(|why| format!("{}; {why}", list(&found)))?;
-            self.judge_anew(key, &found).map_err(words)?;
-            self.in_force_again(key, &found);
-        }
-        self.probe(key, at)?;
-        if let Some(endpoint) = self.endpoints.get_mut(key) {
-            endpoint.looked_at = clock::mono();
+            judge_anew(self).map_err(words)?;
+            match key {
+                Some(key) => self.in_force_again(key, &found),
+                None => tracing::error!(ifindex = at.ifindex, "not shut: {}; it is again", list(&found)),
+            }
         }
         Ok(())
     }

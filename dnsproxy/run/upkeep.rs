@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
 
-use super::node::{Node, started};
+use super::discovery::Also;
+use super::node::{Endpoint, Node, started};
 use super::sidecar::Sidecar;
 use crate::clock;
 use crate::engine::fqdn::{FqdnTable, Plan};
@@ -14,7 +15,10 @@ use crate::kernel::load::LoadSettings;
 use crate::kernel::rules::is_block;
 use crate::observe::text::rfc3339;
 use crate::operate::metrics::Table;
-use crate::operate::{AttachedBy, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status};
+use crate::operate::{
+    AttachedBy, CniRefusalStatus, EndpointState, EndpointStatus, MapStatus, PolicyStatus, RefusalStatus, Status,
+    UnknownStatus,
+};
 use crate::serve::cache::Cache;
 
 /// How long a datagram without a reply is remembered, at most (RFC 4787, REQ-5, has two minutes for a mapping in use).
@@ -171,6 +175,11 @@ impl Node {
     }
 
     fn sweep(&mut self) {
+        self.sweep_flows();
+    }
+
+    /// Whether it was done.
+    pub(super) fn sweep_flows(&mut self) -> bool {
         let now = clock::mono();
         let idle_grace = self.config.dns.idle_connection_grace_period;
         let swept = self.kernel.sweep(&self.upkeep.settings, idle_grace, &self.budgets, &self.slot_of(), now);
@@ -180,7 +189,10 @@ impl Node {
                 sweep.remotes
             }
             // Not known which flows live: nothing is taken away from under them.
-            Err(error) => return tracing::warn!(error = &error as &dyn std::error::Error, "flows were not swept"),
+            Err(error) => {
+                tracing::warn!(error = &error as &dyn std::error::Error, "flows were not swept");
+                return false;
+            }
         };
         for endpoint in self.endpoints.values() {
             if let Some(served) = &endpoint.served {
@@ -188,6 +200,7 @@ impl Node {
             }
         }
         self.each_table(|table| table.expire(now));
+        true
     }
 
     /// Metrics and status.
@@ -213,11 +226,17 @@ impl Node {
         for (table, rows, max) in &tables {
             metrics.table(*table, *rows, *max);
         }
-        let endpoints: Vec<EndpointStatus> =
+        let mut endpoints: Vec<EndpointStatus> =
             self.endpoints.values().map(|endpoint| self.endpoint_status(endpoint)).collect();
         for state in EndpointState::ALL {
             metrics.endpoints(*state, endpoints.iter().filter(|endpoint| endpoint.state == *state).count() as u64);
         }
+        // Told by themselves, but not counted: they are not endpoints of their own.
+        for endpoint in self.endpoints.values() {
+            endpoints.extend(endpoint.also.iter().map(|also| self.further_status(endpoint, also)));
+        }
+        let found = self.found_status();
+        metrics.found(found.unknown.len() as u64, found.unprotected.len() as u64, self.refused_files());
         let status = Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node_name: self.config.node_name.clone(),
@@ -238,9 +257,61 @@ impl Node {
                 .collect(),
             upstreams: self.upstreams.snapshot(),
             cache: cache.map(Into::into),
-            ..Status::default()
+            ..found
         };
         *self.status.lock().unwrap_or_else(PoisonError::into_inner) = status;
+    }
+
+    /// What of the status is about pods and interfaces that were found.
+    fn found_status(&self) -> Status {
+        let Some(discovery) = &self.discovery else { return Status::default() };
+        let mut unknown: Vec<UnknownStatus> = discovery
+            .unknown
+            .iter()
+            .map(|(index, unknown)| {
+                let (interface, why) = (unknown.interface.clone(), unknown.why.clone());
+                UnknownStatus { interface, ifindex: *index, why }
+            })
+            .collect();
+        unknown.sort_by(|one, other| one.interface.cmp(&other.interface));
+        let refusals = discovery.cache.refusals();
+        Status {
+            unknown,
+            unprotected: discovery.unprotected.iter().map(ToString::to_string).collect(),
+            cni_refusals: refusals
+                .map(|(file, text)| CniRefusalStatus { file: file.to_owned(), text: text.to_owned() })
+                .collect(),
+            ..Status::default()
+        }
+    }
+
+    fn refused_files(&self) -> u64 {
+        self.discovery.as_ref().map_or(0, |discovery| discovery.cache.refused())
+    }
+
+    /// An endpoint on a further interface.
+    fn further_status(&self, endpoint: &Endpoint, also: &Also) -> EndpointStatus {
+        let whole = self.endpoint_status(endpoint);
+        let problems: Vec<&str> =
+            [&also.problem, &also.damage].into_iter().filter(|text| !text.is_empty()).map(String::as_str).collect();
+        EndpointStatus {
+            interface: also.interface.clone(),
+            ifindex: also.at.ifindex,
+            state: if also.at.closed { EndpointState::Closed } else { whole.state },
+            attached: self.attached_by(Some(also.at.method)),
+            problem: problems.join("; "),
+            ..whole
+        }
+    }
+
+    fn attached_by(&self, method: Option<Method>) -> AttachedBy {
+        match (method, self.kernel.drops_early()) {
+            (None, _) => AttachedBy::Nothing,
+            (Some(Method::Tcx), false) => AttachedBy::Tcx,
+            (Some(Method::Tcx), true) => AttachedBy::XdpTcx,
+            (Some(Method::Clsact), false) => AttachedBy::Clsact,
+            (Some(Method::Clsact), true) => AttachedBy::XdpClsact,
+        }
     }
 
     /// How full the kernel's tables are, by what was written to them.
@@ -256,7 +327,9 @@ impl Node {
         let sum = |rows: fn(&crate::engine::ruleset::RuleSet) -> usize| rules.iter().map(|set| rows(set) as u64).sum();
         let peers = rules.first().map_or(0, |rules| rules.known.len()) + self.steering.pairs.len();
         let pairs = self.steering.pairs.len() as u64;
-        let attached = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some()).count() as u64;
+        let attached: usize = self.endpoints.values().map(|endpoint| endpoint.interfaces().count()).sum();
+        let unknown = self.discovery.as_ref().map_or(0, |discovery| discovery.unknown.len());
+        let attached = (attached + unknown) as u64;
         let rows = |table: Table| -> (u64, u32) {
             match table {
                 Table::Endpoints => (attached, kernel.endpoints.capacity()),
@@ -285,10 +358,13 @@ impl Node {
         Table::ALL.iter().map(|table| (*table, rows(*table).0, u64::from(rows(*table).1))).collect()
     }
 
-    fn endpoint_status(&self, endpoint: &super::node::Endpoint) -> EndpointStatus {
+    fn endpoint_status(&self, endpoint: &Endpoint) -> EndpointStatus {
         let rules = endpoint.rules.as_ref();
         let problems = [&endpoint.rules_problem, &endpoint.link_problem, &endpoint.damage];
-        let problems: Vec<&str> = problems.into_iter().filter(|text| !text.is_empty()).map(String::as_str).collect();
+        let nowhere = "no interface of it was found yet".to_owned();
+        let nowhere = Some(&nowhere).filter(|_| self.discovery.is_some() && endpoint.attachment.is_none());
+        let problems: Vec<&str> =
+            problems.into_iter().chain(nowhere).filter(|text| !text.is_empty()).map(String::as_str).collect();
         EndpointStatus {
             interface: endpoint.interface.clone(),
             ifindex: endpoint.attachment.map_or(0, |at| at.ifindex),
@@ -301,13 +377,7 @@ impl Node {
                 Some(rules) if rules.selected => EndpointState::Enforced,
                 Some(_) => EndpointState::Unenforced,
             },
-            attached: match (endpoint.attachment.map(|at| at.method), self.kernel.drops_early()) {
-                (None, _) => AttachedBy::Nothing,
-                (Some(Method::Tcx), false) => AttachedBy::Tcx,
-                (Some(Method::Tcx), true) => AttachedBy::XdpTcx,
-                (Some(Method::Clsact), false) => AttachedBy::Clsact,
-                (Some(Method::Clsact), true) => AttachedBy::XdpClsact,
-            },
+            attached: self.attached_by(endpoint.attachment.map(|at| at.method)),
             steered: rules.is_some_and(|rules| rules.steered()),
             grants: grants_of(endpoint) as u32,
             flows: self.budgets.flows(endpoint.slot),
@@ -316,7 +386,7 @@ impl Node {
     }
 }
 
-fn grants_of(endpoint: &super::node::Endpoint) -> u64 {
+fn grants_of(endpoint: &Endpoint) -> u64 {
     let count = |served: &std::sync::Arc<crate::serve::Served>| served.table().grants() as u64;
     endpoint.served.as_ref().map_or(0, count)
 }

@@ -60,14 +60,20 @@ impl Daemon {
     /// `prlimit --nofile=64`; it must become namegate (exec), so that signals reach it.
     #[track_caller]
     pub fn launch(world: &World, through: &[&str], more: &[&str]) -> Daemon {
+        let endpoints: Vec<String> =
+            PODS.iter().flat_map(|pod| ["--endpoint".into(), format!("{}=payments/{}", pod.host, pod.name)]).collect();
+        let endpoints: Vec<&str> = endpoints.iter().map(String::as_str).collect();
+        Daemon::launch_without_endpoints(world, through, &[&endpoints, more].concat())
+    }
+
+    /// The same for nobody: it finds the pods of its node by itself.
+    #[track_caller]
+    pub fn launch_without_endpoints(world: &World, through: &[&str], more: &[&str]) -> Daemon {
         let namespace = world.namespace("node");
         let program = program();
         let words = [through, &[program.to_str().expect("a path in UTF-8")]].concat();
         let mut command = inside(&namespace, words[0]);
         command.args(&words[1..]).arg("node").args(common(&world.directory));
-        for pod in &PODS {
-            command.arg("--endpoint").arg(format!("{}=payments/{}", pod.host, pod.name));
-        }
         command
             .args(["--node-name", "demo-node", "--metrics", "127.0.0.1:9090"])
             .arg("--snapshot")

@@ -150,6 +150,9 @@ impl Drop for Undo {
     }
 }
 
+/// Both.
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+
 impl Family {
     /// The Service address of kube-dns.
     pub fn kube_dns(self) -> SocketAddr {

@@ -46,6 +46,7 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
     }
     let phase = status.and_then(|status| status.get_some("phase")).and_then(|phase| phase.text());
     let pod = Pod {
+        uid: object.get_some("metadata").and_then(|metadata| metadata.get_some("uid")?.text().map(str::to_owned)),
         labels,
         service_account: spec_text("serviceAccountName"),
         addresses,

@@ -396,6 +396,7 @@ fn claims(pod: &Pod) -> bool {
 /// Whether a pod is the same to policies, wherever its object stands: in one long list all that follow a change move.
 fn same_pod(was: &Pod, is: &Pod) -> bool {
     let Pod {
+        uid: _,
         labels,
         service_account,
         addresses,

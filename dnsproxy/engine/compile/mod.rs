@@ -168,6 +168,11 @@ impl<'w> Compiler<'w> {
     }
 }
 
+/// Whether a policy may select a pod.
+pub fn is_selected(world: &World, subject: &PodRef) -> bool {
+    !selecting(world, subject, &world.labels(&Holder::Pod(subject.clone()))).is_empty()
+}
+
 /// The rules that select a pod, and whether they surely do: if not, only their denials and their default deny hold.
 fn selecting<'w>(world: &'w World, subject: &PodRef, labels: &Labels) -> Vec<(&'w Rule, Match)> {
     selecting_among(world, rules_of(world), subject, labels)

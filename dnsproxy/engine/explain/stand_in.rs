@@ -56,6 +56,7 @@ impl StandIns {
         world.pods.insert(
             pod.clone(),
             Pod {
+                uid: None,
                 labels: like.labels.clone(),
                 service_account: like.service_account.clone(),
                 addresses,

@@ -122,6 +122,7 @@ impl Sidecar {
     pub fn place(&self, world: &mut World, config: &Config) {
         let known = world.pods.get(&self.info.pod).cloned();
         let pod = Pod {
+            uid: Some(self.info.uid.clone()).filter(|uid| !uid.is_empty()),
             labels: self.info.labels.clone(),
             service_account: config
                 .sidecar

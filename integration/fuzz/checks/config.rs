@@ -210,6 +210,8 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         ("pin_dir", path(&config.pin_dir)),
         ("run_dir", path(&config.run_dir)),
         ("detach", bare(&config.detach)),
+        ("discovery.cni_cache", path(&config.discovery.cni_cache)),
+        ("discovery.leave_alone", Written::List(texts(&config.discovery.leave_alone))),
         ("enforcement.attach", word(attach)),
         ("enforcement.floor", bare(&kernel.floor)),
         ("enforcement.floor_interfaces", Written::List(texts(&kernel.floor_interfaces))),

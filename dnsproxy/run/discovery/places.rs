@@ -1,0 +1,557 @@
+//! From events to endpoints on their interfaces: one interface at a time, by what is known of it.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::super::attachments::Attachment;
+use super::super::checkpoint;
+use super::super::node::{Endpoint, Node};
+use super::{Also, Class, Discovery, Found, LOOK_AGAIN, PATIENCE, Told, Unknown};
+use crate::clock;
+use crate::engine::endpoint::{EndpointId, PodRef};
+use crate::host::links::{Event, Link, Peer};
+use crate::host::paths::{Path, Paths};
+use crate::kernel::abi::flag;
+use crate::kernel::attach::Method;
+use crate::kernel::rules::EndpointRow;
+
+impl Node {
+    /// First of all: what is here, and which endpoints an earlier run left. Changes no interface.
+    pub async fn begin_discovery(&mut self) -> anyhow::Result<()> {
+        if self.discovery.is_none() {
+            return Ok(());
+        }
+        let links = self.netlink.links().await?;
+        let paths = self.netlink.paths().await?;
+        self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        let leave_alone = self.config.discovery.leave_alone.clone();
+        let Some(discovery) = &mut self.discovery else { return Ok(()) };
+        discovery.paths = Paths::new(paths);
+        let directory = discovery.cache.directory().to_owned();
+        match discovery.cache.read_all(clock::wall()) {
+            Err(error) => tracing::warn!(%error, directory = %directory.display(), "the CNI's cache can't be read"),
+            Ok(_) if !directory.exists() => {
+                tracing::warn!(directory = %directory.display(), "the CNI's cache is not there: only routes say whose an interface is");
+            }
+            Ok(_) => (),
+        }
+        let is_ours = |link: &&Link| !matches!(discovery.identify(link, &leave_alone), Class::NotOurs(_));
+        discovery.excepted = self.links.values().filter(|link| !is_ours(link)).map(|link| link.index).collect();
+        self.inherit_endpoints().await
+    }
+
+    /// Endpoints whose interface is still there go on under their number. Of those whose is not, nothing may be used again.
+    async fn inherit_endpoints(&mut self) -> anyhow::Result<()> {
+        let rows = self.kernel.endpoints()?;
+        let mut old = std::mem::take(&mut self.state.endpoints);
+        let keys: BTreeMap<EndpointId, String> = old.iter().map(|(key, state)| (state.id, key.clone())).collect();
+        for (ifindex, id, policy_id, _) in rows {
+            self.state.last_endpoint_id = self.state.last_endpoint_id.max(id.0);
+            self.state.last_policy_id = self.state.last_policy_id.max(policy_id);
+            let Some(link) = self.links.get(&ifindex).cloned() else { continue };
+            let inherited = keys.get(&id).and_then(|key| {
+                let (namespace, name) = key.split_once('/')?;
+                let pod = PodRef { namespace: namespace.to_owned(), name: name.to_owned() };
+                let discovery = self.discovery.as_ref()?;
+                let found = match discovery.identify(&link, &self.config.discovery.leave_alone) {
+                    Class::Pod(found) => Some(found),
+                    Class::Unknown(_) => None,
+                    Class::NotOurs(_) | Class::BothHere => return None,
+                };
+                let known = old.get(key).or_else(|| self.state.endpoints.get(key))?;
+                let is_it = match &found {
+                    Some(found) => found.pod == pod,
+                    None => known.interface == link.name, // else somebody renamed it: it is shut
+                };
+                is_it.then(|| (key.clone(), pod, found))
+            });
+            let Some((key, pod, found)) = inherited else {
+                self.kernel.set_endpoint(ifindex, &closed())?;
+                continue;
+            };
+            if let Some(known) = old.remove(&key) {
+                self.state.endpoints.insert(key.clone(), known);
+                let endpoint = Endpoint::known(&self.state, &pod);
+                self.endpoints.extend(endpoint.map(|endpoint| (key.clone(), endpoint)));
+            }
+            let (bridge, problem) = self.bridge_of(&link).await;
+            let at = Attachment { ifindex, method: Method::Tcx, bridge, closed: false, in_place: false };
+            let Some(endpoint) = self.endpoints.get_mut(&key) else { continue };
+            let addresses = found.iter().flat_map(|found| found.given().to_vec()).collect();
+            if endpoint.attachment.is_none() {
+                (endpoint.attachment, endpoint.interface) = (Some(at), link.name);
+                (endpoint.given, endpoint.link_problem) = (addresses, problem);
+                endpoint.uid = found.and_then(|found| found.uid);
+            } else {
+                let (written, damage) = (None, String::new());
+                endpoint.also.push(Also { interface: link.name, at, addresses, written, problem, damage });
+            }
+        }
+        for state in old.values() {
+            checkpoint::forget(&self.config.state_dir, state.id);
+        }
+        let known: Vec<EndpointId> = self.endpoints.values().map(|endpoint| endpoint.id).collect();
+        self.kernel.delete_grants_except(&known)?;
+        let slots: Vec<(EndpointId, u32)> = self.endpoints.values().map(|each| (each.id, each.slot)).collect();
+        self.kernel.set_slots(&slots)?;
+        Ok(())
+    }
+
+    /// Looks at everything: at start, after a reload of settings, every few seconds, and when events were lost.
+    pub async fn look_again(&mut self) {
+        let both = match self.netlink.links().await {
+            Ok(links) => self.netlink.paths().await.map(|paths| (links, paths)),
+            Err(error) => Err(error),
+        };
+        let (links, paths) = match both {
+            Ok(both) => both,
+            Err(error) => return tracing::warn!(%error, "interfaces and routes can't be listed"),
+        };
+        let Some(discovery) = &mut self.discovery else { return };
+        discovery.look_again_at = clock::now() + LOOK_AGAIN;
+        discovery.paths = Paths::new(paths);
+        if let Err(error) = discovery.cache.read_all(clock::wall()) {
+            tracing::warn!(%error, directory = %discovery.cache.directory().display(), "the CNI's cache can't be read");
+        }
+        let links: BTreeMap<u32, Link> = links.into_iter().map(|link| (link.index, link)).collect();
+        let gone: Vec<u32> = self.links.keys().filter(|index| !links.contains_key(index)).copied().collect();
+        for index in gone {
+            self.link_gone(index).await;
+        }
+        self.links = links;
+        for index in self.links.keys().copied().collect::<Vec<_>>() {
+            self.place(index).await;
+        }
+        // What nobody is behind any more.
+        let ours: BTreeSet<u32> = self.guarded_links().collect();
+        let rows = self.kernel.endpoints().into_iter().flatten().map(|row| row.0);
+        let stale: BTreeSet<u32> =
+            self.kernel.pinned_interfaces().into_iter().chain(rows).filter(|index| !ours.contains(index)).collect();
+        for index in stale {
+            self.unguard(index);
+        }
+        self.keep_floor();
+    }
+
+    /// Every interface that programs are to be on.
+    fn guarded_links(&self) -> impl Iterator<Item = u32> + '_ {
+        let of_endpoints = self.endpoints.values().flat_map(Endpoint::interfaces).map(|(index, _)| index);
+        let unknown = self.discovery.iter().flat_map(|discovery| discovery.unknown.keys().copied());
+        of_endpoints.chain(unknown)
+    }
+
+    /// Something happened to an interface, or to what leads over one.
+    pub async fn discovery_event(&mut self, event: Event) {
+        match event {
+            Event::Recheck => self.upkeep.look_soon(),
+            Event::Lost => {
+                tracing::warn!("the kernel's events were too many, and some are lost: everything is looked at");
+                self.look_again().await;
+            }
+            Event::Gone(index) => self.link_gone(index).await,
+            Event::Present(link) => {
+                let known = self.links.insert(link.index, link.clone());
+                if known.as_ref() == Some(&link) {
+                    return;
+                }
+                if known.is_some_and(|known| known.up) && !link.up {
+                    self.kernel.forget_mac(link.index);
+                }
+                self.place(link.index).await;
+            }
+            Event::Leads { paths, now } => {
+                let Some(discovery) = &mut self.discovery else { return };
+                discovery.paths.change(&paths, now);
+                for (over, path) in paths {
+                    let Some(discovery) = &self.discovery else { return };
+                    let decides = match path {
+                        Path::Host(..) => discovery.unknown.contains_key(&over),
+                        Path::Default(_) | Path::Network(_) => true,
+                    };
+                    if decides {
+                        self.place(over).await;
+                    }
+                }
+            }
+        }
+    }
+
+    /// A file of the CNI's cache was written or removed.
+    pub async fn cache_event(&mut self, told: Told) {
+        let Some(discovery) = &mut self.discovery else { return };
+        let changed = match told {
+            Told::File(file) => discovery.cache.read(&file),
+            Told::Anything => discovery.cache.read_all(clock::wall()).unwrap_or_default(),
+        };
+        let named = self.links.values().filter(|link| changed.contains(&link.name)).map(|link| link.index);
+        for index in named.collect::<Vec<_>>() {
+            self.place(index).await;
+        }
+    }
+
+    /// What was found is told to the proxy.
+    pub async fn publish_what_was_found(&mut self) {
+        if self.discovery.as_mut().is_some_and(|discovery| std::mem::take(&mut discovery.unpublished)) {
+            self.publish().await;
+        }
+    }
+
+    /// What is due every second.
+    pub async fn look_after_discovery(&mut self) {
+        let Some(discovery) = &mut self.discovery else { return };
+        let watched = discovery.watch.keep();
+        for (index, unknown) in &mut discovery.unknown {
+            if !unknown.told && clock::now() >= unknown.since + PATIENCE {
+                unknown.told = true;
+                tracing::warn!(interface = unknown.interface, ifindex = index, "shut, nothing passes: {}", unknown.why);
+            }
+        }
+        if clock::now() >= discovery.look_again_at {
+            self.look_again().await;
+        } else if !watched {
+            self.cache_event(Told::Anything).await;
+        }
+        self.publish_what_was_found().await;
+        self.clear_away();
+    }
+
+    /// Shuts what no earlier run has guarded: there is nothing yet that it could be let through by.
+    pub async fn shut_what_is_new(&mut self) {
+        let links = self.netlink.links().await.unwrap_or_default();
+        self.links = links.into_iter().map(|link| (link.index, link)).collect();
+        let known: Vec<u32> = self.kernel.endpoints().into_iter().flatten().map(|row| row.0).collect();
+        for index in self.links.keys().copied().filter(|index| !known.contains(index)).collect::<Vec<_>>() {
+            self.place(index).await;
+        }
+    }
+
+    async fn link_gone(&mut self, index: u32) {
+        self.links.remove(&index);
+        let Some(discovery) = &mut self.discovery else { return };
+        discovery.paths.forget(index);
+        discovery.excepted.remove(&index);
+        let was_unknown = discovery.unknown.remove(&index).is_some();
+        let holder = self.holder_of(index).cloned();
+        if was_unknown || holder.is_some() {
+            self.unguard(index); // its links are severed, their pins would stay
+        }
+        if let Some(key) = holder {
+            tracing::info!(pod = key, ifindex = index, "the interface is gone");
+            self.take_off(&key, index);
+        }
+        self.keep_floor();
+        // Of a pair whose other end was here, that end may be somewhere else now.
+        let other = self.links.values().find(|link| link.veth == Some(Peer::Here(index))).map(|link| link.index);
+        if let Some(other) = other
+            && let Ok(Some(link)) = self.netlink.link(other).await
+        {
+            self.links.insert(other, link);
+            self.place(other).await;
+        }
+    }
+
+    /// Nobody is behind it any more, as far as we are concerned.
+    fn unguard(&mut self, index: u32) {
+        self.ground.floor.shut(index);
+        self.kernel.detach(index);
+        self.kernel.delete_endpoint(index);
+    }
+
+    /// The endpoint that has the interface.
+    fn holder_of(&self, index: u32) -> Option<&String> {
+        self.endpoints.iter().find(|(_, endpoint)| endpoint.is_on(index)).map(|(key, _)| key)
+    }
+
+    /// Lets an interface be what it is found to be now.
+    pub(super) async fn place(&mut self, index: u32) {
+        let Some(link) = self.links.get(&index).cloned() else { return };
+        let Some(discovery) = &self.discovery else { return };
+        let class = discovery.identify(&link, &self.config.discovery.leave_alone);
+        let holder = self.holder_of(index).cloned();
+        match (class, holder) {
+            // Who was behind it is so still: nobody has said otherwise.
+            (Class::NotOurs(false) | Class::Unknown(_), Some(key)) => self.join(&key, &link, None).await,
+            (Class::NotOurs(_), holder) => self.leave(&link, holder, true),
+            (Class::BothHere, holder) => self.leave(&link, holder, false),
+            (Class::Unknown(why), None) => self.shut(&link, why),
+            (Class::Pod(found), holder) => self.place_pod(&link, found, holder).await,
+        }
+    }
+
+    /// It is none of ours, or not yet.
+    fn leave(&mut self, link: &Link, holder: Option<String>, excepted: bool) {
+        let Some(discovery) = &mut self.discovery else { return };
+        let mut changed = discovery.unknown.remove(&link.index).is_some() || holder.is_some();
+        if changed {
+            self.unguard(link.index);
+        }
+        if let Some(key) = holder {
+            self.take_off(&key, link.index);
+        }
+        let Some(discovery) = &mut self.discovery else { return };
+        changed |=
+            if excepted { discovery.excepted.insert(link.index) } else { discovery.excepted.remove(&link.index) };
+        if changed {
+            if let Some(why) = discovery.paths.uplink(link.index).filter(|_| excepted && link.veth.is_some()) {
+                tracing::info!(interface = link.name, "no pod's: {why}");
+            }
+            self.keep_floor();
+        }
+    }
+
+    async fn place_pod(&mut self, link: &Link, found: Found, holder: Option<String>) {
+        let key = found.pod.to_string();
+        if let Some(other) = holder.as_ref().filter(|holder| **holder != key) {
+            tracing::warn!(interface = link.name, "it was that of {other}, and is that of {key} now");
+            self.take_off(other, link.index);
+        }
+        let Some(discovery) = &self.discovery else { return };
+        if let Some(why) = discovery.why_not(&found) {
+            // Its pod may be on its way out, or the snapshot behind: what it had goes with its interface. Another pod of this
+            // name may not have it.
+            let is_there = discovery.here.as_ref().is_some_and(|here| here.contains_key(&found.pod));
+            if holder.as_ref() == Some(&key) && !is_there {
+                return;
+            }
+            if holder.as_ref() == Some(&key) {
+                self.take_off(&key, link.index);
+            }
+            return self.shut(link, why);
+        }
+        if !self.endpoints.contains_key(&key) {
+            if !self.create(&found.pod) {
+                let max = self.config.enforcement.max_endpoints;
+                return self.shut(link, format!("no room for {key}: enforcement.max_endpoints is {max}"));
+            }
+            self.discovery.iter_mut().for_each(Discovery::reload_soon);
+        }
+        // Another sandbox of the same pod: the newer one is the pod.
+        let others: Vec<u32> =
+            self.endpoints[&key].interfaces().map(|(index, _)| index).filter(|at| *at != link.index).collect();
+        if let (Some((sandbox, written)), Some((old, before))) = (&found.sandbox, &self.endpoints[&key].sandbox)
+            && sandbox != old
+            && !others.is_empty()
+        {
+            let why = || format!("{key} has a newer sandbox");
+            if written < before {
+                return self.shut(link, why());
+            }
+            for index in others {
+                self.take_off(&key, index);
+                if let Some(old) = self.links.get(&index).cloned() {
+                    self.shut(&old, why());
+                }
+            }
+        }
+        self.join(&key, link, Some(found)).await;
+    }
+
+    /// Puts the endpoint on the interface, or lets it know what is new about it.
+    async fn join(&mut self, key: &str, link: &Link, found: Option<Found>) {
+        let Some(discovery) = &mut self.discovery else { return };
+        let uid_here = found.as_ref().and_then(|found| discovery.here.as_ref()?.get(&found.pod)?.clone());
+        discovery.unknown.remove(&link.index);
+        discovery.excepted.remove(&link.index);
+        let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
+        let is_first = endpoint.attachment.is_none_or(|at| at.ifindex == link.index);
+        let addresses = found.as_ref().map(|found| if is_first { found.given() } else { &found.addresses }.to_vec());
+        if let Some(Found { uid, sandbox, .. }) = found {
+            endpoint.uid = uid.or(uid_here);
+            endpoint.sandbox = sandbox.or(endpoint.sandbox.take());
+        }
+        if is_first {
+            let before = (endpoint.attachment, endpoint.given.clone());
+            endpoint.interface.clone_from(&link.name);
+            if let Some(addresses) = addresses.filter(|addresses| *addresses != endpoint.given) {
+                if !addresses.is_empty() {
+                    endpoint.addresses.clone_from(&addresses);
+                }
+                endpoint.given = addresses;
+                discovery.reload_soon(); // others are to know him by them
+            }
+            let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
+            if before.1 != endpoint.given
+                && let Err(error) = endpoint.write_row(&kernel, reject, &self.steering.servers)
+            {
+                tracing::error!(pod = key, error = &error as &dyn std::error::Error, "its addresses were not written");
+            }
+            let as_it_was = endpoint.attachment.is_some_and(|at| at.in_place && at.bridge == bridge);
+            if as_it_was && before.1 == endpoint.given && endpoint.link_problem.is_empty() {
+                return;
+            }
+            self.meet_on(key, link).await;
+            let Some(endpoint) = self.endpoints.get(key) else { return };
+            if before == (endpoint.attachment, endpoint.given.clone()) {
+                return;
+            }
+        } else if !self.meet_also(key, link, addresses).await {
+            return;
+        }
+        self.discovery.iter_mut().for_each(|discovery| discovery.unpublished = true);
+    }
+
+    /// A further interface of an endpoint. Whether anything is new.
+    async fn meet_also(&mut self, key: &str, link: &Link, addresses: Option<Vec<std::net::IpAddr>>) -> bool {
+        let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
+        let is_as_it_was = |also: &Also| {
+            also.at.ifindex == link.index
+                && also.at.in_place
+                && also.at.bridge == bridge
+                && also.interface == link.name
+                && addresses.as_ref().is_none_or(|addresses| *addresses == also.addresses)
+                && also.problem.is_empty()
+        };
+        if self.endpoints.get(key).is_some_and(|endpoint| endpoint.also.iter().any(is_as_it_was)) {
+            return false;
+        }
+        let (bridge, problem) = self.bridge_of(link).await;
+        if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
+            && let Err(error) = self.kernel.set_bridge(link.index, mac)
+        {
+            tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
+        }
+        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
+        let (attach, reject) = (self.attach_way(), self.config.enforcement.reject);
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return false };
+        let known = endpoint.also.iter().position(|also| also.at.ifindex == link.index);
+        let mut also = match known {
+            Some(known) => endpoint.also.remove(known),
+            None => Also {
+                interface: link.name.clone(),
+                at,
+                addresses: Vec::new(),
+                written: None,
+                problem: String::new(),
+                damage: String::new(),
+            },
+        };
+        let addresses = addresses.unwrap_or_else(|| also.addresses.clone());
+        (also.at, also.addresses, also.problem) = (at, addresses, problem);
+        also.interface.clone_from(&link.name);
+        endpoint.also.push(also);
+        let attached = endpoint
+            .write_also(&self.kernel, reject, &self.steering.servers)
+            .and_then(|()| self.kernel.attach(link.index, attach));
+        if let Some(also) = endpoint.also.last_mut() {
+            match attached {
+                Ok(method) => {
+                    (also.at.method, also.at.in_place) = (method, true);
+                    tracing::info!(
+                        pod = key,
+                        interface = link.name,
+                        ifindex = link.index,
+                        "attached: a further interface"
+                    );
+                }
+                Err(error) => {
+                    also.problem = format!("{:#}", anyhow::Error::from(error));
+                    tracing::error!(pod = key, interface = link.name, "not enforced: {}", also.problem);
+                }
+            }
+        }
+        self.keep_floor();
+        true
+    }
+
+    /// The interface is not that of the endpoint that has it; it is to be placed anew.
+    pub(super) fn give_up(&mut self, index: u32) {
+        if let Some(key) = self.holder_of(index).cloned() {
+            self.take_off(&key, index);
+        }
+    }
+
+    /// The interface is not the endpoint's any more. What the kernel has for it stays for the caller to change.
+    fn take_off(&mut self, key: &str, index: u32) {
+        let Some(endpoint) = self.endpoints.get_mut(key) else { return };
+        endpoint.also.retain(|also| also.at.ifindex != index);
+        if endpoint.attachment.is_some_and(|at| at.ifindex == index) {
+            endpoint.attachment = None;
+            if !endpoint.also.is_empty() {
+                let Also { interface, at, addresses, written, problem, damage } = endpoint.also.remove(0);
+                (endpoint.interface, endpoint.attachment, endpoint.written) = (interface, Some(at), written);
+                (endpoint.given, endpoint.link_problem, endpoint.damage) = (addresses.clone(), problem, damage);
+                endpoint.addresses = addresses;
+            }
+        }
+        if endpoint.attachment.is_none() {
+            self.begin_anew(key);
+        }
+        self.discovery.iter_mut().for_each(|discovery| discovery.unpublished = true);
+    }
+
+    /// Nothing passes, in neither direction: by its row, and by the floor in case there is no program.
+    fn shut(&mut self, link: &Link, why: String) {
+        let attach = self.attach_way();
+        let Some(discovery) = &mut self.discovery else { return };
+        discovery.excepted.remove(&link.index);
+        if let Some(known) = discovery.unknown.get_mut(&link.index)
+            && known.method.is_some()
+        {
+            known.why = why;
+            if known.interface != link.name {
+                known.interface.clone_from(&link.name);
+                self.keep_floor();
+            }
+            return;
+        }
+        let done =
+            self.kernel.set_endpoint(link.index, &closed()).and_then(|()| self.kernel.attach(link.index, attach));
+        let (method, why) = match done {
+            Ok(method) => (Some(method), why),
+            Err(error) => (None, format!("{why}; no program is on it: {:#}", anyhow::Error::from(error))),
+        };
+        tracing::debug!(interface = link.name, ifindex = link.index, "shut: {why}");
+        let (interface, since) = (link.name.clone(), clock::now());
+        discovery.unknown.insert(link.index, Unknown { interface, why, method, since, told: false });
+        self.keep_floor();
+    }
+
+    /// Looks whether programs are where they belong on interfaces that are unknown or an endpoint's second: what is wrong.
+    pub(in crate::run) fn look_at_others(&mut self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        let unknown = self.discovery.iter().flat_map(|discovery| &discovery.unknown);
+        let unknown = unknown.filter_map(|(index, unknown)| Some((*index, unknown.interface.clone(), unknown.method?)));
+        for (index, interface, method) in unknown.collect::<Vec<_>>() {
+            let at = Attachment { ifindex: index, method, bridge: None, closed: true, in_place: true };
+            if let Err(why) = self.look_at_programs_of(None, at) {
+                reasons.push(format!("{interface}: {why}"));
+            }
+        }
+        for key in self.endpoints.keys().cloned().collect::<Vec<_>>() {
+            for number in 0..self.endpoints[&key].also.len() {
+                let at = self.endpoints[&key].also[number].at;
+                let looked = self.look_at_programs_of(Some(&key), at);
+                let in_place = looked.is_ok() || self.kernel.has_programs(at.ifindex).unwrap_or(at.in_place);
+                let Some(also) = self.endpoints.get_mut(&key).and_then(|endpoint| endpoint.also.get_mut(number)) else {
+                    continue;
+                };
+                also.at.in_place = in_place;
+                also.damage = looked.err().unwrap_or_default();
+                for problem in [&also.problem, &also.damage].into_iter().filter(|text| !text.is_empty()) {
+                    reasons.push(format!("{}: {problem}", also.interface));
+                }
+            }
+        }
+        reasons
+    }
+}
+
+impl Found {
+    /// What the CNI gave it. A route speaks of some addresses of its pod; all that the Pod object lists hold.
+    fn given(&self) -> &[std::net::IpAddr] {
+        if self.sandbox.is_some() { &self.addresses } else { &[] }
+    }
+}
+
+/// The row of an interface that nobody is known to be behind.
+fn closed() -> EndpointRow {
+    EndpointRow {
+        id: EndpointId(0),
+        slot: 0,
+        policy_id: 0,
+        generation: 0,
+        addresses: Vec::new(),
+        mac: None,
+        flags: flag::CLOSED | flag::ENFORCE,
+    }
+}
