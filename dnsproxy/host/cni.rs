@@ -255,6 +255,11 @@ impl Cache {
         says.all(|other| (&other.pod, &other.uid) == (&first.pod, &first.uid)).then_some((first, newest))
     }
 
+    /// Whether any file says whose an interface is: then the CNI will say so of others too.
+    pub fn is_used(&self) -> bool {
+        !self.naming.is_empty()
+    }
+
     /// How many files were refused since the start.
     pub fn refused(&self) -> u64 {
         self.refused

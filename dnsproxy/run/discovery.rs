@@ -56,6 +56,11 @@ pub(super) struct Discovery {
     here: Option<BTreeMap<PodRef, Option<String>>>,
     /// The same pods by their addresses.
     at: BTreeMap<IpAddr, BTreeSet<PodRef>>,
+    /// Pods that had an interface which is gone, with uid and addresses as the snapshot had them then: what leads to these
+    /// addresses now may be another pod's, of which the snapshot does not know yet.
+    spent: BTreeMap<PodRef, (Option<String>, BTreeSet<IpAddr>)>,
+    /// Pods whose interface an earlier run had, and which is gone.
+    lost: Vec<PodRef>,
     /// Pods on the node's own network that a policy selects: nothing enforces it.
     pub unprotected: Vec<PodRef>,
     /// What that was reckoned from.
@@ -129,6 +134,8 @@ impl Discovery {
             excepted: BTreeSet::new(),
             here: None,
             at: BTreeMap::new(),
+            spent: BTreeMap::new(),
+            lost: Vec::new(),
             unprotected: Vec::new(),
             unprotected_by: pods::Basis::default(),
             gone: Vec::new(),
@@ -156,8 +163,14 @@ impl Discovery {
                 addresses: cached.addresses.clone(),
             });
         }
+        // A route leads to an address, and whose that is the snapshot says late: who can say it at once is waited for.
+        let since = self.unknown.get(&link.index).map(|unknown| unknown.since);
+        if self.cache.is_used() && since.is_none_or(|since| clock::now() < since + PATIENCE) {
+            return Class::Unknown("the CNI's cache does not say whose it is".to_owned());
+        }
         let behind = self.paths.hosts_behind(link.index);
-        let mut pods: BTreeSet<&PodRef> = behind.iter().filter_map(|address| self.at.get(address)).flatten().collect();
+        let pods = behind.iter().filter_map(|address| self.at.get(address)).flatten();
+        let mut pods: BTreeSet<&PodRef> = pods.filter(|pod| !self.spent.contains_key(pod)).collect();
         match (pods.pop_first(), pods.pop_first()) {
             (Some(pod), None) => Class::Pod(Found {
                 pod: pod.clone(),
@@ -183,6 +196,27 @@ impl Discovery {
                 found.pod
             )),
             _ => None,
+        }
+    }
+
+    /// What the snapshot says of a pod of this node.
+    fn as_it_is(&self, pod: &PodRef) -> Option<(Option<String>, BTreeSet<IpAddr>)> {
+        let uid = self.here.as_ref()?.get(pod)?.clone();
+        let addresses = self.at.iter().filter(|(_, pods)| pods.contains(pod)).map(|(address, _)| *address).collect();
+        Some((uid, addresses))
+    }
+
+    /// Of these the snapshot says something new, or nothing any more.
+    fn forget_spent(&mut self) {
+        let mut spent = std::mem::take(&mut self.spent);
+        spent.retain(|pod, was| self.as_it_is(pod).as_ref() == Some(was));
+        self.spent = spent;
+    }
+
+    /// The pod's interface is gone.
+    fn spend(&mut self, pod: &PodRef) {
+        if let Some(as_it_is) = self.as_it_is(pod) {
+            self.spent.insert(pod.clone(), as_it_is);
         }
     }
 
@@ -252,6 +286,39 @@ mod tests {
         assert_eq!(discovery.identify(&elsewhere, &patterns), Class::NotOurs(true));
         discovery.paths.change(&[(7, Path::Default(MAIN))], true);
         assert_eq!(found(&discovery, &elsewhere), Err(Class::NotOurs(false)));
+    }
+
+    #[test]
+    fn by_a_route_no_pod_is_known_whose_interface_has_gone_until_the_snapshot_says_something_new_of_it() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut discovery = discovery(folder.path(), None);
+        discovery.paths.change(&[(7, Path::Host(MAIN, address(1)))], true);
+        discovery.at.entry(address(1)).or_default().insert(pod("b"));
+        discovery.here = Some([(pod("b"), Some("one".to_owned()))].into());
+        let elsewhere = link(Some(Peer::Elsewhere));
+        assert_eq!(found(&discovery, &elsewhere), Ok("b".into()));
+        discovery.spend(&pod("b"));
+        assert!(found(&discovery, &elsewhere).is_err());
+        discovery.forget_spent();
+        assert!(found(&discovery, &elsewhere).is_err(), "the same as before");
+        discovery.here = Some([(pod("b"), Some("two".to_owned()))].into());
+        discovery.forget_spent();
+        assert_eq!(found(&discovery, &elsewhere), Ok("b".into()));
+    }
+
+    #[test]
+    fn where_the_cache_is_used_a_route_says_something_only_after_a_while() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut discovery = discovery(folder.path(), Some("a"));
+        discovery.paths.change(&[(8, Path::Host(MAIN, address(1)))], true);
+        discovery.at.entry(address(1)).or_default().insert(pod("b"));
+        let other = Link { index: 8, name: "veth2".into(), ..link(Some(Peer::Elsewhere)) };
+        assert!(found(&discovery, &other).is_err());
+        let since = clock::now().checked_sub(PATIENCE).unwrap();
+        let why = String::new();
+        let unknown = Unknown { interface: "veth2".into(), why, method: None, since, told: false };
+        discovery.unknown.insert(8, unknown);
+        assert_eq!(found(&discovery, &other), Ok("b".into()));
     }
 
     #[test]

@@ -408,6 +408,7 @@ async fn run_there(
                 Some(event) => {
                     node.link_event(event).await;
                     for event in std::iter::from_fn(|| link_events.ready()).take(EVENTS) {
+                        node.drain_cache().await;
                         node.link_event(event).await;
                     }
                     node.publish_what_was_found().await;
@@ -416,9 +417,7 @@ async fn run_there(
             },
             told = of_cache(&mut node.discovery) => {
                 node.cache_event(told).await;
-                while let Some(told) = node.discovery.as_mut().and_then(|discovery| discovery.watch.ready()) {
-                    node.cache_event(told).await;
-                }
+                node.drain_cache().await;
                 node.publish_what_was_found().await;
             }
             changed = watch.changed() => node.reload_if_changed(changed).await,

@@ -86,8 +86,13 @@ impl Node {
                 endpoint.also.push(Also { interface: link.name, at, addresses, written, problem, damage });
             }
         }
-        for state in old.values() {
+        for (key, state) in &old {
             checkpoint::forget(&self.config.state_dir, state.id);
+            // One that never had an interface has lost none.
+            let had = key.split_once('/').filter(|_| !state.interface.is_empty());
+            if let Some(((namespace, name), discovery)) = had.zip(self.discovery.as_mut()) {
+                discovery.lost.push(PodRef { namespace: namespace.to_owned(), name: name.to_owned() });
+            }
         }
         let known: Vec<EndpointId> = self.endpoints.values().map(|endpoint| endpoint.id).collect();
         self.kernel.delete_grants_except(&known)?;
@@ -185,6 +190,13 @@ impl Node {
         let named = self.links.values().filter(|link| changed.contains(&link.name)).map(|link| link.index);
         for index in named.collect::<Vec<_>>() {
             self.place(index).await;
+        }
+    }
+
+    /// What has come of the CNI's cache meanwhile: it says more than routes do.
+    pub async fn drain_cache(&mut self) {
+        while let Some(told) = self.discovery.as_mut().and_then(|discovery| discovery.watch.ready()) {
+            self.cache_event(told).await;
         }
     }
 
@@ -362,6 +374,9 @@ impl Node {
         if is_first {
             let before = (endpoint.attachment, endpoint.given.clone());
             endpoint.interface.clone_from(&link.name);
+            if before.0.is_none() {
+                discovery.reload_soon(); // so that the state knows where it is
+            }
             if let Some(addresses) = addresses.filter(|addresses| *addresses != endpoint.given) {
                 if !addresses.is_empty() {
                     endpoint.addresses.clone_from(&addresses);

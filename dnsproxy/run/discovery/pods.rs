@@ -46,6 +46,11 @@ impl Node {
             }
         }
         (discovery.here, discovery.at) = (Some(here.clone()), at);
+        // Whose interface went while nobody looked.
+        for pod in std::mem::take(&mut discovery.lost) {
+            discovery.spend(&pod);
+        }
+        discovery.forget_spent();
         let is_gone = |endpoint: &Endpoint| endpoint.attachment.is_none() && !here.contains_key(&endpoint.pod);
         let gone: Vec<String> =
             self.endpoints.iter().filter(|(_, endpoint)| is_gone(endpoint)).map(|(key, _)| key.clone()).collect();
@@ -132,6 +137,7 @@ impl Node {
         self.retire(key);
         let Some(discovery) = &mut self.discovery else { return };
         discovery.reload_soon();
+        discovery.spend(&pod);
         let uid = discovery.here.as_ref().and_then(|here| here.get(&pod)).cloned();
         if let Some(uid) = uid {
             self.expect_pod(&pod, uid.as_ref());
