@@ -267,6 +267,7 @@ mod tests {
         discovery
     }
 
+    #[expect(clippy::result_large_err, reason = "a test, once a case")]
     fn found(discovery: &Discovery, link: &Link) -> Result<String, Class> {
         match discovery.identify(link, &[]) {
             Class::Pod(found) => Ok(found.pod.name),
