@@ -169,7 +169,7 @@ fn pod_of(cache: &Cache, interface: &str) -> Option<String> {
 fn an_interface_is_found_by_its_name_until_its_file_is_gone() {
     let folder = tempfile::tempdir().unwrap();
     let mut cache = Cache::new(folder.path());
-    let later = SystemTime::now() + Duration::from_secs(60);
+    let later = crate::clock::wall() + Duration::from_secs(60);
     assert_eq!(cache.read_all(later).unwrap(), BTreeSet::new(), "not there yet");
     put(&cache, "net-0b1c-eth0", "veth1", "a");
     put(&cache, "net-0b1d-eth0", "veth2", "b");
@@ -237,7 +237,7 @@ fn what_is_no_file_or_too_long_holds_nobody_up() {
     // SAFETY: a path that ends in NUL.
     assert_eq!(unsafe { libc::mkfifo(pipe.as_ptr(), 0o600) }, 0);
     fs::write(cache.directory().join("long"), vec![b' '; MAX_OCTETS as usize + 1]).unwrap();
-    cache.read_all(SystemTime::now() + Duration::from_secs(60)).unwrap();
+    cache.read_all(crate::clock::wall() + Duration::from_secs(60)).unwrap();
     let refusals: Vec<_> = cache.refusals().map(|(file, why)| format!("{file}: {why}")).collect();
     assert_eq!(refusals, ["long: it has 1048577 octets; at most 1048576 are read"]);
 }
