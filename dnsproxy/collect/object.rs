@@ -15,7 +15,8 @@ const KEPT_BY_SERVER: [&str; 7] =
 /// The annotation in which `kubectl apply` keeps the whole object.
 const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 /// What is read of a pod beside its own rules: not wanted of a pod that is a peer only.
-const OF_OWN_PODS: [&[&str]; 3] = [&["metadata", "annotations"], &["spec", "dnsPolicy"], &["spec", "dnsConfig"]];
+const OF_OWN_PODS: [&[&str]; 4] =
+    [&["metadata", "annotations"], &["metadata", "uid"], &["spec", "dnsPolicy"], &["spec", "dnsConfig"]];
 
 /// Namespace and name; no namespace is "".
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
@@ -181,7 +182,7 @@ mod tests {
     fn pod(node: &str, phase: &str) -> Value {
         json!({
             "metadata": {
-                "name": "a", "namespace": "shop", "resourceVersion": "1", "labels": {"app": "a"},
+                "name": "a", "namespace": "shop", "resourceVersion": "1", "labels": {"app": "a"}, "uid": "0a-1",
                 "annotations": {"namegate.io/mode": "audit", "other": "x"},
             },
             "spec": {
@@ -197,6 +198,7 @@ mod tests {
         let own = reduced(Kind::Pod, Some("n1"), &pod("n1", "Running")).expect("kept");
         assert_eq!(own, reduced(Kind::Pod, None, &pod("n1", "Running")).expect("kept"));
         assert_eq!(own["metadata"]["annotations"], json!({"namegate.io/mode": "audit"}));
+        assert_eq!(own["metadata"]["uid"], "0a-1", "the CNI tells whose an interface is by it");
         assert_eq!(
             (&own["apiVersion"], &own["kind"], &own["spec"]["dnsPolicy"]),
             (&json!("v1"), &json!("Pod"), &json!("ClusterFirst"))

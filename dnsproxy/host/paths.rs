@@ -89,6 +89,11 @@ impl Paths {
         })
     }
 
+    /// Whether a default route goes over the interface.
+    pub fn is_way_out(&self, over: u32) -> bool {
+        self.wide.get(&over).is_some_and(|paths| paths.iter().any(|path| matches!(path, Path::Default(_))))
+    }
+
     /// Single addresses that are behind the interface, and behind no other.
     pub fn hosts_behind(&self, over: u32) -> BTreeSet<IpAddr> {
         let hosts = self.hosts_over.get(&over).into_iter().flatten();
@@ -208,6 +213,7 @@ mod tests {
         assert_eq!(paths.uplink(2).as_deref(), Some("a default route goes over it"));
         assert_eq!(paths.uplink(3).as_deref(), Some("it has the address 198.51.100.1 with a network around it"));
         assert_eq!(paths.uplink(4), None);
+        assert!(paths.is_way_out(2) && !paths.is_way_out(3));
         paths.change(&[(2, Path::Default(MAIN))], false);
         paths.forget(3);
         assert_eq!(paths, Paths::default());

@@ -35,6 +35,10 @@ impl Node {
             Ok(_) => (),
         }
         let is_ours = |link: &&Link| !matches!(discovery.identify(link, &leave_alone), Class::NotOurs(_));
+        for link in self.links.values().filter(|link| link.veth == Some(Peer::Elsewhere) && !is_ours(link)) {
+            let why = discovery.paths.uplink(link.index).unwrap_or_else(|| "discovery.leave_alone names it".to_owned());
+            tracing::info!(interface = link.name, "left as it is, no pod's: {why}");
+        }
         discovery.excepted = self.links.values().filter(|link| !is_ours(link)).map(|link| link.index).collect();
         self.inherit_endpoints().await
     }
@@ -304,7 +308,7 @@ impl Node {
             if excepted { discovery.excepted.insert(link.index) } else { discovery.excepted.remove(&link.index) };
         if changed {
             if let Some(why) = discovery.paths.uplink(link.index).filter(|_| excepted && link.veth.is_some()) {
-                tracing::info!(interface = link.name, "no pod's: {why}");
+                tracing::info!(interface = link.name, "left as it is, no pod's: {why}");
             }
             self.keep_floor();
         }
