@@ -117,9 +117,18 @@ impl Cluster {
         assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
     }
 
+    /// Brings back what an earlier test may have left out: the server, Cilium's kinds, a policy.
+    pub fn prepare(&mut self, policy: &str) {
+        if self.server.is_none() {
+            self.start_api_server();
+        }
+        self.apply_crds();
+        self.apply(policy);
+    }
+
     /// Cilium's kinds: those of the chart, if it has some.
     pub fn apply_crds(&mut self) {
-        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/namegate/crds");
+        let chart = Path::new(env!("CARGO_MANIFEST_DIR")).join("helm/namegate/files/crds");
         if chart.is_dir() {
             self.kubectl(&["apply", "--server-side", "-f", chart.to_str().expect("text")]);
         } else {
@@ -127,7 +136,9 @@ impl Cluster {
         }
         let versions = ["crd/ciliumnetworkpolicies.cilium.io", "crd/ciliumcidrgroups.cilium.io"];
         for crd in versions {
-            self.kubectl(&["wait", "--for=condition=Established", "--timeout=30s", crd]);
+            // Fails also when there is no condition yet.
+            let wait = ["wait", "--for=condition=Established", "--timeout=5s", crd];
+            eventually("a kind", || self.try_kubectl(&wait, None).is_ok());
         }
         let stored = ["get", versions[1], "-o", "jsonpath={.spec.versions[?(@.storage==true)].name}"];
         self.group_version = self.kubectl(&stored);
