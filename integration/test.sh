@@ -31,7 +31,9 @@ root programs --test-threads 1
 # Those that mostly wait and measure no time of their own, two at a time; each world has its own namespaces.
 root integration --test-threads 2 wire::
 root integration --test-threads 2 scenario
-root integration --test-threads 1 --skip wire:: --skip scenario
+root integration --test-threads 2 discovery:: --skip churn
+root integration --test-threads 1 churn
+root integration --test-threads 1 --skip wire:: --skip scenario --skip discovery::
 root faults
 # A third of the attacks, without the floods.
 cargo test --test assault --no-run || exit 1

@@ -150,6 +150,7 @@ impl Kind {
     pub fn paths(self) -> &'static [&'static [&'static str]] {
         match self {
             Kind::Pod => &[
+                &["metadata", "uid"],
                 &["metadata", "labels"],
                 &["metadata", "annotations", objects::MODE],
                 &["spec", "nodeName"],
