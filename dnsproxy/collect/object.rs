@@ -220,7 +220,10 @@ mod tests {
     fn the_agent_reads_the_same_of_what_is_kept() {
         use crate::cluster::files::File;
         use crate::cluster::snapshot::{LastGood, OnInvalid, assemble};
-        let objects = [(Kind::Pod, pod("n1", "Running")), (Kind::Pod, pod("n1", "Failed"))];
+        // A static pod has one uid in the API and another one on its node.
+        let mut mirror = pod("n1", "Running");
+        mirror["metadata"]["annotations"]["kubernetes.io/config.mirror"] = "f00d".into();
+        let objects = [(Kind::Pod, pod("n1", "Running")), (Kind::Pod, pod("n1", "Failed")), (Kind::Pod, mirror)];
         for (kind, object) in objects {
             let resource = resource(kind);
             let mut whole = object.clone();
@@ -232,6 +235,9 @@ mod tests {
             };
             let (whole, kept) =
                 (read(whole.to_string()), read(reduced(kind, None, &object).expect("kept").to_string()));
+            let uids: Vec<_> = kept.world.pods.values().filter_map(|pod| pod.uid.clone()).collect();
+            let is_mirror = object["metadata"]["annotations"].get("kubernetes.io/config.mirror").is_some();
+            assert_eq!(uids, [if is_mirror { "f00d" } else { "0a-1" }]);
             assert_eq!((whole.world.pods, whole.refusals), (kept.world.pods, kept.refusals));
         }
     }

@@ -128,9 +128,11 @@ impl Netlink {
     }
 }
 
-/// Those that this kernel has.
+/// Those that this kernel has, and that are not switched off in this network namespace.
 fn families() -> impl Iterator<Item = IpVersion> {
-    let v6 = std::path::Path::new("/proc/net/if_inet6").exists();
+    let is_off =
+        std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.trim() == "1");
+    let v6 = std::path::Path::new("/proc/net/if_inet6").exists() && !is_off;
     std::iter::once(IpVersion::V4).chain(v6.then_some(IpVersion::V6))
 }
 

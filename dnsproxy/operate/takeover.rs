@@ -39,6 +39,8 @@ use rustix::net::{
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
+use crate::clock;
+
 /// The page of the admin socket.
 pub const PAGE: &str = "/take-over";
 /// What the connection becomes; the number changes with what is said on it.
@@ -142,7 +144,24 @@ struct Held {
 
 /// A process that waits for the end of this one. It hears of it when this is dropped.
 pub struct Successor {
-    _stream: UnixStream,
+    stream: UnixStream,
+    held: Arc<Held>,
+}
+
+impl Successor {
+    /// Whether it has gone away meanwhile: then this one goes on, and another may ask.
+    pub fn is_gone(&self) -> bool {
+        let mut octet = [MaybeUninit::uninit()];
+        let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+        let is_gone = match rustix::net::recv(&self.stream, &mut octet, flags) {
+            Ok((_, octets)) => octets == 0,
+            Err(error) => error != rustix::io::Errno::AGAIN && error != rustix::io::Errno::INTR,
+        };
+        if is_gone {
+            self.held.busy.store(false, Ordering::Release);
+        }
+        is_gone
+    }
 }
 
 impl HandOver {
@@ -217,7 +236,8 @@ impl HandOver {
         if word != *GO {
             return Err(io::Error::other("it said something else than go"));
         }
-        self.held.successors.send(Successor { _stream: stream }).map_err(|_| io::Error::other("this one is ending"))
+        let successor = Successor { stream, held: self.held.clone() };
+        self.held.successors.send(successor).map_err(|_| io::Error::other("this one is ending"))
     }
 }
 
@@ -282,15 +302,20 @@ impl Offer {
     /// It did not let go within `patience`. It may have ended all the same a moment later.
     pub fn accept(self, patience: Duration) -> Result<Vec<Handed>, TakeOverError> {
         let slow = |_| TakeOverError::Slow { patience };
-        self.stream.set_read_timeout(Some(patience)).map_err(slow)?;
+        let until = clock::now() + patience;
         (&self.stream).write_all(GO).map_err(slow)?;
-        let mut end = [0];
-        match (&self.stream).read(&mut end) {
-            Ok(0) => Ok(self.sockets),
-            // Killed meanwhile: as good as ended.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset => Ok(self.sockets),
-            Ok(_) => Err(TakeOverError::Slow { patience }),
-            Err(error) => Err(slow(error)),
+        loop {
+            let left = until.saturating_duration_since(clock::now()).max(Duration::from_millis(1));
+            self.stream.set_read_timeout(Some(left)).map_err(slow)?;
+            match (&self.stream).read(&mut [0]) {
+                Ok(0) => return Ok(self.sockets),
+                // Killed meanwhile: as good as ended.
+                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(self.sockets),
+                // A signal, which is acted on later.
+                Err(error) if error.kind() == io::ErrorKind::Interrupted && clock::now() < until => (),
+                Ok(_) => return Err(TakeOverError::Slow { patience }),
+                Err(error) => return Err(slow(error)),
+            }
         }
     }
 }

@@ -184,16 +184,43 @@ async fn run(config: Config, source: Source, beside: bool) -> anyhow::Result<()>
     let sidecar = if beside { Some(Sidecar::start(&config, random_mark()?).await?) } else { None };
     // A pod's sidecar lives as long as the pod: nobody comes after it.
     let nobody = || (snapshot::Source::new(&config.snapshot), Vec::new());
+    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let (snapshot, handed) = if beside { nobody() } else { succeed(&config)? };
     let mut locks = Locks::take(&config)?;
-    let places = take_places(&config, tls, handed, sidecar.as_ref());
-    match places.and_then(|places| locks.take_pins(&config).map(|()| places)) {
-        Ok(places) => run_there(config, source, sidecar, [hangup, terminate, interrupt], places, locks, snapshot).await,
+    let places = take_places(&config, tls, upstreams, handed, sidecar.as_ref());
+    let places = match places.and_then(|places| locks.take_pins(&config).map(|()| places)) {
+        Ok(places) => places,
         Err(error) => {
             locks.undo();
-            Err(error)
+            return Err(error);
         }
+    };
+    let waits = config.take_over;
+    match run_there(config, source, sidecar, [hangup, terminate, interrupt], places, locks, snapshot).await? {
+        End::Over => Ok(()),
+        End::Succeeded if waits => wait_for_sigterm().await,
+        End::Succeeded => Ok(()),
     }
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// Somebody wanted it.
+    Over,
+    /// Another process took its place.
+    Succeeded,
+}
+
+/// Its supervisor, which starts its successor beside it, would start it again.
+async fn wait_for_sigterm() -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tracing::info!("another namegate has taken over; this one waits for SIGTERM");
+    tokio::select! {
+        _ = terminate.recv() => (),
+        _ = interrupt.recv() => (),
+    }
+    Ok(())
 }
 
 /// Who can write the configuration can end enforcement.
@@ -237,10 +264,10 @@ struct Places {
 fn take_places(
     config: &Config,
     tls: Option<Tls>,
+    upstreams: Arc<Registry>,
     handed: Vec<Handed>,
     sidecar: Option<&Sidecar>,
 ) -> anyhow::Result<Places> {
-    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
     let (port, at) = match sidecar {
         Some(sidecar) => (sidecar::DNS_PORT, sidecar.listens_at()),
         None => (config.dns.port, listen::At::All),
@@ -265,6 +292,7 @@ fn take_places(
     let readiness = Readiness::waiting_for("start");
     let status = Arc::new(Mutex::new(Status::default()));
     let people = packets::People::default();
+    let hand_over = sidecar.is_none().then_some(hand_over);
     let server = serve_pages(config, &metrics, &readiness, &status, people.clone(), (hand_over, pages))?;
     Ok(Places { options, bound, metrics, readiness, status, people, server, successors })
 }
@@ -277,7 +305,7 @@ async fn run_there(
     places: Places,
     mut locks: Locks,
     snapshot: snapshot::Source,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<End> {
     let Places { options, bound, metrics, readiness, status, people, server, mut successors } = places;
     let upstreams = options.upstreams.clone();
     let watchers = Arc::new(
@@ -356,8 +384,10 @@ async fn run_there(
             _ = terminate.recv() => return leave(node, locks).await,
             _ = interrupt.recv() => return leave(node, locks).await,
             Some(successor) = successors.recv() => {
-                server.leave();
-                return step_aside(node, None, locks, successor, [terminate, interrupt]).await;
+                if !successor.is_gone() {
+                    server.leave();
+                    return Ok(step_aside(node, None, locks, successor));
+                }
             }
             _ = hangup.recv() => {
                 node.reload_settings();
@@ -398,10 +428,14 @@ async fn run_there(
                 node.look_at_links().await;
             }
             Some(successor) = successors.recv() => {
-                tracing::info!("another namegate takes over");
-                server.leave();
-                drop(events);
-                return step_aside(node, Some(listeners), locks, successor, [terminate, interrupt]).await;
+                if successor.is_gone() {
+                    tracing::warn!("another namegate was to take over and is gone; this one goes on");
+                } else {
+                    tracing::info!("another namegate takes over");
+                    server.leave();
+                    drop(events);
+                    return Ok(step_aside(node, Some(listeners), locks, successor));
+                }
             }
             () = sidecar::changed(&mut node.sidecar) => node.read_podinfo().await,
             event = link_events.next() => match event {
@@ -447,7 +481,7 @@ async fn until(moment: Option<Instant>) {
     }
 }
 
-async fn end(node: Node, listeners: Listeners, events: Events, server: Server, locks: Locks) -> anyhow::Result<()> {
+async fn end(node: Node, listeners: Listeners, events: Events, server: Server, locks: Locks) -> anyhow::Result<End> {
     tracing::info!(detach = node.config.detach, "namegate ends");
     node.readiness.set("end", vec!["namegate is ending".into()]);
     listeners.stop(listen::DRAIN);
@@ -459,45 +493,31 @@ async fn end(node: Node, listeners: Listeners, events: Events, server: Server, l
         take_all_away(&node.config, &node.state, &node.netlink).await?;
     }
     drop(server);
-    Ok(())
+    Ok(End::Over)
 }
 
 /// Ends for another process that has its sockets already and goes on from its state. What is in force stays.
-async fn step_aside(
-    node: Node,
-    listeners: Option<Listeners>,
-    locks: Locks,
-    successor: Successor,
-    [mut terminate, mut interrupt]: [Signal; 2],
-) -> anyhow::Result<()> {
+fn step_aside(node: Node, listeners: Option<Listeners>, locks: Locks, successor: Successor) -> End {
     if let Some(listeners) = listeners {
         listeners.stop(DRAIN_FOR_ANOTHER);
     }
-    let Node { checkpoint, watchers, config, .. } = node;
+    let Node { checkpoint, watchers, .. } = node;
     drop(checkpoint); // writes once more
     drop(locks);
     drop(successor);
     watchers.stop(LAST_RECORDS);
-    drop(watchers);
-    if config.take_over {
-        tracing::info!("another namegate has taken over; this one waits for SIGTERM");
-        tokio::select! {
-            _ = terminate.recv() => (),
-            _ = interrupt.recv() => (),
-        }
-    }
-    tracing::info!("namegate ends; another one has taken over");
-    Ok(())
+    tracing::info!("another namegate has taken over");
+    End::Succeeded
 }
 
 /// The end of one that never came to run.
-async fn leave(node: Node, locks: Locks) -> anyhow::Result<()> {
+async fn leave(node: Node, locks: Locks) -> anyhow::Result<End> {
     drop(node.checkpoint);
     drop(locks);
     if node.config.detach {
         take_all_away(&node.config, &node.state, &node.netlink).await?;
     }
-    Ok(())
+    Ok(End::Over)
 }
 
 async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> anyhow::Result<()> {
@@ -530,7 +550,7 @@ fn serve_pages(
     readiness: &Readiness,
     status: &Arc<Mutex<Status>>,
     people: packets::People,
-    (hand_over, handed): (HandOver, Vec<Handed>),
+    (hand_over, handed): (Option<HandOver>, Vec<Handed>),
 ) -> anyhow::Result<Server> {
     let (held, told, policies) = (status.clone(), people.clone(), status.clone());
     let settings = config.clone();
@@ -548,7 +568,7 @@ fn serve_pages(
             super::explain::page(&told, &settings, &status, asked)
         }),
         refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
-        hand_over: Some(hand_over),
+        hand_over,
     };
     Server::start_with(config.observe.metrics, &config.admin_socket(), Arc::new(operator), handed)
         .context("serving metrics and the admin socket")

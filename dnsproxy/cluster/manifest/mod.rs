@@ -153,6 +153,7 @@ impl Kind {
                 &["metadata", "uid"],
                 &["metadata", "labels"],
                 &["metadata", "annotations", objects::MODE],
+                &["metadata", "annotations", objects::MIRROR],
                 &["spec", "nodeName"],
                 &["spec", "hostNetwork"],
                 &["spec", "serviceAccountName"],

@@ -21,6 +21,8 @@ use crate::engine::world::{
 pub const SERVICE_NAME: &str = "kubernetes.io/service-name";
 /// The annotation or label that says what becomes of what policy would drop: audit or enforce.
 pub const MODE: &str = "namegate.io/mode";
+/// The annotation of a static pod's mirror in the API: the uid that the kubelet gave the pod itself, and the CNI knows.
+pub const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The label that Kubernetes gives to every namespace: its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// The name of Cilium's ConfigMap.
@@ -46,7 +48,7 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
     }
     let phase = status.and_then(|status| status.get_some("phase")).and_then(|phase| phase.text());
     let pod = Pod {
-        uid: object.get_some("metadata").and_then(|metadata| metadata.get_some("uid")?.text().map(str::to_owned)),
+        uid: object.get_some("metadata").and_then(uid),
         labels,
         service_account: spec_text("serviceAccountName"),
         addresses,
@@ -100,6 +102,18 @@ fn container_ports(spec: &Field<'_>) -> Vec<ContainerPort> {
         }
     }
     ports.into_iter().collect()
+}
+
+/// By which the node's own programs know the pod.
+fn uid(metadata: Field<'_>) -> Option<String> {
+    let mirrored = metadata.get_some("annotations").and_then(|annotations| {
+        let uid = annotations.get_some(MIRROR)?;
+        uid.text().map(str::to_owned)
+    });
+    mirrored.or_else(|| {
+        let uid = metadata.get_some("uid")?;
+        uid.text().map(str::to_owned)
+    })
 }
 
 /// What the object says of what policy would drop, as an annotation or as a label.

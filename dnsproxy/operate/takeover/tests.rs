@@ -102,6 +102,18 @@ fn one_that_goes_away_before_it_says_go_changes_nothing() {
 }
 
 #[test]
+fn one_that_goes_away_after_it_said_go_is_noticed_and_another_may_ask() {
+    let mut running = running(&[udp()]);
+    let Offer { stream, .. } = ask(&running.admin, &running.home).unwrap().expect("somebody runs");
+    (&stream).write_all(GO).unwrap();
+    let successor = running.successors.blocking_recv().expect("it goes on");
+    assert!(!successor.is_gone());
+    drop(stream);
+    assert!(successor.is_gone());
+    assert!(ask(&running.admin, &running.home).unwrap().is_some());
+}
+
+#[test]
 fn a_second_successor_is_refused_while_there_is_one() {
     let running = running(&[udp()]);
     let _first = ask(&running.admin, &running.home).unwrap().expect("somebody runs");

@@ -40,7 +40,12 @@ impl Node {
             tracing::info!(interface = link.name, "left as it is, no pod's: {why}");
         }
         discovery.excepted = self.links.values().filter(|link| !is_ours(link)).map(|link| link.index).collect();
-        self.inherit_endpoints().await
+        self.inherit_endpoints().await?;
+        let held: BTreeSet<u32> = self.guarded_links().collect();
+        if let Some(discovery) = &mut self.discovery {
+            discovery.excepted.retain(|index| !held.contains(index));
+        }
+        Ok(())
     }
 
     /// Endpoints whose interface is still there go on under their number. Of those whose is not, nothing may be used again.
@@ -58,8 +63,9 @@ impl Node {
                 let discovery = self.discovery.as_ref()?;
                 let found = match discovery.identify(&link, &self.config.discovery.leave_alone) {
                     Class::Pod(found) => Some(found),
-                    Class::Unknown(_) => None,
-                    Class::NotOurs(_) | Class::BothHere => return None,
+                    // As while it runs: whoever is behind it is so until it is gone, whatever routes say by now.
+                    Class::Unknown(_) | Class::NotOurs(false) => None,
+                    Class::NotOurs(true) | Class::BothHere => return None,
                 };
                 let known = old.get(key).or_else(|| self.state.endpoints.get(key))?;
                 let is_it = match &found {
@@ -92,8 +98,9 @@ impl Node {
         }
         for (key, state) in &old {
             checkpoint::forget(&self.config.state_dir, state.id);
-            // One that never had an interface has lost none.
-            let had = key.split_once('/').filter(|_| !state.interface.is_empty());
+            // One that never had an interface has lost none, nor has one whose interface is still there (after `detach`).
+            let is_there = self.links.values().any(|link| link.name == state.interface);
+            let had = key.split_once('/').filter(|_| !state.interface.is_empty() && !is_there);
             if let Some(((namespace, name), discovery)) = had.zip(self.discovery.as_mut()) {
                 discovery.lost.push(PodRef { namespace: namespace.to_owned(), name: name.to_owned() });
             }
@@ -133,8 +140,13 @@ impl Node {
         // What nobody is behind any more.
         let ours: BTreeSet<u32> = self.guarded_links().collect();
         let rows = self.kernel.endpoints().into_iter().flatten().map(|row| row.0);
-        let stale: BTreeSet<u32> =
-            self.kernel.pinned_interfaces().into_iter().chain(rows).filter(|index| !ours.contains(index)).collect();
+        // An endpoint's programs could not be put on anew: those of an earlier run are better than none.
+        let is_named = |index: &u32| {
+            let name = self.links.get(index).map(|link| &link.name);
+            self.endpoints.values().any(|endpoint| Some(&endpoint.interface) == name)
+        };
+        let pinned = self.kernel.pinned_interfaces().into_iter().chain(rows);
+        let stale: BTreeSet<u32> = pinned.filter(|index| !ours.contains(index) && !is_named(index)).collect();
         for index in stale {
             self.unguard(index);
         }

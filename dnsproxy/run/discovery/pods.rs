@@ -80,6 +80,17 @@ impl Node {
             }
         }
         self.see_unprotected(world);
+        self.tell_slots();
+    }
+
+    /// The kernel sweeps by itself while no namegate runs, and has to know whose budget a flow was charged to.
+    fn tell_slots(&self) {
+        let of_gone = self.discovery.iter().flat_map(|discovery| discovery.gone.iter().copied());
+        let slots: Vec<(EndpointId, u32)> =
+            self.endpoints.values().map(|each| (each.id, each.slot)).chain(of_gone).collect();
+        if let Err(error) = self.kernel.set_slots(&slots) {
+            tracing::warn!(error = &error as &dyn std::error::Error, "flows that end while namegate is dead will stay");
+        }
     }
 
     /// The interface's endpoint has a pod of another uid in the snapshot than the one it was found for.
@@ -133,12 +144,17 @@ impl Node {
 
     /// All interfaces of an endpoint are gone: whatever comes next under its name begins anew.
     pub(super) fn begin_anew(&mut self, key: &str) {
-        let Some(pod) = self.endpoints.get(key).map(|endpoint| endpoint.pod.clone()) else { return };
+        let Some(endpoint) = self.endpoints.get(key) else { return };
+        let (pod, was) = (endpoint.pod.clone(), endpoint.uid.clone());
         self.retire(key);
         let Some(discovery) = &mut self.discovery else { return };
         discovery.reload_soon();
-        discovery.spend(&pod);
         let uid = discovery.here.as_ref().and_then(|here| here.get(&pod)).cloned();
+        // What the snapshot says may already be of the next pod of this name, which has lost nothing.
+        let is_another = was.zip(uid.clone().flatten()).is_some_and(|(was, is)| was != is);
+        if !is_another {
+            discovery.spend(&pod);
+        }
         if let Some(uid) = uid {
             self.expect_pod(&pod, uid.as_ref());
         }

@@ -59,13 +59,24 @@ impl PodInfo {
     /// # Errors
     /// `name`, `namespace` or `labels` can't be read, or a file is not as the downward API writes it.
     pub fn read(directory: &Path) -> Result<PodInfo, PodInfoError> {
-        let data = directory.join("..data");
-        let directory = fs::canonicalize(&data).unwrap_or_else(|_| directory.to_owned());
-        let name = word(&directory, "name")?;
-        let namespace = word(&directory, "namespace")?;
-        let labels = map(&directory, "labels")?;
-        let uid = optional(word(&directory, "uid"))?;
-        let annotations = optional(map(&directory, "annotations"))?;
+        let generation = || fs::canonicalize(directory.join("..data")).unwrap_or_else(|_| directory.to_owned());
+        let mut at = generation();
+        loop {
+            let read = PodInfo::read_at(&at);
+            let now = generation();
+            if now == at {
+                return read;
+            }
+            at = now; // kubelet changed it meanwhile, and removes the one before
+        }
+    }
+
+    fn read_at(directory: &Path) -> Result<PodInfo, PodInfoError> {
+        let name = word(directory, "name")?;
+        let namespace = word(directory, "namespace")?;
+        let labels = map(directory, "labels")?;
+        let uid = optional(word(directory, "uid"))?;
+        let annotations = optional(map(directory, "annotations"))?;
         let mode = match annotations.get(MODE).or_else(|| labels.get(MODE)).map(String::as_str) {
             None => None,
             Some("audit") => Some(Mode::Audit),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use namegate::config::{
     Attach, CacheMode, Config, ConfigError, ConfigErrors, Enforcing, KEYS, Key, LogFormat, OnInvalid, Output, Place,
-    RejectCode, Servers, Source,
+    RejectCode, Servers, Siblings, Source,
 };
 
 use super::cost::{self, Limit};
@@ -176,6 +176,11 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
     }
     let (kernel, dns, cache, policy, observe) =
         (&config.enforcement, &config.dns, &config.cache, &config.policy, &config.observe);
+    let sidecar = &config.sidecar;
+    let siblings = match sidecar.siblings {
+        Siblings::Unknown => "unknown",
+        Siblings::Unprivileged => "unprivileged",
+    };
     let attach = match kernel.attach {
         Attach::Auto => "auto",
         Attach::Tcx => "tcx",
@@ -210,6 +215,7 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         ("pin_dir", path(&config.pin_dir)),
         ("run_dir", path(&config.run_dir)),
         ("detach", bare(&config.detach)),
+        ("take_over", bare(&config.take_over)),
         ("discovery.cni_cache", path(&config.discovery.cni_cache)),
         ("discovery.leave_alone", Written::List(texts(&config.discovery.leave_alone))),
         ("enforcement.attach", word(attach)),
@@ -270,5 +276,10 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         ("observe.metrics", may(observe.metrics.as_ref().map(|at| text(at)))),
         ("observe.log", text(&observe.log)),
         ("observe.log_format", word(if observe.log_format == LogFormat::Text { "text" } else { "json" })),
+        ("sidecar.podinfo", path(&sidecar.podinfo)),
+        ("sidecar.interface", text(&sidecar.interface)),
+        ("sidecar.addresses", Written::List(texts(&sidecar.addresses))),
+        ("sidecar.service_account", may(sidecar.service_account.as_ref().map(|name| text(name)))),
+        ("sidecar.siblings", word(siblings)),
     ]
 }
