@@ -11,8 +11,9 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::At;
 use super::datagrams::arrived;
 
-/// Octets that wait to be read from one socket, at best: a burst of some thousand queries.
-const RECEIVE_BUFFER: usize = 4 << 20;
+/// Octets that wait to be read from one socket; the kernel doubles it, and reckons 768 for a small query: some 2 700 of them.
+/// More would only make everybody wait behind a flood.
+const RECEIVE_BUFFER: usize = 1 << 20;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 512;
 

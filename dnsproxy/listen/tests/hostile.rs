@@ -32,7 +32,12 @@ fn a_hundred_thousand_random_datagrams_do_no_harm() {
         while client.recv(&mut buffer).is_ok() {}
     }
     // Let the queue run dry, then see that all is well.
-    thread::sleep(Duration::from_millis(300));
+    let looked_at = || world.seen.0.lock().expect("the records").len();
+    let mut before = 0;
+    while before != looked_at() {
+        before = looked_at();
+        thread::sleep(Duration::from_millis(300));
+    }
     world.resolves("www.test", &["192.0.2.1"]);
     assert!(world.seen.0.lock().expect("the records").len() > 10_000, "they were looked at");
     assert!(world.kernel.open(1).iter().all(|address| address == "192.0.2.1"));
