@@ -28,12 +28,10 @@ for group in programs integration faults; do
 done
 root() { as_root "$(integration/built.sh "$1")" "${@:2}" 2>&1 | tee -a "$log" || status=1; }
 root programs --test-threads 1
-# Those that mostly wait and measure no time of their own, two at a time; each world has its own namespaces.
-root integration --test-threads 2 wire::
-root integration --test-threads 2 scenario
-root integration --test-threads 2 discovery:: --skip churn
-root integration --test-threads 1 churn
-root integration --test-threads 1 --skip wire:: --skip scenario --skip discovery::
+# Two at a time: they mostly wait, and each world has its own namespaces. But not those that need the cores or measure time.
+alone="churn floor peers early fragments take_over"
+root integration --test-threads 2 $(printf -- '--skip %s ' $alone)
+for group in $alone; do root integration --test-threads 1 "$group"; done
 root faults
 # A third of the attacks, without the floods.
 cargo test --test assault --no-run || exit 1
