@@ -26,18 +26,14 @@ pub(super) struct CommonArgs {
     set: Vec<(String, String)>,
 }
 
-/// What `namegate node` takes.
+/// What every way of running takes.
 #[derive(Args, Debug)]
-pub(super) struct NodeArgs {
+pub(super) struct RunArgs {
     #[command(flatten)]
     common: CommonArgs,
     /// The directory of Kubernetes objects: policies, pods, namespaces, services, endpoint slices, nodes
     #[arg(long, value_name = "DIR")]
     snapshot: Option<String>,
-    /// A workload: host-side interface and pod, as veth0=payments/reports[,mac=02:00:00:00:00:01] (repeatable); without
-    /// any, the pods of this node are found
-    #[arg(long = "endpoint", value_name = "IFACE=NAMESPACE/POD")]
-    endpoints: Vec<String>,
     /// The name of this node's Node object [default: the host's name]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
@@ -59,6 +55,17 @@ pub(super) struct NodeArgs {
     /// Take enforcement away at the end
     #[arg(long)]
     detach: bool,
+}
+
+/// What `namegate node` takes.
+#[derive(Args, Debug)]
+pub(super) struct NodeArgs {
+    #[command(flatten)]
+    run: RunArgs,
+    /// A workload: host-side interface and pod, as veth0=payments/reports[,mac=02:00:00:00:00:01] (repeatable); without
+    /// any, the pods of this node are found
+    #[arg(long = "endpoint", value_name = "IFACE=NAMESPACE/POD")]
+    endpoints: Vec<String>,
     /// Take the place of the namegate that runs, if one does, without losing a query
     #[arg(long)]
     take_over: bool,
@@ -82,10 +89,10 @@ impl CommonArgs {
     }
 }
 
-impl NodeArgs {
+impl RunArgs {
     /// File, environment and these flags.
     pub(super) fn source(&self) -> Source {
-        let mut source = set_each(
+        let source = set_each(
             self.common.source(),
             [
                 ("snapshot", "--snapshot", &self.snapshot),
@@ -95,17 +102,24 @@ impl NodeArgs {
                 ("observe.log", "--log", &self.log),
             ],
         );
+        let truths = [
+            ("policy.audit", "--audit", self.audit),
+            ("observe.verbose", "--verbose", self.verbose),
+            ("detach", "--detach", self.detach),
+        ];
+        truths
+            .into_iter()
+            .filter(|(_, _, set)| *set)
+            .fold(source, |source, (key, name, _)| source.with_flag(key, name, "true"))
+    }
+}
+
+impl NodeArgs {
+    /// File, environment and these flags.
+    pub(super) fn source(&self) -> Source {
+        let mut source = self.run.source();
         if !self.endpoints.is_empty() {
             source = source.with_flags("endpoint", "--endpoint", &self.endpoints);
-        }
-        if self.audit {
-            source = source.with_flag("policy.audit", "--audit", "true");
-        }
-        if self.verbose {
-            source = source.with_flag("observe.verbose", "--verbose", "true");
-        }
-        if self.detach {
-            source = source.with_flag("detach", "--detach", "true");
         }
         if self.take_over {
             source = source.with_flag("take_over", "--take-over", "true");

@@ -11,8 +11,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::At;
 use super::datagrams::arrived;
 
-/// Octets that wait to be read from one socket; the kernel doubles it, and reckons 768 for a small query: some 2 700 of them.
-/// More would only make everybody wait behind a flood.
+/// Octets that may wait to be read from one socket, before the kernel doubles them (socket(7)). More would only make everybody
+/// wait behind a flood.
 const RECEIVE_BUFFER: usize = 1 << 20;
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 512;
@@ -37,7 +37,7 @@ pub fn udp(address: SocketAddr, at: At) -> io::Result<UdpSocket> {
     Ok(socket.into())
 }
 
-/// With CAP_NET_ADMIN, past net.core.rmem_max (208 KiB: some 270 queries, a tenth of a second's, while nobody reads).
+/// With CAP_NET_ADMIN, past net.core.rmem_max: while one process takes over from another, nobody reads.
 fn force_receive_buffer(socket: &Socket) -> io::Result<()> {
     let octets = RECEIVE_BUFFER as libc::c_int;
     let length = mem::size_of_val(&octets) as libc::socklen_t;
