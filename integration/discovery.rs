@@ -46,6 +46,8 @@ pub fn trials() -> Vec<Trial> {
     let mut once =
         |what: &str, play: fn() -> Result<(), Failed>| trials.push(Trial::test(format!("discovery::{what}"), play));
     once("a_pod_is_known_by_the_route_to_it_without_a_cache", by_route);
+    once("a_pod_known_by_a_route_is_known_again_after_detach", detached_by_route);
+    once("a_default_route_over_a_pods_interface_opens_nothing_at_a_restart", way_out_at_restart);
     once("what_is_the_machines_own_is_never_touched", own_interfaces);
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
     once("with_clsact_pods_are_found_too", clsact);
@@ -260,6 +262,40 @@ fn by_route() -> Result<(), Failed> {
     assert_ne!(unlisted.agent().datagram(yard.outside(Family::V4, BLUE)), Reach::Reached);
     yard.write_pod(&unlisted, true);
     yard.is_guarded_as(&unlisted, BLUE);
+    Ok(())
+}
+
+/// Its state is known still, and its interface has never been away.
+fn detached_by_route() -> Result<(), Failed> {
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let daemon = yard.start(&[]);
+    let pod = yard.pod(0, RED);
+    yard.write_pod(&pod, true);
+    yard.plug(&pod);
+    yard.is_guarded_as(&pod, RED);
+    daemon.kill();
+    let (fine, said) = crate::lab::daemon::run(&yard.world.namespace("node"), &yard.world.directory, "detach", &[]);
+    assert!(fine, "{said}");
+    assert_eq!(pod.agent().datagram(yard.outside(Family::V4, BLUE)), Reach::Reached, "INVALID: nobody guards");
+    let _daemon = yard.start(&[]);
+    yard.is_guarded_as(&pod, RED);
+    Ok(())
+}
+
+/// Who is behind an interface is so until it is gone, whatever routes say by now.
+fn way_out_at_restart() -> Result<(), Failed> {
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let daemon = yard.start(&[]);
+    let pod = yard.appear(0, RED);
+    yard.is_guarded_as(&pod, RED);
+    yard.world.must("node", &format!("ip route add default dev {} table 77", pod.host));
+    yard.is_guarded_as(&pod, RED);
+    daemon.kill();
+    let _daemon = yard.start(&[]);
+    yard.is_guarded_as(&pod, RED);
+    std::thread::sleep(Duration::from_secs(6)); // longer than from one look at everything to the next
+    yard.is_guarded_as(&pod, RED);
+    assert!(!yard.pins_on(&pod.host).is_empty());
     Ok(())
 }
 

@@ -391,6 +391,10 @@ async fn work(at: usize, sockets: Sockets, proxy: Arc<Proxy>, options: Options, 
     readers.iter().for_each(tokio::task::JoinHandle::abort);
     if let Stop::Drain(within) = how {
         let drained = async {
+            // Until they have ended they may take one more.
+            for reader in readers {
+                let _ = reader.await;
+            }
             while worker.under_way.get() > 0 {
                 worker.idle.notified().await;
             }

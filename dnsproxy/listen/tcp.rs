@@ -11,7 +11,6 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::spawn_local;
-use tokio::time::error::Elapsed;
 use tokio::time::timeout;
 
 use crate::clock;
@@ -19,8 +18,8 @@ use crate::engine::ruleset::Protocol;
 use crate::serve::directory::Taken;
 use crate::serve::{Next, Packet};
 
-use super::Worker;
 use super::socket::interface_of;
+use super::{UnderWay, Worker};
 
 /// Queries of one connection under way; above that it is not read.
 const PIPELINE: usize = 64;
@@ -50,10 +49,10 @@ pub(super) async fn accept(worker: Rc<Worker>, listener: Rc<TcpListener>, tls: b
         match listener.accept().await {
             Ok((stream, peer)) => match admit(&worker, &stream, peer, tls) {
                 Ok(caller) if tls => {
-                    spawn_local(converse_behind_tls(worker.clone(), stream, caller));
+                    spawn_local(converse_behind_tls(worker.clone(), stream, caller, worker.begin()));
                 }
                 Ok(caller) => {
-                    spawn_local(converse(worker.clone(), stream, caller));
+                    spawn_local(converse(worker.clone(), stream, caller, Some(worker.begin())));
                 }
                 Err(error) => tracing::debug!(%peer, %error, "a connection is closed"),
             },
@@ -94,10 +93,11 @@ fn admit(worker: &Worker, stream: &TcpStream, peer: SocketAddr, tls: bool) -> io
     Ok(Caller { peer, local, interface, idle: settings.tcp_idle, _slots: (own, total) })
 }
 
-async fn converse_behind_tls(worker: Rc<Worker>, stream: TcpStream, caller: Caller) {
+async fn converse_behind_tls(worker: Rc<Worker>, stream: TcpStream, caller: Caller, newcomer: UnderWay) {
     let Some(tls) = &worker.tls else { return };
-    match tls.shake_hands(stream).await {
-        Ok(stream) => converse(worker, stream, caller).await,
+    let (shaken, newcomer) = soon(Some(newcomer), tls.shake_hands(stream)).await;
+    match shaken {
+        Ok(stream) => converse(worker, stream, caller, newcomer).await,
         Err(error) => {
             let Caller { peer, local, interface, .. } = caller;
             worker
@@ -109,21 +109,25 @@ async fn converse_behind_tls(worker: Rc<Worker>, stream: TcpStream, caller: Call
 }
 
 /// One connection, until the client ends it, waits too long or sends what is no query.
-async fn converse(worker: Rc<Worker>, stream: impl AsyncRead + AsyncWrite + 'static, caller: Caller) {
+async fn converse(
+    worker: Rc<Worker>,
+    stream: impl AsyncRead + AsyncWrite + 'static,
+    caller: Caller,
+    mut newcomer: Option<UnderWay>,
+) {
     let (mut reader, writer) = tokio::io::split(stream);
     let (replies, outgoing) = mpsc::channel(PIPELINE);
     let idle = caller.idle;
     let mut writing = spawn_local(write(writer, outgoing, idle));
     let pipeline = Arc::new(Semaphore::new(PIPELINE));
-    let mut is_first = true;
     loop {
         let Ok(slot) = pipeline.clone().acquire_owned().await else { break };
-        let message = tokio::select! {
-            message = read_next(&worker, &mut reader, idle, is_first) => message,
+        let reading = soon(newcomer.take(), timeout(idle, read(&mut reader)));
+        let (message, _newcomer) = tokio::select! {
+            message = reading => message,
             // Replies can't be delivered any more.
             _ = &mut writing => break,
         };
-        is_first = false;
         let Ok(Ok(message)) = message else { break };
         let packet = Packet {
             bytes: &message,
@@ -160,23 +164,18 @@ async fn converse(worker: Rc<Worker>, stream: impl AsyncRead + AsyncWrite + 'sta
     }
 }
 
-/// A connection that has just been accepted counts as a query under way: a drain that ends it would lose what it was made for.
-async fn read_next(
-    worker: &Rc<Worker>,
-    reader: &mut (impl AsyncRead + Unpin),
-    idle: Duration,
-    is_first: bool,
-) -> Result<io::Result<Vec<u8>>, Elapsed> {
-    if !is_first {
-        return timeout(idle, read(reader)).await;
+/// A connection that has just been accepted counts as a query under way, but not for long: a drain that ends it would lose
+/// what it was made for.
+async fn soon<T>(newcomer: Option<UnderWay>, work: impl Future<Output = T>) -> (T, Option<UnderWay>) {
+    if newcomer.is_none() {
+        return (work.await, None);
     }
-    let newcomer = worker.begin();
-    let mut reading = std::pin::pin!(read(reader));
-    if let Ok(message) = timeout(NEWCOMER.min(idle), &mut reading).await {
-        return Ok(message);
+    let mut work = std::pin::pin!(work);
+    if let Ok(done) = timeout(NEWCOMER, &mut work).await {
+        return (done, newcomer);
     }
     drop(newcomer);
-    timeout(idle, reading).await
+    (work.await, None)
 }
 
 async fn read(reader: &mut (impl AsyncRead + Unpin)) -> io::Result<Vec<u8>> {
