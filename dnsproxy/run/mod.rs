@@ -7,6 +7,7 @@ mod discovery;
 mod explain;
 mod files;
 mod floor;
+mod inherit;
 pub mod journal;
 mod lock;
 mod names;
@@ -16,6 +17,7 @@ mod publish;
 mod reload;
 mod repair;
 mod sidecar;
+mod start;
 pub mod state;
 mod steering;
 mod upkeep;
@@ -31,8 +33,8 @@ use crate::kernel::attach::detach_all;
 use crate::kernel::load::redirect_messages;
 
 pub use explain::surroundings;
-pub use node::{node, sidecar};
 pub use sidecar::init as sidecar_init;
+pub use start::{node, sidecar};
 // Also for the scenarios that play without a kernel.
 pub use publish::{caps, guard, routes, search_of, settings};
 pub use reload::{cluster_dns, settle};

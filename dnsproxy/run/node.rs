@@ -1,4 +1,4 @@
-//! A node: starts, then does one thing at a time for as long as it runs: a reload, a change of an interface, the upkeep
+//! A node: does one thing at a time for as long as it runs: a reload, a change of an interface, the upkeep
 //! of every second. Queries don't come through here; see [`crate::serve`].
 
 use std::collections::BTreeMap;
@@ -7,32 +7,32 @@ use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::Context;
 use arc_swap::ArcSwap;
-use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc::UnboundedReceiver;
+use tokio::signal::unix::Signal;
 
 use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
 use super::discovery::{Also, Discovery, Told};
-use super::journal::{self, Journal};
+use super::inherit::{read_journal, read_state};
+use super::journal::Journal;
 use super::lock::Locks;
 use super::sidecar::{self, Sidecar};
+use super::start::{End, Places, warn_of_others};
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{floor, names, packets, publish, reload, steering, upkeep};
+use super::{floor, packets, publish, reload, steering, upkeep};
 use crate::clock;
-use crate::cluster::snapshot::{self, LastGood};
+use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
 use crate::config::{CacheMode, Config, Source};
 use crate::engine::compile::Kept;
 use crate::engine::endpoint::{EndpointId, PodRef};
-use crate::engine::fqdn::{FqdnTable, Meaning};
-use crate::engine::grant::{GrantWrite, MonoNs};
+use crate::engine::fqdn::FqdnTable;
+use crate::engine::grant::MonoNs;
 use crate::engine::ruleset::RuleSet;
 use crate::engine::world::World;
 use crate::host::egress::remove as remove_egress;
 use crate::host::floor::{remove_all as remove_floor, table_of};
 use crate::host::links::{self, Link, Netlink};
-use crate::host::owner::written_by_others;
 use crate::kernel::attach::detach_all;
 use crate::kernel::change::PeerRows;
 use crate::kernel::events::Events;
@@ -40,11 +40,10 @@ use crate::kernel::load::{Kernel, LoadSettings, Place};
 use crate::kernel::proxy::PROXY_PORTS;
 use crate::kernel::rules::EndpointRow;
 use crate::kernel::sweep::Budgets;
-use crate::listen::tls::Tls;
 use crate::listen::{self, Listeners};
 use crate::observe::Watchers;
-use crate::operate::takeover::{self, HandOver, Handed, Home, Offer, Role, Successor};
-use crate::operate::{self, Operator, Readiness, Server, Status, metrics::Metrics};
+use crate::operate::takeover::Successor;
+use crate::operate::{self, Readiness, Server, Status, metrics::Metrics};
 use crate::serve::cache::Cache;
 use crate::serve::{Directory, Proxy, Served};
 use crate::upstream::doors::Doors;
@@ -56,8 +55,6 @@ const UPKEEP: Duration = Duration::from_secs(1);
 const EVENTS: usize = 256;
 /// How long queries under way are waited for when a successor waits. What is not answered by then its client asks again.
 const DRAIN_FOR_ANOTHER: Duration = Duration::from_millis(500);
-/// How long a predecessor may take to let go: a reload under way, the queries, the state.
-const LETTING_GO: Duration = Duration::from_secs(15);
 /// How long records may take to be written at the end.
 const LAST_RECORDS: Duration = Duration::from_secs(2);
 
@@ -149,155 +146,8 @@ pub(super) struct Endpoint {
     pub looked_at: MonoNs,
 }
 
-/// Runs a node until SIGTERM or SIGINT. `source` is what to read the configuration from again on SIGHUP.
-///
-/// # Errors
-/// It could not start.
-pub fn node(config: Config, source: Source) -> anyhow::Result<()> {
-    start(config, source, false)
-}
-
-/// Runs beside one workload, in its pod's network namespace, until SIGTERM or SIGINT.
-///
-/// # Errors
-/// It could not start, or must not where it is.
-pub fn sidecar(config: Config, source: Source) -> anyhow::Result<()> {
-    start(config, source, true)
-}
-
-fn start(config: Config, source: Source, beside: bool) -> anyhow::Result<()> {
-    crate::kernel::load::redirect_messages();
-    raise_file_limit();
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    runtime.block_on(run(config, source, beside))
-}
-
-async fn run(config: Config, source: Source, beside: bool) -> anyhow::Result<()> {
-    // First of all, so that a signal during the start is not lost.
-    let hangup = signal(SignalKind::hangup())?;
-    let terminate = signal(SignalKind::terminate())?;
-    let interrupt = signal(SignalKind::interrupt())?;
-
-    warn_of_others(&source);
-    // What another process can have is taken next, before anything is touched.
-    let tls = tls(&config)?;
-    let sidecar = if beside { Some(Sidecar::start(&config, random_mark()?).await?) } else { None };
-    // A pod's sidecar lives as long as the pod: nobody comes after it.
-    let nobody = || (snapshot::Source::new(&config.snapshot), Vec::new());
-    let upstreams = Arc::new(Registry::open(config.dns.upstream_ca.as_deref()).context("reading dns.upstream_ca")?);
-    let (snapshot, handed) = if beside { nobody() } else { succeed(&config)? };
-    let mut locks = Locks::take(&config)?;
-    let places = take_places(&config, tls, upstreams, handed, sidecar.as_ref());
-    let places = match places.and_then(|places| locks.take_pins(&config).map(|()| places)) {
-        Ok(places) => places,
-        Err(error) => {
-            locks.undo();
-            return Err(error);
-        }
-    };
-    let waits = config.take_over;
-    match run_there(config, source, sidecar, [hangup, terminate, interrupt], places, locks, snapshot).await? {
-        End::Over => Ok(()),
-        End::Succeeded if waits => wait_for_sigterm().await,
-        End::Succeeded => Ok(()),
-    }
-}
-
-/// How a run ended.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum End {
-    /// Somebody wanted it.
-    Over,
-    /// Another process took its place.
-    Succeeded,
-}
-
-/// Its supervisor, which starts its successor beside it, would start it again.
-async fn wait_for_sigterm() -> anyhow::Result<()> {
-    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tracing::info!("another namegate has taken over; this one waits for SIGTERM");
-    tokio::select! {
-        _ = terminate.recv() => (),
-        _ = interrupt.recv() => (),
-    }
-    Ok(())
-}
-
-/// Who can write the configuration can end enforcement.
-fn warn_of_others(source: &Source) {
-    let Some(path) = source.file() else { return };
-    if let Some(who) = path.metadata().ok().and_then(|found| written_by_others(&found)) {
-        tracing::warn!(file = %path.display(), "the configuration: {who}");
-    }
-}
-
-/// Takes the place of a namegate that runs, if that is wanted and one does. The snapshot is read before it ends: that takes
-/// longest.
-fn succeed(config: &Config) -> anyhow::Result<(snapshot::Source, Vec<Handed>)> {
-    let mut snapshot = snapshot::Source::new(&config.snapshot);
-    if !config.take_over {
-        return Ok((snapshot, Vec::new()));
-    }
-    let Some(offer) = takeover::ask(&config.admin_socket(), &home(config))? else { return Ok((snapshot, Vec::new())) };
-    snapshot.read(&LastGood::default(), config.policy.on_invalid.into());
-    let handed = Offer::accept(offer, LETTING_GO)?;
-    tracing::info!(sockets = handed.len(), "took over from the namegate that ran before");
-    Ok((snapshot, handed))
-}
-
-fn home(config: &Config) -> Home {
-    Home { state_dir: config.state_dir.clone(), pin_dir: config.pin_dir.clone() }
-}
-
-/// Where this process is found: nobody else can be there while it is.
-struct Places {
-    options: listen::Options,
-    bound: listen::Bound,
-    metrics: Arc<Metrics>,
-    readiness: Readiness,
-    status: Arc<Mutex<Status>>,
-    people: packets::People,
-    server: Server,
-    successors: UnboundedReceiver<Successor>,
-}
-
-fn take_places(
-    config: &Config,
-    tls: Option<Tls>,
-    upstreams: Arc<Registry>,
-    handed: Vec<Handed>,
-    sidecar: Option<&Sidecar>,
-) -> anyhow::Result<Places> {
-    let (port, at) = match sidecar {
-        Some(sidecar) => (sidecar::DNS_PORT, sidecar.listens_at()),
-        None => (config.dns.port, listen::At::All),
-    };
-    let options = listen::Options { port, at, workers: config.dns.workers as usize, tls, upstreams };
-    let (mut inherited, mut pages) = (listen::Inherited::default(), Vec::new());
-    for (role, socket) in handed {
-        match role {
-            Role::Udp => inherited.udp.push(socket.into()),
-            Role::Tcp => inherited.tcp.push(socket.into()),
-            Role::Tls => inherited.tls.push(socket.into()),
-            Role::Metrics | Role::Admin => pages.push((role, socket)),
-        }
-    }
-    // Queries wait here until there is a policy to answer them by.
-    let bound = listen::inherit(&options, inherited).context("listening for queries")?;
-    let (hand_over, successors) = HandOver::new(home(config));
-    for (role, sockets) in [Role::Udp, Role::Tcp, Role::Tls].into_iter().zip(bound.descriptors()) {
-        hand_over.keep(role, sockets).context("keeping sockets for a successor")?;
-    }
-    let metrics = Arc::new(Metrics::new());
-    let readiness = Readiness::waiting_for("start");
-    let status = Arc::new(Mutex::new(Status::default()));
-    let people = packets::People::default();
-    let hand_over = sidecar.is_none().then_some(hand_over);
-    let server = serve_pages(config, &metrics, &readiness, &status, people.clone(), (hand_over, pages))?;
-    Ok(Places { options, bound, metrics, readiness, status, people, server, successors })
-}
-
-async fn run_there(
+/// Runs in the places that were taken, until somebody wants the end.
+pub(super) async fn run_there(
     config: Config,
     source: Source,
     sidecar: Option<Sidecar>,
@@ -531,106 +381,6 @@ async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> any
     Ok(())
 }
 
-/// What is shown to those who ask over TLS; read first of all, for without it nothing is to start.
-fn tls(config: &Config) -> anyhow::Result<Option<Tls>> {
-    if config.dns.tls_port == 0 {
-        return Ok(None);
-    }
-    let needed = |file: &Option<std::path::PathBuf>, key: &str| {
-        file.clone().with_context(|| format!("dns.tls_port is {} and {key} is not set", config.dns.tls_port))
-    };
-    let certificate = needed(&config.dns.tls_certificate, "dns.tls_certificate")?;
-    let key = needed(&config.dns.tls_key, "dns.tls_key")?;
-    Tls::read(config.dns.tls_port, &certificate, &key).context("serving DNS over TLS").map(Some)
-}
-
-fn serve_pages(
-    config: &Config,
-    metrics: &Arc<Metrics>,
-    readiness: &Readiness,
-    status: &Arc<Mutex<Status>>,
-    people: packets::People,
-    (hand_over, handed): (Option<HandOver>, Vec<Handed>),
-) -> anyhow::Result<Server> {
-    let (held, told, policies) = (status.clone(), people.clone(), status.clone());
-    let settings = config.clone();
-    let ready = readiness.clone();
-    let operator = Operator {
-        metrics: metrics.clone(),
-        readiness: readiness.clone(),
-        status: Box::new(move || {
-            let status = held.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            Status { ready: ready.is_ready(), reasons: ready.reasons(), ..status }
-        }),
-        names: Box::new(move |asked| names::page(&people, asked)),
-        policy: Box::new(move |asked| {
-            let status = policies.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
-            super::explain::page(&told, &settings, &status, asked)
-        }),
-        refresh: Box::new(|_| ()), // the upkeep feeds the metrics every second
-        hand_over,
-    };
-    Server::start_with(config.observe.metrics, &config.admin_socket(), Arc::new(operator), handed)
-        .context("serving metrics and the admin socket")
-}
-
-/// The names that an earlier run had written down for an endpoint.
-fn read_names(config: &Config, endpoint: &Endpoint) -> anyhow::Result<Option<checkpoint::Names>> {
-    match checkpoint::read(&config.state_dir, endpoint.id).context("reading the names of an earlier run")? {
-        checkpoint::Read::Good(names) => Ok(Some(names)),
-        checkpoint::Read::Missing => Ok(None),
-        checkpoint::Read::Damaged(aside, why) => {
-            tracing::warn!(
-                pod = %endpoint.pod,
-                "the file of its names was damaged ({why}) and is now {}: what is open stays so without names, until \
-                 its deadline or until its group changes",
-                aside.display()
-            );
-            Ok(None)
-        }
-    }
-}
-
-/// The state of an earlier run. Without one, nothing that is pinned means anything.
-fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<State> {
-    let why = match state::read(&config.state_dir).context("reading the state")? {
-        state::Read::Good(state) => return Ok(state),
-        state::Read::Missing => "there is no state file".to_owned(),
-        state::Read::Damaged(aside, why) => {
-            format!("the state file was damaged ({why}) and is now {}", aside.display())
-        }
-    };
-    let grants = kernel.delete_all_grants()?;
-    let flows = kernel.delete_all_flows()?;
-    if kernel.adopted {
-        tracing::warn!(grants, flows, "{why}: pinned grants and flows mean nothing and were deleted");
-    }
-    // Numbers of rows that are still pinned are not given out again.
-    let mut state = State::default();
-    for (_, id, policy_id, _) in kernel.endpoints()? {
-        state.last_endpoint_id = state.last_endpoint_id.max(id.0);
-        state.last_policy_id = state.last_policy_id.max(policy_id);
-    }
-    Ok(state)
-}
-
-/// The last good version of each object. One that an older namegate wrote into the state stays until there is a journal.
-fn read_journal(config: &Config, state: &mut State) -> anyhow::Result<Journal> {
-    let journal = match Journal::open(&config.state_dir).context("reading the last good objects")? {
-        journal::Read::Missing(journal) => return Ok(journal),
-        journal::Read::Good(journal) => journal,
-        journal::Read::Damaged(journal, aside, why) => {
-            tracing::warn!(
-                "the file of the last good objects was damaged ({why}) and is now {}: an object that is wrong now is shut",
-                aside.display()
-            );
-            journal
-        }
-    };
-    state.last_good = journal.said().clone();
-    Ok(journal)
-}
-
 impl Node {
     /// Gives numbers to the endpoints of the configuration, and forgets those that are not in it any more.
     pub fn name_endpoints(&mut self) {
@@ -675,40 +425,6 @@ impl Node {
     pub fn slot_of(&self) -> impl Fn(EndpointId) -> Option<u32> + use<> {
         let slots: BTreeMap<EndpointId, u32> = self.endpoints.values().map(|each| (each.id, each.slot)).collect();
         move |id| slots.get(&id).copied()
-    }
-
-    /// Finds what an earlier run left: grants with their names, and budgets that a crash may have left miscounted.
-    fn inherit(&mut self) -> anyhow::Result<()> {
-        let mut left: BTreeMap<EndpointId, Vec<GrantWrite>> = BTreeMap::new();
-        for (id, grant) in self.kernel.grants()? {
-            left.entry(id).or_default().push(grant);
-        }
-        // They may have been raised since the state was written.
-        for (_, id, _, generation) in self.kernel.endpoints()? {
-            for endpoint in self.endpoints.values_mut().filter(|endpoint| endpoint.id == id) {
-                endpoint.generation = generation;
-            }
-        }
-        let now = clock::mono();
-        let mut slept = None;
-        for (key, endpoint) in &mut self.endpoints {
-            let rows = left.remove(&endpoint.id).unwrap_or_default();
-            let names = read_names(&self.config, endpoint)?;
-            slept = slept.max(names.as_ref().map(|names| names.slept));
-            let names = names.unwrap_or_default().rows;
-            let meaning = Meaning::of(&self.state.endpoints[key].groups);
-            endpoint.adopted = FqdnTable::new(publish::caps(&self.config));
-            for row in &rows {
-                endpoint.adopted.adopt(row, names.get(&row.address), &meaning, now);
-            }
-            if !rows.is_empty() {
-                let unnamed = endpoint.adopted.unnamed().count();
-                tracing::info!(pod = key, grants = rows.len(), unnamed, "grants of an earlier run stay");
-            }
-        }
-        self.checkpoint.slept(self.upkeep.slept_before(slept));
-        self.kernel.recount(&self.budgets, &self.slot_of())?;
-        Ok(())
     }
 
     /// The cluster's own configuration has changed: it holds where nothing else says what it says.
@@ -837,24 +553,12 @@ fn load_settings(config: &Config, place: Place) -> LoadSettings {
 }
 
 /// A mark that nobody can guess: a test run with it leaves no trace, for one.
-fn random_mark() -> anyhow::Result<u32> {
+pub(super) fn random_mark() -> anyhow::Result<u32> {
     let mut octets = [0u8; 4];
     // SAFETY: four octets to fill.
     let filled = unsafe { libc::getrandom(octets.as_mut_ptr().cast(), octets.len(), 0) };
     anyhow::ensure!(filled == 4, "no random octets: {}", std::io::Error::last_os_error());
     Ok(u32::from_ne_bytes(octets).max(1))
-}
-
-/// Every TCP connection and upstream socket is a descriptor.
-fn raise_file_limit() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: a struct for the kernel to fill, then to read.
-    unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &mut limit) == 0 && limit.rlim_cur < limit.rlim_max {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &limit);
-        }
-    }
 }
 
 /// When this process started, for status.
