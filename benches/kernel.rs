@@ -142,6 +142,7 @@ impl Lab {
             addresses: vec![POD],
             mac: Some(POD_MAC),
             flags: flag::ENFORCE | flag::DENY_EGRESS | flag::DENY_INGRESS,
+            adopt_until: 0,
         };
         kernel.set_endpoint(IFINDEX, &row).expect("an endpoint can be set");
         let until = MonoNs(namegate::clock::mono().0 + 3_600_000_000_000);

@@ -253,6 +253,7 @@ impl Lab {
             addresses: vec![POD],
             mac: Some(POD_MAC),
             flags: EndpointRow::flags_of(rules) & !flag::STEER,
+            adopt_until: 0,
         };
         self.kernel.set_endpoint(IFINDEX, &row).expect("an endpoint can be set");
     }

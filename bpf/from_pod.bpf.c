@@ -35,7 +35,8 @@ int from_pod(struct __sk_buff *skb)
 		return passes(reason) ? NEXT : DROP;
 	count(reason, FLOW_EGRESS, skb->len);
 	if (passes(reason)) {
-		if ((reason >= REASON_GRANTED && reason <= REASON_DEFAULT_ALLOW) || reason == REASON_AUDIT)
+		if ((reason >= REASON_GRANTED && reason <= REASON_DEFAULT_ALLOW) || reason == REASON_AUDIT ||
+		    reason == REASON_ADOPTED)
 			tell(&c, reason, 0);
 		return NEXT;
 	}

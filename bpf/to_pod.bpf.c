@@ -54,7 +54,8 @@ int to_pod(struct __sk_buff *skb)
 	if (c.probe)
 		return passes(reason) ? NEXT : DROP;
 	count(reason, FLOW_INGRESS, skb->len);
-	if (!passes(reason) || (reason >= REASON_GRANTED && reason <= REASON_HOST) || reason == REASON_AUDIT)
+	if (!passes(reason) || (reason >= REASON_GRANTED && reason <= REASON_HOST) || reason == REASON_AUDIT ||
+	    reason == REASON_ADOPTED)
 		tell(&c, reason, 0);
 	return passes(reason) ? NEXT : DROP;
 }

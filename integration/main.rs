@@ -2,6 +2,7 @@
 //!
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
+mod adopt;
 mod attempts;
 mod discovery;
 mod early;
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     }
     let trials: Vec<Trial> = attempts::trials()
         .into_iter()
+        .chain(adopt::trials())
         .chain(scenario::trials())
         .chain(peers::trials())
         .chain(scenes::trials())

@@ -44,7 +44,8 @@ struct endpoint {
 	__u32 generation;
 	__u32 flags; /* enum endpoint_flag */
 	__u8 mac[6];
-	__u8 pad[6];
+	__u8 pad[2];
+	__u32 adopt_until_s; /* monotonic seconds: until then what it had open before the first start goes on; or 0 */
 	struct address addresses[4]; /* unused ones are all zero, which no packet may claim */
 };
 _Static_assert(sizeof(struct endpoint) == 96, "no padding");
@@ -313,6 +314,7 @@ enum reason {
 	REASON_UNENFORCED,	 /* no policy selects the endpoint */
 	REASON_AUDIT,		 /* would have been dropped */
 	REASON_PROXY,		 /* the proxy's own, beside the workload */
+	REASON_ADOPTED,		 /* open since before the first start */
 	REASON_COUNT,
 };
 

@@ -37,6 +37,7 @@ struct context {
 	__u8 probe;
 	__u8 reply;
 	__u8 audited; /* with REASON_AUDIT: what it would have been dropped for */
+	__u8 opened;  /* enum flow_direction, of the flow that begins */
 };
 
 static __always_inline void count(__u32 reason, __u32 direction, __u32 octets)

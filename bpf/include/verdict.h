@@ -261,7 +261,7 @@ static __always_inline enum reason remember(const struct context *c, const struc
 		.state = c->frame.protocol != IPPROTO_TCP ? FLOW_DATAGRAM
 			 : (c->frame.tcp_flags & TCP_RST) ? FLOW_CLOSED
 							  : FLOW_SYN,
-		.direction = c->direction,
+		.direction = c->opened,
 	};
 	int pooled;
 	long failed;
@@ -321,6 +321,58 @@ SEPARATE enum reason unasked(const struct context *c, enum reason otherwise)
 	return reason == REASON_NO_GRANT ? otherwise : reason;
 }
 
+/* Whether connections from before the first start still go on. */
+static __always_inline int adopts(const struct context *c)
+{
+	return c->now < c->endpoint.adopt_until_s * SECOND;
+}
+
+/* Nothing allows it; nothing denies it either. */
+static __always_inline int is_wanting(enum reason reason)
+{
+	return reason == REASON_NO_GRANT || reason == REASON_EXPIRED;
+}
+
+/* The pod's own connections begin at such ports (net.ipv4.ip_local_port_range). */
+#define EPHEMERAL 32768
+
+/* A segment in the midst of a connection that nobody saw begin. `reason`: policy's word on its own direction, and the
+ * answer. Where ingress is open, what comes to a port at which the pod's own connections begin may be of one of those,
+ * and is judged as the pod's: a server that speaks first would otherwise bring back what policy has cut.
+ */
+SEPARATE enum reason midst(struct context *c, const struct flow_key *key, enum reason reason)
+{
+	int goes_on;
+
+	if (!c || !key)
+		return REASON_INTERNAL;
+	goes_on = adopts(c) && !(c->frame.tcp_flags & (TCP_SYN | TCP_RST)) && !(c->endpoint.flags & ENDPOINT_AUDIT);
+	if ((reason == REASON_DEFAULT_ALLOW && c->direction == FLOW_INGRESS) || (goes_on && is_wanting(reason)))
+		c->opened = bpf_ntohs(key->local_port) >= EPHEMERAL ? FLOW_EGRESS : FLOW_INGRESS;
+	if (c->opened != c->direction)
+		reason = policy(c, &key->remote, (__u32)c->opened << 16 | responder_port(c, key, c->opened), 0);
+	return goes_on && is_wanting(reason) ? REASON_ADOPTED : reason;
+}
+
+/* A flow that policy judges anew. */
+SEPARATE enum reason rejudge(const struct context *c, const struct flow_key *key, struct flow *flow)
+{
+	__u8 direction;
+	enum reason reason;
+
+	if (!c || !key || !flow)
+		return REASON_INTERNAL;
+	direction = flow->direction;
+	reason = policy(c, &key->remote, (__u32)direction << 16 | responder_port(c, key, direction), 1);
+	if (flow->rule != REASON_ADOPTED)
+		return reason;
+	if (is_wanting(reason) && adopts(c))
+		return REASON_ADOPTED;
+	if (!c->probe && passes(reason))
+		flow->rule = reason;
+	return reason;
+}
+
 /* The flow of the packet, and the policy when there is none, when it asks to open one, or when it changed. */
 SEPARATE enum reason converse(struct context *c)
 {
@@ -341,12 +393,11 @@ SEPARATE enum reason converse(struct context *c)
 		flow = 0;
 	}
 	if (flow) {
-		__u8 direction = flow->direction;
 		__u32 generation = c->endpoint.generation;
 
-		c->reply = direction != c->direction;
-		if (flow->generation != generation) {
-			reason = policy(c, &key.remote, (__u32)direction << 16 | responder_port(c, &key, direction), 1);
+		c->reply = flow->direction != c->direction;
+		if (flow->generation != generation || (flow->rule == REASON_ADOPTED && !adopts(c))) {
+			reason = rejudge(c, &key, flow);
 			if (!passes(reason) && !(c->endpoint.flags & ENDPOINT_AUDIT)) {
 				revoke(c, flow, reason);
 				return reason;
@@ -378,6 +429,9 @@ SEPARATE enum reason converse(struct context *c)
 	reason = policy(c, &key.remote, (__u32)c->direction << 16 | responder_port(c, &key, c->direction), 0);
 	if (!passes(reason) && flow && c->reply && reason == REASON_NO_GRANT)
 		reason = REASON_NOT_A_REPLY;
+	c->opened = c->direction;
+	if (!flow && c->frame.protocol == IPPROTO_TCP && !opening)
+		reason = midst(c, &key, reason);
 	if (!passes(reason)) {
 		if (!(c->endpoint.flags & ENDPOINT_AUDIT))
 			return reason;
@@ -385,7 +439,7 @@ SEPARATE enum reason converse(struct context *c)
 		c->audited = reason;
 		reason = REASON_AUDIT;
 	}
-	c->reply = 0;
+	c->reply = c->opened != c->direction;
 	if (flow)
 		forget(c, &key, flow->pooled);
 	return remember(c, &key, reason);

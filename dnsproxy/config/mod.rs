@@ -100,6 +100,25 @@ pub enum Attach {
     Xdp,
 }
 
+/// What becomes of connections that were open before the first start on a node.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Adopt {
+    /// They end unless policy allows them by address.
+    #[default]
+    Cut,
+    /// TCP connections that no rule denies go on for so long, 1 s to 24 h, and are told; then as [`Adopt::Cut`].
+    Observe(Duration),
+}
+
+impl fmt::Display for Adopt {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Adopt::Cut => f.write_str("cut"),
+            Adopt::Observe(window) => write!(f, "observe {}", text::duration_text(*window)),
+        }
+    }
+}
+
 /// Section `[enforcement]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Enforcement {
@@ -109,6 +128,8 @@ pub struct Enforcement {
     pub floor: bool,
     /// Further interfaces that are shut until they are endpoints' and guarded. None unless set.
     pub floor_interfaces: Vec<InterfaceNames>,
+    /// What becomes of connections that were open before the first start. [`Adopt::Cut`] unless set.
+    pub adopt: Adopt,
     /// Whether refused packets are answered (TCP RST, ICMP) instead of dropped in silence.
     pub reject: bool,
     /// See [`EVENTS_PER_SECOND`].
@@ -518,6 +539,7 @@ settings! {
     "enforcement.attach" enforcement.attach Restart;
     "enforcement.floor" enforcement.floor Reload;
     "enforcement.floor_interfaces" enforcement.floor_interfaces Reload;
+    "enforcement.adopt" enforcement.adopt Restart;
     "enforcement.reject" enforcement.reject Reload;
     "enforcement.events_per_second" enforcement.events_per_second Restart;
     "enforcement.syn_timeout" enforcement.syn_timeout Restart;

@@ -65,6 +65,7 @@ fn everything(r: &mut Reader<'_>) -> Config {
             ),
             floor: r.truth("enforcement.floor", true),
             floor_interfaces: r.list("enforcement.floor_interfaces", INTERFACES, text::interface_names),
+            adopt: r.parsed("enforcement.adopt", Adopt::Cut.to_string(), ADOPT, text::adopt),
             reject: r.truth("enforcement.reject", true),
             events_per_second: r.number("enforcement.events_per_second", EVENTS_PER_SECOND),
             syn_timeout: r.duration("enforcement.syn_timeout", SYN_TIMEOUT),
@@ -193,6 +194,7 @@ fn everything(r: &mut Reader<'_>) -> Config {
 
 const LOCAL_V4: &str = "169.254.77.0/24";
 const LOCAL_V6: &str = "fd6e:616d:6567:6174::/112";
+const ADOPT: &str = "cut, or observe and 1s to 24h (observe 10m)";
 const SERVERS: &str = "servers as 203.0.113.1, tls://203.0.113.1#NAME or https://203.0.113.1/dns-query#NAME";
 const INTERFACES: &str = "names of interfaces, 1 to 15 octets, or what they begin with and * (veth*)";
 const NETWORKS: &str = "networks as 10.0.0.0/8, host bits zero";

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::EndpointSetting;
+use super::{Adopt, EndpointSetting};
 use crate::engine::endpoint::PodRef;
 use crate::host::floor::InterfaceNames;
 
@@ -146,6 +146,15 @@ pub fn duration(text: &str) -> Option<Duration> {
 }
 
 /// The shortest text that [`duration`] reads back.
+/// `cut`, or `observe` and for how long.
+pub(super) fn adopt(text: &str) -> Option<Adopt> {
+    let Some(window) = text.trim().strip_prefix("observe ") else {
+        return (text.trim() == "cut").then_some(Adopt::Cut);
+    };
+    let window = duration(window.trim())?;
+    (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&window).then_some(Adopt::Observe(window))
+}
+
 pub(super) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {

@@ -85,6 +85,8 @@ pub struct EndpointRow {
     pub mac: Option<[u8; 6]>,
     /// The bits of [`abi::flag`].
     pub flags: u32,
+    /// Until when connections from before the first start go on, in seconds of the monotonic clock; 0: they don't.
+    pub adopt_until: u32,
 }
 
 impl EndpointRow {
@@ -112,7 +114,8 @@ impl EndpointRow {
             generation: self.generation,
             flags: self.flags | if self.mac.is_some() { flag::HAS_MAC } else { 0 },
             mac: self.mac.unwrap_or_default(),
-            pad: [0; 6],
+            pad: [0; 2],
+            adopt_until_s: self.adopt_until,
             addresses,
         }
     }
@@ -180,6 +183,16 @@ impl Kernel {
     pub fn endpoints(&self) -> Result<Vec<(u32, EndpointId, u32, u32)>, KernelError> {
         let rows = self.tables.endpoints.rows()?;
         Ok(rows.iter().map(|(ifindex, row)| (*ifindex, EndpointId(row.id), row.policy_id, row.generation)).collect())
+    }
+
+    /// Interfaces on which connections from before the first start go on, and until when ([`EndpointRow::adopt_until`]).
+    ///
+    /// # Errors
+    /// The map can't be read.
+    pub fn adopting(&self) -> Result<Vec<(u32, u32)>, KernelError> {
+        let rows = self.tables.endpoints.rows()?;
+        let adopting = rows.iter().map(|(ifindex, row)| (*ifindex, row.adopt_until_s));
+        Ok(adopting.filter(|(_, until)| *until > 0).collect())
     }
 
     /// The link went down or was made anew: its MAC may be learned again.

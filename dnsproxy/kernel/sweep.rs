@@ -14,6 +14,7 @@ use super::abi::{self, flow};
 use super::load::{Kernel, LoadSettings};
 use crate::engine::endpoint::EndpointId;
 use crate::engine::grant::MonoNs;
+use crate::observe::Reason;
 
 /// What a sweep found.
 #[derive(Debug, Default)]
@@ -22,8 +23,21 @@ pub struct Sweep {
     pub removed: usize,
     /// Flows that go on.
     pub live: usize,
+    /// Connections from before the first start, of those.
+    pub adopted: Vec<(EndpointId, Adopted)>,
     /// The peers of each endpoint's flows that go on.
     pub remotes: HashMap<EndpointId, HashSet<IpAddr>>,
+}
+
+/// A connection from before the first start.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Adopted {
+    /// The other side.
+    pub remote: IpAddr,
+    /// Its port.
+    pub remote_port: u16,
+    /// The endpoint's own port.
+    pub local_port: u16,
 }
 
 /// Places in `struct budget`.
@@ -155,6 +169,11 @@ impl Kernel {
             let slot = slot_of(endpoint);
             if slot.is_some() && !is_over(settings, idle_grace, &flow, now) {
                 sweep.live += 1;
+                if flow.rule == Reason::Adopted as u32 {
+                    let [local_port, remote_port] = [key.local_port, key.remote_port].map(u16::from_be);
+                    let remote = abi::unmapped(key.remote.octets);
+                    sweep.adopted.push((endpoint, Adopted { remote, remote_port, local_port }));
+                }
                 if flow.state != REVOKED {
                     sweep.remotes.entry(endpoint).or_default().insert(abi::unmapped(key.remote.octets));
                 }

@@ -76,6 +76,7 @@ reasons! {
     Unenforced "unenforced", "No policy selects the endpoint.";
     Audit "audit", "Would have been dropped.";
     Proxy "proxy", "The proxy's own queries, beside the workload; or their answers.";
+    Adopted "adopted", "A TCP connection that was open before the first start (`enforcement.adopt`).";
 }
 
 impl Reason {

@@ -270,6 +270,7 @@ impl Node {
             (served.interface, served.bridge) = (at.ifindex, at.bridge);
             endpoint.served = Some(served.into());
         }
+        endpoint.adopt_until = self.adopting.until(at.ifindex);
         let row = endpoint.row(at.bridge.is_some(), self.config.enforcement.reject, &self.steering.servers);
         self.kernel.set_endpoint(at.ifindex, &row)?;
         endpoint.attachment = Some(Attachment { closed: row.flags & flag::CLOSED != 0, ..at });
@@ -370,6 +371,7 @@ impl Endpoint {
             addresses: self.addresses.iter().copied().take(ADDRESSES).collect(),
             mac: self.mac,
             flags,
+            adopt_until: self.adopt_until,
         }
     }
 }

@@ -69,10 +69,11 @@ fn read_names(config: &Config, endpoint: &Endpoint) -> anyhow::Result<Option<che
     }
 }
 
-/// The state of an earlier run. Without one, nothing that is pinned means anything.
-pub(super) fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<State> {
+/// The state of an earlier run; without one, nothing that is pinned means anything. And whether there was none ever.
+pub(super) fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<(State, bool)> {
     let why = match state::read(&config.state_dir).context("reading the state")? {
-        state::Read::Good(state) => return Ok(state),
+        state::Read::Good(state) => return Ok((state, false)),
+        state::Read::Missing if !kernel.adopted => return Ok((State::default(), true)),
         state::Read::Missing => "there is no state file".to_owned(),
         state::Read::Damaged(aside, why) => {
             format!("the state file was damaged ({why}) and is now {}", aside.display())
@@ -89,7 +90,7 @@ pub(super) fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<Sta
         state.last_endpoint_id = state.last_endpoint_id.max(id.0);
         state.last_policy_id = state.last_policy_id.max(policy_id);
     }
-    Ok(state)
+    Ok((state, false))
 }
 
 /// The last good version of each object. One that an older namegate wrote into the state stays until there is a journal.

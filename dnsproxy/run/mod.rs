@@ -1,6 +1,7 @@
 //! The ways of running: [`node`], every pod of a node, or the endpoints that the operator names, from the host's side;
 //! [`sidecar()`], one pod, from inside it.
 
+mod adopt;
 mod attachments;
 pub mod checkpoint;
 mod discovery;

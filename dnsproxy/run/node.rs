@@ -9,6 +9,7 @@ use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::Signal;
 
+use super::adopt::Adopting;
 use super::attachments::Attachment;
 use super::checkpoint::{self, Checkpoint};
 use super::discovery::{Also, Discovery, Told};
@@ -87,6 +88,8 @@ pub(super) struct Node {
     /// Whose interfaces are; none: the operator named the endpoints.
     pub discovery: Option<Discovery>,
     pub ground: floor::Ground,
+    /// Whose connections from before the first start go on.
+    pub adopting: Adopting,
     /// What is in force; none before the first snapshot was read.
     pub world: Option<Arc<World>>,
     pub steering: steering::Steering,
@@ -116,6 +119,8 @@ pub(super) struct Endpoint {
     pub slot: u32,
     pub policy_id: u32,
     pub generation: u32,
+    /// Until when its connections from before the first start go on, as its row has it; 0: they don't.
+    pub adopt_until: u32,
     /// Rows under its policy number may be old ones or new ones: the next reload writes them under another.
     pub unsure: bool,
     /// What is in force; none: closed.
@@ -179,7 +184,7 @@ pub(super) async fn run_there(
     // First of all: from here on the kernel's own sweep keeps out of what is reckoned below.
     let swept = kernel.beat()?;
     tracing::debug!(swept, "flows that were over went by themselves while no namegate ran");
-    let mut state = read_state(&config, &kernel)?;
+    let (mut state, is_first) = read_state(&config, &kernel)?;
     let journal = read_journal(&config, &mut state)?;
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(publish::empty_directory(&config)));
@@ -197,6 +202,7 @@ pub(super) async fn run_there(
         links: BTreeMap::new(),
         discovery: discovers.then(|| Discovery::new(&config)),
         ground: floor::Ground::new(&config),
+        adopting: Adopting::default(),
         world: None,
         steering: steering::Steering::default(),
         directory: directory.clone(),
@@ -220,6 +226,7 @@ pub(super) async fn run_there(
         source,
         cluster: CiliumConfig::default(),
     };
+    node.begin_to_adopt(is_first).await.context("looking at interfaces")?;
     node.begin_discovery().await.context("looking at interfaces and routes")?;
     node.name_endpoints();
     node.lay_floor().await;
@@ -516,6 +523,7 @@ impl Endpoint {
             slot: known.slot,
             policy_id: known.policy_id,
             generation: known.generation,
+            adopt_until: 0,
             unsure: false,
             rules: None,
             addresses: Vec::new(),

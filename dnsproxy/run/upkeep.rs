@@ -81,6 +81,7 @@ impl Node {
     pub fn upkeep(&mut self, all: bool) {
         let now = clock::now();
         self.beat();
+        self.end_adoption();
         self.mind_sleep();
         self.rewrite_grants();
         if all || now >= self.upkeep.sweep_at {
@@ -186,6 +187,7 @@ impl Node {
         let mut remotes = match swept {
             Ok(sweep) => {
                 self.upkeep.flows = sweep.live as u64;
+                self.tell_adopted(&sweep.adopted);
                 sweep.remotes
             }
             // Not known which flows live: nothing is taken away from under them.

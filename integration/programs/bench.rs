@@ -82,6 +82,7 @@ impl Bench {
             addresses: vec![pod4(), pod6()],
             mac: Some(POD_MAC),
             flags: flag::ENFORCE | flag::DENY_EGRESS | flag::DENY_INGRESS,
+            adopt_until: 0,
         };
         kernel.set_slots(&[(ENDPOINT, SLOT)]).unwrap();
         let bench = Bench { kernel, row, directory };

@@ -108,7 +108,7 @@ pub fn what_comes_back_for_a_revoked_flow_is_refused_even_where_ingress_is_open(
     let (mut bench, to) = (ready(), granted(4));
     bench.flags(0, flag::DENY_INGRESS);
     let stray = to_pod(to, pod4(), TCP, &tcp(443, 40000, 2, ACK));
-    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 41000, 2, ACK)), Reason::DefaultAllow);
+    counts(&bench, Ingress, &to_pod(to, pod4(), TCP, &tcp(443, 8080, 2, ACK)), Reason::DefaultAllow);
     counts(&bench, Egress, &from_pod(pod4(), to, TCP, &tcp(40000, 443, 1, SYN)), Reason::Granted);
     counts(&bench, Ingress, &stray, Reason::Flow);
     bench.grant(to, Bits::of(9), later());

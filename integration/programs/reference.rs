@@ -20,9 +20,9 @@ use super::frames::*;
 const PACKETS: usize = 100_000;
 const RULE_SETS: usize = 400;
 const SEED: u64 = 20_261_121;
-/// What a run can't bring about at will: a full hash, a look-up that can't fail, a mode of a later issue, what is only beside a
-/// workload.
-const UNREACHED: [Reason; 4] = [Reason::Internal, Reason::FlowTable, Reason::Audit, Reason::Proxy];
+/// What a run can't bring about at will: a full hash, a look-up that can't fail, modes that its model has not (`adopt`, the frames' judge has),
+/// what is only beside a workload.
+const UNREACHED: [Reason; 5] = [Reason::Internal, Reason::FlowTable, Reason::Audit, Reason::Proxy, Reason::Adopted];
 
 /// SplitMix64 (Steele, Lea, Flood 2014): small, seeded, the same everywhere.
 pub struct Random(pub u64);
@@ -290,7 +290,14 @@ impl Model {
         if let Some(number) = number.filter(|_| !opens) {
             return self.unasked(packet.direction, key, number, Reason::NotAReply);
         }
-        let reason = self.policy(packet.direction, key, port(packet.direction), false);
+        let mut opened = packet.direction;
+        let mut reason = self.policy(opened, key, port(opened), false);
+        let is_stray = reason == Reason::DefaultAllow && opened == Direction::Ingress;
+        // It may be the pod's own connection that nobody saw begin.
+        if is_stray && !replaces && protocol == TCP && !opens && packet.local_port >= 32_768 {
+            opened = Direction::Egress;
+            reason = self.policy(opened, key, port(opened), false);
+        }
         if !reason.passed() {
             return if replaces && is_reply && reason == Reason::NoGrant { Reason::NotAReply } else { reason };
         }
@@ -300,13 +307,8 @@ impl Model {
         }
         let closed = matches!(packet.kind, Kind::Tcp { flags, .. } if flags & RST != 0);
         let isn = if opens { sequence } else { 0 };
-        let flow = Flow {
-            opened: packet.direction,
-            generation: self.generation,
-            sequence: isn,
-            answered_or_closed: closed,
-            revoked: None,
-        };
+        let flow =
+            Flow { opened, generation: self.generation, sequence: isn, answered_or_closed: closed, revoked: None };
         self.flows.insert(key, flow);
         reason
     }

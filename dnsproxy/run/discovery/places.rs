@@ -584,5 +584,6 @@ fn closed() -> EndpointRow {
         addresses: Vec::new(),
         mac: None,
         flags: flag::CLOSED | flag::ENFORCE,
+        adopt_until: 0,
     }
 }

@@ -221,6 +221,7 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         ("enforcement.attach", word(attach)),
         ("enforcement.floor", bare(&kernel.floor)),
         ("enforcement.floor_interfaces", Written::List(texts(&kernel.floor_interfaces))),
+        ("enforcement.adopt", text(&kernel.adopt)),
         ("enforcement.reject", bare(&kernel.reject)),
         ("enforcement.events_per_second", bare(&kernel.events_per_second)),
         ("enforcement.syn_timeout", time(kernel.syn_timeout)),

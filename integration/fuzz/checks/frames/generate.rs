@@ -137,7 +137,7 @@ fn draft(c: &mut Choices<'_>, world: &World, judge: &Judge, endpoint: &Endpoint,
                 _ => (c.of(&remotes()), c.of(&ports)),
             };
             let icmp = if remote.is_ipv4() { ICMP } else { ICMPV6 };
-            (remote, c.of(&[TCP, TCP, TCP, UDP, UDP, SCTP, icmp, icmp]), c.of(&[40000, 8080, 80]), port)
+            (remote, c.of(&[TCP, TCP, TCP, TCP, TCP, TCP, UDP, UDP, SCTP, icmp, icmp]), c.of(&[40000, 8080, 80]), port)
         }
     };
     let own = endpoint.addresses.iter().copied().find(|own| own.is_ipv4() == remote.is_ipv4());
@@ -149,7 +149,12 @@ fn draft(c: &mut Choices<'_>, world: &World, judge: &Judge, endpoint: &Endpoint,
     });
     let (from, to) = if inbound { (remote_port, local_port) } else { (local_port, remote_port) };
     let payload = match protocol {
-        TCP => tcp(from, to, 1 + c.below(3) as u32, c.of(&[2, 2, 2, 18, 16, 16, 17, 4, 20, 1, 0])),
+        TCP => tcp(
+            from,
+            to,
+            1 + c.below(3) as u32,
+            c.of(&[2, 2, 2, 2, 2, 18, 16, 16, 16, 16, 16, 16, 16, 17, 4, 20, 1, 0]),
+        ),
         UDP => udp(from, to, c.below(40)),
         SCTP => sctp(from, to),
         ICMP => {

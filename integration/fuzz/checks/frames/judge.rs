@@ -56,6 +56,8 @@ pub struct Flow {
     pub opened: Direction,
     pub state: State,
     pub generation: u32,
+    /// Nobody saw it begin, and no rule lets it through.
+    adopted: bool,
     last: u64,
     sequence: u32,
     pooled: bool,
@@ -284,7 +286,6 @@ impl Judge {
     fn converse(&mut self, run: &Run<'_>, packet: &Packet, notes: &mut Notes) -> Reason {
         let key = key_of(run, packet);
         let opening = opens(packet);
-        let remote = key.remote;
         if let Some(flow) = self.flows.get(&key).copied().filter(|flow| is_over(run, flow)) {
             if run.probe {
                 return self.open(run, packet, key, None, notes);
@@ -292,18 +293,18 @@ impl Judge {
             self.forget(run, key, flow);
         }
         let Some(mut flow) = self.flows.get(&key).copied() else { return self.open(run, packet, key, None, notes) };
+        let put_anew = flow.generation != run.endpoint.generation || (flow.adopted && !adopts(run));
+        let anew = put_anew.then(|| judge_anew(run, packet, key, &mut flow));
         notes.reply = flow.opened != run.direction;
         let mut put = |flow: Flow| {
             if !run.probe {
                 self.flows.insert(key, flow);
             }
         };
-        if flow.generation != run.endpoint.generation {
-            let port = responder(packet, key, flow.opened);
-            let reason = policy::word_of(run, packet.protocol, remote, flow.opened, port, true);
+        if let Some(reason) = anew {
             flow.generation = run.endpoint.generation;
             if !reason.passed() && !run.endpoint.is(flag::AUDIT) {
-                put(Flow { state: State::Revoked(reason), last: run.now, ..flow });
+                put(Flow { state: State::Revoked(reason), adopted: false, last: run.now, ..flow });
                 return reason;
             }
             if let State::Revoked(_) = flow.state
@@ -343,6 +344,10 @@ impl Judge {
         if notes.reply && reason == Reason::NoGrant {
             reason = Reason::NotAReply;
         }
+        let mut opened = run.direction;
+        if old.is_none() && packet.protocol == TCP && !opens(packet) {
+            (reason, opened) = midst(run, packet, key, reason);
+        }
         if !reason.passed() {
             if !run.endpoint.is(flag::AUDIT) {
                 return reason;
@@ -350,7 +355,7 @@ impl Judge {
             notes.audited = Some(reason);
             reason = Reason::Audit;
         }
-        notes.reply = false;
+        notes.reply = opened != run.direction;
         if run.probe {
             return reason;
         }
@@ -359,13 +364,14 @@ impl Judge {
         }
         let Some(pooled) = self.charge(run) else { return Reason::FlowBudget };
         let flow = Flow {
-            opened: run.direction,
+            opened,
             state: match packet.protocol {
                 TCP if packet.flags & RST != 0 => State::Closed,
                 TCP => State::Syn,
                 _ => State::Datagram,
             },
             generation: run.endpoint.generation,
+            adopted: reason == Reason::Adopted,
             last: run.now,
             sequence: if opens(packet) { packet.sequence } else { 0 },
             pooled,
@@ -460,7 +466,8 @@ impl Judge {
         let Notes { packet, audited, reply, steered } = notes;
         let mut ruling = Ruling { reason, audited, packet, reply, steered, rejected: false, told: false };
         let opened = Reason::Granted..=if skb.inbound { Reason::Host } else { Reason::DefaultAllow };
-        if skb.mark == PROBE || (reason.passed() && reason != Reason::Audit && !opened.contains(&reason)) {
+        let news = opened.contains(&reason) || matches!(reason, Reason::Audit | Reason::Adopted);
+        if skb.mark == PROBE || (reason.passed() && !news) {
             return ruling;
         }
         // Whoever is behind unknown interfaces shares a row.
@@ -495,6 +502,43 @@ pub fn mac(skb: &Skb<'_>, at: usize) -> [u8; 6] {
 
 fn is_icmp(packet: &Packet) -> bool {
     matches!(packet.protocol, 1 | 58)
+}
+
+/// Whether what was open before the first start still goes on.
+fn adopts(run: &Run<'_>) -> bool {
+    run.now < u64::from(run.endpoint.adopt_until) * SECOND
+}
+
+/// Who opened a connection that nobody saw begin, by the pod's port: its own begin at 32 768 and above.
+fn guess(key: FlowKey) -> Direction {
+    if key.local_port >= 32_768 { Direction::Egress } else { Direction::Ingress }
+}
+
+fn is_wanting(reason: Reason) -> bool {
+    matches!(reason, Reason::NoGrant | Reason::Expired)
+}
+
+/// Policy's word on a segment of no flow that begins none, and who is taken to have opened its connection.
+fn midst(run: &Run<'_>, packet: &Packet, key: FlowKey, reason: Reason) -> (Reason, Direction) {
+    let goes_on = adopts(run) && packet.flags & (SYN | RST) == 0 && !run.endpoint.is(flag::AUDIT);
+    let is_stray = reason == Reason::DefaultAllow && run.direction == Direction::Ingress;
+    let opened = if is_stray || (goes_on && is_wanting(reason)) { guess(key) } else { run.direction };
+    let reason = match opened == run.direction {
+        true => reason,
+        false => policy::word_of(run, TCP, key.remote, opened, responder(packet, key, opened), false),
+    };
+    (if goes_on && is_wanting(reason) { Reason::Adopted } else { reason }, opened)
+}
+
+/// Policy's word on a flow.
+fn judge_anew(run: &Run<'_>, packet: &Packet, key: FlowKey, flow: &mut Flow) -> Reason {
+    let port = responder(packet, key, flow.opened);
+    let reason = policy::word_of(run, packet.protocol, key.remote, flow.opened, port, true);
+    if flow.adopted && is_wanting(reason) && adopts(run) {
+        return Reason::Adopted;
+    }
+    flow.adopted &= run.probe || !reason.passed();
+    reason
 }
 
 fn key_of(run: &Run<'_>, packet: &Packet) -> FlowKey {

@@ -38,6 +38,8 @@ pub struct Endpoint {
     pub addresses: Vec<IpAddr>,
     /// The bridge's MAC is known.
     pub has_bridge: bool,
+    /// Seconds: until then connections that nobody saw begin go on.
+    pub adopt_until: u32,
 }
 
 impl Endpoint {
@@ -116,8 +118,15 @@ impl World {
             flags |= if n == 3 { flag::CLOSED } else { 0 };
             let id = 7 + n * 0x1_0001;
             for address in &remotes {
-                if c.chance(60) {
-                    let until = [0, 1, START + 2 * SECOND, START + 3600 * SECOND, START + 1_000_000 * SECOND];
+                if c.chance(85) {
+                    let until = [
+                        0,
+                        1,
+                        START + 2 * SECOND,
+                        START + 3600 * SECOND,
+                        START + 1_000_000 * SECOND,
+                        START + 1_000_000 * SECOND,
+                    ];
                     let slots = (0..=c.below(3)).map(|_| (bits(c), c.of(&until))).collect();
                     grants.insert((id, *address), slots);
                 }
@@ -132,6 +141,7 @@ impl World {
                 mac: [2, 0, 0, 0, 0, 0x10 + n as u8],
                 addresses: own(n as u16)[..1 + c.below(4)].to_vec(),
                 has_bridge: c.chance(30),
+                adopt_until: c.of(&[0, (START / SECOND) as u32 + 10, u32::MAX, u32::MAX, u32::MAX, u32::MAX, u32::MAX]),
             });
         }
         let resolvers = remotes.iter().copied().filter(|_| c.chance(35)).enumerate();
@@ -229,7 +239,8 @@ pub fn put_endpoint(machine: &mut Machine, endpoint: &Endpoint) {
         generation: endpoint.generation,
         flags: endpoint.flags,
         mac: if endpoint.is(flag::HAS_MAC) { endpoint.mac } else { [0; 6] },
-        pad: [0; 6],
+        pad: [0; 2],
+        adopt_until_s: endpoint.adopt_until,
         addresses,
     };
     assert!(machine.put("endpoints", endpoint.ifindex.octets(), row.octets()));
