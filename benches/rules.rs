@@ -202,6 +202,7 @@ fn world() -> World {
         host_network: false,
         finished: false,
         search: Search::default(),
+        nameservers: Vec::new(),
         ports: Vec::new(),
         mode: None,
         readable: true,

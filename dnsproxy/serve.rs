@@ -588,7 +588,15 @@ fn learn(
 
 /// Whether the workload may ask, and by which rule.
 fn verdict(rules: &RuleSet, resolver: &Resolver, tcp: bool, query: &Query<'_>) -> Result<Option<RuleRef>, Denied> {
-    rules.judge(resolver.address, protocol(tcp), (&query.name, query.qtype, query.qclass))
+    let asked = (&query.name, query.qtype, query.qclass);
+    let (own, protocol) = (resolver.address, protocol(tcp));
+    let verdict = rules.judge(own, protocol, asked);
+    match (&verdict, resolver.stands_for) {
+        (Err(Denied::Server(_)), Some(other)) if !rules.denies_server(own.ip(), protocol, own.port()) => {
+            rules.judge(other, protocol, asked)
+        }
+        _ => verdict,
+    }
 }
 
 fn protocol(tcp: bool) -> Protocol {

@@ -12,6 +12,7 @@ mod fragments;
 mod lab;
 mod peers;
 mod repairs;
+mod resolvers;
 mod scenario;
 mod scenes;
 mod sidecar;
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         .chain(peers::trials())
         .chain(scenes::trials())
         .chain(repairs::trials())
+        .chain(resolvers::trials())
         .chain(takeover::trials())
         .chain(wire::trials())
         .chain(early::trials())

@@ -123,6 +123,7 @@ pub fn plain_pod(addresses: Vec<IpAddr>) -> Pod {
         host_network: false,
         finished: false,
         search: Search::default(),
+        nameservers: Vec::new(),
         ports: Vec::new(),
         mode: None,
         readable: true,

@@ -119,6 +119,16 @@ impl fmt::Display for Adopt {
     }
 }
 
+/// What becomes of queries to servers that nothing names.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum UnknownResolvers {
+    /// They are dropped.
+    #[default]
+    Drop,
+    /// The server is given a local address when it is first asked, and policy judges its queries.
+    Pool,
+}
+
 /// Section `[enforcement]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Enforcement {
@@ -193,6 +203,8 @@ pub struct Dns {
     pub cluster_domain: Name,
     /// Resolvers to learn from beside those that policies name. None unless set.
     pub resolvers: Vec<IpAddr>,
+    /// What becomes of queries to other servers. [`UnknownResolvers::Drop`] unless set.
+    pub unknown_resolvers: UnknownResolvers,
     /// Servers that are asked in place of the resolver that the workload asked. None unless set.
     pub upstreams: Vec<ServerAddress>,
     /// The same for names under a suffix, the longest that fits; see [`Servers`]. None unless set.
@@ -562,6 +574,7 @@ settings! {
     "dns.endpoint_max_ip_per_hostname" dns.endpoint_max_ip_per_hostname Reload;
     "dns.cluster_domain" dns.cluster_domain Reload;
     "dns.resolvers" dns.resolvers Reload;
+    "dns.unknown_resolvers" dns.unknown_resolvers Reload;
     "dns.upstreams" dns.upstreams Reload;
     "dns.suffix_upstreams" dns.suffix_upstreams Reload;
     "dns.upstream_ca" dns.upstream_ca Restart;

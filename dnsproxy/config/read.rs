@@ -105,6 +105,8 @@ fn everything(r: &mut Reader<'_>) -> Config {
                 Name::parse(text).ok().filter(|name| !name.is_root())
             }),
             resolvers: r.list("dns.resolvers", "IP addresses", |text| text.parse().ok()),
+            unknown_resolvers: r
+                .word("dns.unknown_resolvers", &[("drop", UnknownResolvers::Drop), ("pool", UnknownResolvers::Pool)]),
             upstreams: r.list("dns.upstreams", SERVERS, ServerAddress::parse),
             suffix_upstreams: r.suffixes("dns.suffix_upstreams"),
             upstream_ca: r.optional("dns.upstream_ca", "a file's path", file),

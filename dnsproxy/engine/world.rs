@@ -92,6 +92,8 @@ pub struct Pod {
     pub finished: bool,
     /// Under which suffixes its resolver library looks for a name.
     pub search: Search,
+    /// `dnsConfig.nameservers`.
+    pub nameservers: Vec<IpAddr>,
     /// The named ports of its containers.
     pub ports: Vec<ContainerPort>,
     /// `namegate.io/mode`, if it has it.
@@ -481,6 +483,7 @@ mod tests {
             host_network: false,
             finished: false,
             search: Search::default(),
+            nameservers: Vec::new(),
             ports: Vec::new(),
             mode: None,
             readable: true,

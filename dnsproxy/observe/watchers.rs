@@ -239,6 +239,7 @@ mod tests {
             host_network: false,
             finished: false,
             search: Search::default(),
+            nameservers: Vec::new(),
             ports: Vec::new(),
             mode: None,
             readable: true,

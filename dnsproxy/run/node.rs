@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime};
 use anyhow::Context;
 use arc_swap::ArcSwap;
 use tokio::signal::unix::Signal;
+use tokio::sync::mpsc;
 
 use super::adopt::Adopting;
 use super::attachments::Attachment;
@@ -24,7 +25,7 @@ use super::{floor, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
-use crate::config::{CacheMode, Config, Source};
+use crate::config::{CacheMode, Config, Source, UnknownResolvers};
 use crate::engine::compile::Kept;
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::FqdnTable;
@@ -54,6 +55,8 @@ use crate::upstream::health::Registry;
 const UPKEEP: Duration = Duration::from_secs(1);
 /// How many events of interfaces are acted on before anything else is looked at.
 const EVENTS: usize = 256;
+/// How many queries to servers that nothing names wait to be looked at.
+const UNNAMED: usize = 64;
 /// How long queries under way are waited for when a successor waits. What is not answered by then its client asks again.
 const DRAIN_FOR_ANOTHER: Duration = Duration::from_millis(500);
 /// How long records may take to be written at the end.
@@ -93,6 +96,8 @@ pub(super) struct Node {
     /// What is in force; none before the first snapshot was read.
     pub world: Option<Arc<World>>,
     pub steering: steering::Steering,
+    /// Servers that nothing names and a workload asked.
+    pub pool: steering::Pool,
     pub directory: Arc<ArcSwap<Directory>>,
     pub watchers: Arc<Watchers>,
     pub people: packets::People,
@@ -188,7 +193,8 @@ pub(super) async fn run_there(
     let journal = read_journal(&config, &mut state)?;
     let budgets = Budgets::map(&kernel)?;
     let directory = Arc::new(ArcSwap::from_pointee(publish::empty_directory(&config)));
-    let teller = packets::teller(watchers.clone(), people.clone());
+    let (tell_unnamed, mut unnamed) = mpsc::channel(UNNAMED);
+    let teller = packets::teller(watchers.clone(), people.clone(), tell_unnamed);
 
     let cache = (config.dns.cache == CacheMode::On).then(|| Arc::new(Cache::new(config.cache.max_bytes)));
     let proxy = Arc::new(Proxy::new(directory.clone(), kernel.clone(), watchers.clone(), cache));
@@ -205,6 +211,7 @@ pub(super) async fn run_there(
         adopting: Adopting::default(),
         world: None,
         steering: steering::Steering::default(),
+        pool: steering::Pool::default(),
         directory: directory.clone(),
         watchers: watchers.clone(),
         people,
@@ -311,10 +318,15 @@ pub(super) async fn run_there(
                 node.drain_cache().await;
                 node.publish_what_was_found().await;
             }
+            Some(asked) = unnamed.recv() => {
+                let more = std::iter::from_fn(|| unnamed.try_recv().ok());
+                node.steer_unnamed(std::iter::once(asked).chain(more)).await;
+            }
             changed = watch.changed() => node.reload_if_changed(changed).await,
             () = until(reload_at) => node.reload_with_found().await,
             _ = every_second.tick() => {
                 node.look_after_discovery().await;
+                node.look_for_node_cache().await;
                 node.upkeep(false);
             }
         }
@@ -432,6 +444,34 @@ impl Node {
     pub fn slot_of(&self) -> impl Fn(EndpointId) -> Option<u32> + use<> {
         let slots: BTreeMap<EndpointId, u32> = self.endpoints.values().map(|each| (each.id, each.slot)).collect();
         move |id| slots.get(&id).copied()
+    }
+
+    /// NodeLocal DNSCache has come to this node, or left it.
+    async fn look_for_node_cache(&mut self) {
+        if self.sidecar.is_some() || self.world.is_none() || !self.upkeep.is_node_cache_due() {
+            return;
+        }
+        let Ok(addresses) = self.netlink.addresses().await else { return };
+        let is_here = addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS);
+        if is_here != self.steering.pairs.iter().any(|pair| pair.0 == steering::NODE_LOCAL_DNS) {
+            self.reload_with_found().await;
+        }
+    }
+
+    /// Workloads asked servers that nothing names: from the next query on policy judges what they ask there, if that is wanted.
+    async fn steer_unnamed(&mut self, asked: impl Iterator<Item = packets::Unnamed>) {
+        let is_there = |id: EndpointId| self.endpoints.values().any(|endpoint| endpoint.id == id);
+        let asked: Vec<packets::Unnamed> = asked.filter(|(id, _)| is_there(*id)).collect();
+        if self.config.dns.unknown_resolvers == UnknownResolvers::Drop {
+            return;
+        }
+        let mut is_new = false;
+        for (id, server) in asked {
+            is_new |= self.pool.take(server, id);
+        }
+        if is_new {
+            self.reload_with_found().await;
+        }
     }
 
     /// The cluster's own configuration has changed: it holds where nothing else says what it says.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::{ArcSwap, ArcSwapOption};
+use tokio::sync::mpsc;
 
 use super::explain::Seen;
 use crate::clock;
@@ -50,9 +51,22 @@ impl People {
     }
 }
 
+/// Who asked which server that nothing names.
+pub(super) type Unnamed = (EndpointId, IpAddr);
+
 /// What to do with each event.
-pub(super) fn teller(watchers: Arc<Watchers>, people: People) -> impl FnMut(&flow_event) + Send + 'static {
-    move |event| watchers.packet(record(event, &people))
+pub(super) fn teller(
+    watchers: Arc<Watchers>,
+    people: People,
+    unnamed: mpsc::Sender<Unnamed>,
+) -> impl FnMut(&flow_event) + Send + 'static {
+    move |event| {
+        if event.reason == Reason::UnknownResolver as u8 {
+            // Full: whoever is dropped asks again.
+            let _ = unnamed.try_send((EndpointId(event.endpoint_id), unmapped(event.destination.octets)));
+        }
+        watchers.packet(record(event, &people));
+    }
 }
 
 fn record(event: &flow_event, people: &People) -> PacketRecord {

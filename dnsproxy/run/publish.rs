@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use super::explain::{Seen, surroundings_with};
 use super::node::{Endpoint, Node};
 use super::reload::{Change, Way, cluster_dns};
+use super::steering;
 use crate::clock;
 use crate::config::{Config, RejectCode, Servers};
 use crate::engine::endpoint::{EndpointId, PodRef};
@@ -185,8 +186,11 @@ impl Node {
         let proxied = self.steering.pairs.iter().map(|(resolver, _)| *resolver).collect();
         self.people.see(Seen { world: world.clone(), surroundings: Surroundings { proxied, ..surroundings } });
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
+        let cluster = cluster_dns(&world).into_iter().find(IpAddr::is_ipv4).map(|address| SocketAddr::new(address, 53));
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
-            (*local, Resolver::new(SocketAddr::new(*resolver, 53), trusted.contains(resolver)))
+            let is_node_local = *resolver == steering::NODE_LOCAL_DNS;
+            let known = Resolver::new(SocketAddr::new(*resolver, 53), is_node_local || trusted.contains(resolver));
+            (*local, known.in_stead_of(cluster.filter(|_| is_node_local)))
         });
         let endpoints = self.endpoints.values().filter(|endpoint| endpoint.attachment.is_some());
         let endpoints = endpoints.flat_map(|endpoint| {

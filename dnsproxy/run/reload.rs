@@ -12,8 +12,9 @@ use super::state::{self, EndpointState};
 use super::steering;
 use crate::clock;
 use crate::cluster::snapshot::{self, Refusal, Snapshot, Stands};
-use crate::config::Config;
+use crate::config::{Config, UnknownResolvers};
 use crate::engine::compile::transition;
+use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
 use crate::engine::world::{Mode, World};
 use crate::kernel::change::{Moves, PeerRows, RowChange};
@@ -347,10 +348,21 @@ impl Node {
     async fn steer(&mut self, change: &Change, world: &World) -> anyhow::Result<()> {
         let named = change.rules.values().filter(|rules| rules.steered());
         let asked = named.flat_map(|rules| rules.resolvers()).filter(|(_, _, ports)| ports.holds(53));
-        let resolvers: BTreeSet<IpAddr> = asked
+        let of_pods = change.rules.iter().filter(|(_, rules)| rules.steered()).filter_map(|(key, _)| {
+            let pod = &self.endpoints.get(key)?.pod;
+            Some(world.pods.get(pod)?.nameservers.iter().copied())
+        });
+        let there: BTreeSet<EndpointId> = self.endpoints.values().map(|endpoint| endpoint.id).collect();
+        let pool = match self.config.dns.unknown_resolvers {
+            UnknownResolvers::Pool => self.pool.servers(|id| there.contains(&id)).collect(),
+            UnknownResolvers::Drop => Vec::new(),
+        };
+        let mut resolvers: BTreeSet<IpAddr> = asked
             .map(|(address, _, _)| address)
             .chain(self.config.dns.resolvers.iter().copied())
             .chain(cluster_dns(world))
+            .chain(of_pods.flatten())
+            .chain(pool)
             .filter(|address| steering::can_be_resolver(*address))
             .collect();
         if self.sidecar.is_some() {
@@ -359,6 +371,9 @@ impl Node {
         }
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
+        if addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS) {
+            resolvers.insert(steering::NODE_LOCAL_DNS);
+        }
         let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
         let mut steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
         let behind = world.slices_of("kube-system", "kube-dns").flat_map(|slice| &slice.endpoints);

@@ -4,6 +4,44 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use crate::config::Dns;
+use crate::engine::endpoint::EndpointId;
+
+/// Where NodeLocal DNSCache listens on every node: the node's own cache of the cluster's DNS.
+pub(super) const NODE_LOCAL_DNS: IpAddr = IpAddr::V4(Ipv4Addr::new(169, 254, 20, 10));
+/// How many servers that nothing names one workload may have steered: resolv.conf holds three.
+const UNNAMED: usize = 8;
+
+/// Servers that nothing names and a workload asked (`dns.unknown_resolvers = "pool"`), each with who asked first.
+#[derive(Debug, Default)]
+pub(super) struct Pool {
+    servers: BTreeMap<IpAddr, EndpointId>,
+    /// Who has had more than it may.
+    told: BTreeSet<EndpointId>,
+}
+
+impl Pool {
+    /// Takes a server in. False: it is in already, or the workload has as many as it may.
+    pub fn take(&mut self, server: IpAddr, asker: EndpointId) -> bool {
+        if !can_be_resolver(server) || self.servers.contains_key(&server) {
+            return false;
+        }
+        if self.servers.values().filter(|other| **other == asker).count() >= UNNAMED {
+            if self.told.insert(asker) {
+                tracing::warn!(endpoint = %asker, %server, "it has asked {UNNAMED} servers that nothing names: queries to others are dropped");
+            }
+            return false;
+        }
+        self.servers.insert(server, asker);
+        true
+    }
+
+    /// Those that are steered now, for workloads that are still there.
+    pub fn servers(&mut self, is_there: impl Fn(EndpointId) -> bool) -> impl Iterator<Item = IpAddr> {
+        self.servers.retain(|_, asker| is_there(*asker));
+        self.told.retain(|asker| is_there(*asker));
+        self.servers.keys().copied()
+    }
+}
 
 /// What is steered now.
 #[derive(Debug, Default)]
@@ -103,6 +141,20 @@ mod tests {
         assert_eq!(steering.pairs, [("203.0.113.1".parse().unwrap(), "198.18.0.2".parse().unwrap())]);
         assert_eq!(steering.problems.len(), 1);
         assert!(steering.problems[0].contains("203.0.113.2") && steering.problems[0].contains("198.18.0.0/30"));
+    }
+
+    #[test]
+    fn one_workload_fills_no_more_than_its_part_of_the_pool() {
+        let mut pool = Pool::default();
+        let server = |last: u8| IpAddr::from([203, 0, 113, last]);
+        for last in 1..=20 {
+            assert_eq!(pool.take(server(last), EndpointId(1)), last <= 8, "{last}");
+        }
+        assert!(!pool.take(server(1), EndpointId(2)), "it is in");
+        assert!(pool.take(server(30), EndpointId(2)));
+        assert!(!pool.take(IpAddr::from([127, 0, 0, 1]), EndpointId(2)));
+        assert_eq!(pool.servers(|id| id == EndpointId(2)).collect::<Vec<_>>(), [server(30)]);
+        assert!(pool.take(server(9), EndpointId(1)), "it is new again");
     }
 
     #[test]

@@ -28,6 +28,8 @@ const SWEEP: Duration = Duration::from_secs(5);
 /// How often programs are looked at when nothing is heard of them: with every upkeep. What is missing is to be back within
 /// 5 s, and to put a program first takes up to 2 s of that, for a copy of it is loaded.
 const LOOK: Duration = Duration::from_millis(900);
+/// How often the machine's addresses are looked at for the node's own cache of the cluster's DNS.
+const NODE_CACHE: Duration = Duration::from_secs(5);
 /// How often the kernel's peers are read and held against what was written, and the journal is tidied.
 const COMPARE: Duration = Duration::from_secs(60);
 /// How long rows of an old policy stay: a packet that is on its way through the program has read the old number.
@@ -40,6 +42,7 @@ pub(super) struct Upkeep {
     sweep_at: Instant,
     compare_at: Instant,
     old_rules_at: Option<Instant>,
+    node_cache_at: Instant,
     /// Boot time ahead of monotonic time: how long the machine has slept.
     slept: Duration,
     flows: u64,
@@ -54,6 +57,7 @@ impl Upkeep {
             sweep_at: now,
             compare_at: now + COMPARE,
             old_rules_at: None,
+            node_cache_at: now + NODE_CACHE,
             slept: clock::slept(),
             flows: 0,
         }
@@ -68,6 +72,16 @@ impl Upkeep {
     /// Something happened to a program or an interface.
     pub fn look_soon(&mut self) {
         self.look_at = clock::now();
+    }
+
+    /// Whether it is time to look whether the node's cache of the cluster's DNS is here.
+    pub fn is_node_cache_due(&mut self) -> bool {
+        let now = clock::now();
+        let is_due = now >= self.node_cache_at;
+        if is_due {
+            self.node_cache_at = now + NODE_CACHE;
+        }
+        is_due
     }
 
     /// Rows of an old policy are there.

@@ -122,13 +122,20 @@ pub struct Resolver {
     /// Whether the operator vouches for it: configured, or the cluster's own. One that a policy names is trusted
     /// anyway, for the endpoints of that policy.
     pub trusted: bool,
+    /// The server in whose stead it answers: who may ask that one may ask it, unless a rule denies this one.
+    pub stands_for: Option<SocketAddr>,
     route: Route,
 }
 
 impl Resolver {
     /// A resolver as workloads know it.
     pub fn new(address: SocketAddr, trusted: bool) -> Resolver {
-        Resolver { address, trusted, route: Route::to(address) }
+        Resolver { address, trusted, stands_for: None, route: Route::to(address) }
+    }
+
+    /// The same where it answers in another's stead.
+    pub fn in_stead_of(self, other: Option<SocketAddr>) -> Resolver {
+        Resolver { stands_for: other, ..self }
     }
 }
 

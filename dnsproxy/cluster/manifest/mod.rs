@@ -159,6 +159,7 @@ impl Kind {
                 &["spec", "serviceAccountName"],
                 &["spec", "dnsPolicy"],
                 &["spec", "dnsConfig", "searches"],
+                &["spec", "dnsConfig", "nameservers"],
                 &["spec", "containers", "ports"],
                 &["spec", "initContainers", "ports"],
                 &["spec", "initContainers", "restartPolicy"],

@@ -25,6 +25,8 @@ pub const MODE: &str = "namegate.io/mode";
 pub const MIRROR: &str = "kubernetes.io/config.mirror";
 /// The label that Kubernetes gives to every namespace: its name.
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
+/// `dnsConfig.nameservers` of one pod, as the API server allows (resolv.conf(5), MAXNS).
+const NAMESERVERS: usize = 3;
 /// The name of Cilium's ConfigMap.
 const CILIUM_CONFIG: &str = "cilium-config";
 
@@ -55,6 +57,7 @@ pub(super) fn pod(object: &Field<'_>) -> Object {
         node: spec_text("nodeName"),
         host_network: spec.and_then(|spec| spec.get_some("hostNetwork")?.boolean()).unwrap_or(false),
         search: spec.map(search).unwrap_or_default(),
+        nameservers: spec.map(nameservers).unwrap_or_default(),
         ports: spec.map(container_ports).unwrap_or_default(),
         mode: mode(object),
         finished: matches!(phase, Some("Succeeded" | "Failed")),
@@ -79,6 +82,14 @@ fn search(spec: &Field<'_>) -> Search {
     let texts = list.iter().filter_map(Field::list).flatten();
     let own = texts.filter_map(|text| Name::parse(text.node.as_text()?).ok()).filter(|name| !name.is_root()).collect();
     Search { only_own, own }
+}
+
+/// The servers that a pod's spec adds to those of the cluster. What is no address is left out: no query goes there.
+fn nameservers(spec: &Field<'_>) -> Vec<IpAddr> {
+    let config = spec.get_some("dnsConfig");
+    let list = config.as_ref().and_then(|config| config.get_some("nameservers"));
+    let texts = list.iter().filter_map(Field::list).flatten();
+    texts.filter_map(|text| text.node.as_text()?.parse().ok()).take(NAMESERVERS).collect()
 }
 
 /// The named ports of containers that run as long as the pod does.

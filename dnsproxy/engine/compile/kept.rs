@@ -404,13 +404,15 @@ fn same_pod(was: &Pod, is: &Pod) -> bool {
         host_network,
         finished,
         search,
+        nameservers,
         ports,
         mode,
         readable,
         place: _,
     } = was;
     (labels, service_account, addresses, node) == (&is.labels, &is.service_account, &is.addresses, &is.node)
-        && (host_network, finished, search) == (&is.host_network, &is.finished, &is.search)
+        && (host_network, finished) == (&is.host_network, &is.finished)
+        && (search, nameservers) == (&is.search, &is.nameservers)
         && (ports, mode, readable) == (&is.ports, &is.mode, &is.readable)
 }
 

@@ -64,6 +64,7 @@ impl StandIns {
                 host_network: false,
                 finished: false,
                 search: Search::default(),
+                nameservers: Vec::new(),
                 ports: ports.to_vec(),
                 mode: None,
                 readable: true,

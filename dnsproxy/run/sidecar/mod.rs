@@ -134,6 +134,7 @@ impl Sidecar {
             host_network: false,
             finished: false,
             search: known.as_ref().map_or_else(Search::default, |pod| pod.search.clone()),
+            nameservers: known.as_ref().map_or_else(Vec::new, |pod| pod.nameservers.clone()),
             ports: known.as_ref().map_or_else(Vec::new, |pod| pod.ports.clone()),
             mode: self.info.mode,
             readable: true,

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use namegate::config::{
     Attach, CacheMode, Config, ConfigError, ConfigErrors, Enforcing, KEYS, Key, LogFormat, OnInvalid, Output, Place,
-    RejectCode, Servers, Siblings, Source,
+    RejectCode, Servers, Siblings, Source, UnknownResolvers,
 };
 
 use super::cost::{self, Limit};
@@ -244,6 +244,7 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         ("dns.endpoint_max_ip_per_hostname", bare(&dns.endpoint_max_ip_per_hostname)),
         ("dns.cluster_domain", text(&dns.cluster_domain)),
         ("dns.resolvers", Written::List(texts(&dns.resolvers))),
+        ("dns.unknown_resolvers", word(if dns.unknown_resolvers == UnknownResolvers::Drop { "drop" } else { "pool" })),
         ("dns.upstreams", Written::List(texts(&dns.upstreams))),
         ("dns.suffix_upstreams", Written::Table(suffixes.collect())),
         ("dns.upstream_ca", may(dns.upstream_ca.as_deref().map(path))),
