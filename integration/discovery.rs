@@ -5,7 +5,7 @@
 //! another: what the one may is the control of what the other may not.
 
 mod churn;
-mod yard;
+pub mod yard;
 
 use std::fs;
 use std::time::Duration;

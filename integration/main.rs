@@ -3,6 +3,7 @@
 //! With `CI=true` their absence is a failure; elsewhere the tests are counted as skipped.
 
 mod attempts;
+mod capabilities;
 mod discovery;
 mod early;
 mod floor;
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
         .chain(discovery::trials())
         .chain(fragments::trials())
         .chain(sidecar::trials())
+        .chain(capabilities::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

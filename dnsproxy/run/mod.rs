@@ -2,6 +2,7 @@
 //! [`sidecar()`], one pod, from inside it.
 
 mod attachments;
+mod capabilities;
 pub mod checkpoint;
 mod discovery;
 mod explain;
