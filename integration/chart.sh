@@ -198,6 +198,7 @@ done
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 check "the chart is of the program's version" says "$chart/Chart.yaml" "version: $version" "appVersion: \"$version\""
 check "capabilities" capabilities "$work/default.yaml" "BPF NET_ADMIN PERFMON"
+check "capabilities with a port below 1024" capabilities "$work/dns-over-tls.yaml" "BPF NET_ADMIN PERFMON NET_BIND_SERVICE"
 check "capabilities with inboundPod" capabilities "$work/inbound-pod.yaml" "BPF NET_ADMIN PERFMON SYS_ADMIN"
 check "memory, as values.yaml works it out" says "$work/default.yaml" "memory: 423Mi" "memory: 277Mi"
 check "memory of many flows" says "$work/large-nodes.yaml" "memory: 5554Mi"

@@ -5,7 +5,8 @@
 //! another: what the one may is the control of what the other may not.
 
 mod churn;
-mod yard;
+mod matrix;
+pub mod yard;
 
 use std::fs;
 use std::time::Duration;
@@ -39,6 +40,7 @@ pub fn trials() -> Vec<Trial> {
             play("a_second_interface_is_guarded_as_the_first", second);
             play("what_one_pod_learns_opens_nothing_for_another", cross_pod);
             play("after_a_kill_every_pod_is_guarded_as_before", killed);
+            play("a_denied_datagram_is_refused_at_once", denied_datagram);
             play("an_interface_waits_for_its_pod_and_a_pod_for_its_interface", either_order);
         }
         play("twenty_pods_are_found_before_the_api_knows_their_addresses", twenty);
@@ -54,6 +56,7 @@ pub fn trials() -> Vec<Trial> {
     once("files_that_are_broken_are_left_out_and_told", broken_files);
     once("a_bridged_pod_is_not_known_by_what_a_bridge_learned", not_by_neighbours);
     trials.extend(churn::trials());
+    trials.extend(matrix::trials());
     trials
 }
 
@@ -197,6 +200,28 @@ fn cross_pod(yard: &Yard) {
         assert_eq!(other.agent().ask(family.kube_dns(), yard::NAME, family.qtype()).addresses, [at.ip()]);
         assert_eq!(other.agent().datagram(at), Reach::Reached);
     }
+}
+
+/// As a denied connection is: its socket hears of it, by an ICMP error ("administratively prohibited").
+fn denied_datagram(yard: &Yard) {
+    let pod = yard.appear(0, RED);
+    let sends = |family: Family, octets: usize| {
+        pod.agent().call(Request::Datagram { to: yard.outside(family, BLUE), octets, within_ms: 700 }).reach()
+    };
+    let are = |what: &str, v4: Reach, v6: Reach| {
+        for (octets, family) in [0, 32, 1_400].into_iter().flat_map(|octets| FAMILIES.map(|family| (octets, family))) {
+            let expected = if family == Family::V4 { v4 } else { v6 };
+            assert_eq!(sends(family, octets), expected, "{what}, {octets} octets, {family:?}");
+        }
+    };
+    are("nobody is there", Reach::Reached, Reach::Reached);
+    let daemon = yard.start(&[]);
+    yard.is_guarded_as(&pod, RED);
+    // What Linux makes of the two (icmp_err_convert, icmpv6_err_convert).
+    are("denied", Reach::Unreachable, Reach::Refused);
+    drop(daemon);
+    let _daemon = yard.start(&["--set", "enforcement.reject=false"]);
+    are("denied without a word", Reach::Silent, Reach::Silent);
 }
 
 /// Also without the cache, which a machine may have lost: who was behind an interface is so still.

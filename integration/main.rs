@@ -4,6 +4,7 @@
 
 mod adopt;
 mod attempts;
+mod capabilities;
 mod discovery;
 mod early;
 mod floor;
@@ -51,6 +52,7 @@ fn main() -> ExitCode {
         .chain(discovery::trials())
         .chain(fragments::trials())
         .chain(sidecar::trials())
+        .chain(capabilities::trials())
         .map(|trial| if able { trial } else { trial.with_ignored_flag(true) })
         .collect();
     let conclusion = libtest_mimic::run(&arguments, trials);

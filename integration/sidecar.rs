@@ -23,10 +23,10 @@ use crate::lab::world::{Family, NODE_MAC, Options, PODS};
 use crate::lab::{Daemon, Topology, World, clock, daemon, snapshot};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-const ALLOWED: (&str, u8) = ("api.stripe.com", 10);
-const DENIED: (&str, u8) = ("api.github.com", 20);
+pub const ALLOWED: (&str, u8) = ("api.stripe.com", 10);
+pub const DENIED: (&str, u8) = ("api.github.com", 20);
 /// What policy selects by the label `tier: extra`.
-const EXTRA: (&str, u8) = ("extra.example.com", 40);
+pub const EXTRA: (&str, u8) = ("extra.example.com", 40);
 /// A name server that no policy names.
 const FOREIGN: u8 = 54;
 const PORT: u16 = 443;
@@ -39,7 +39,7 @@ const RULES: &str =
 const EXTRA_RULES: &str = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\n\
      metadata: {name: extra, namespace: payments}\nspec:\n  endpointSelector: {matchLabels: {tier: extra}}\n  egress:\n  \
      - toFQDNs: [{matchName: extra.example.com}]\n    toPorts: [{ports: [{port: \"443\", protocol: TCP}]}]\n";
-const LABELS: &str = "app=\"payment-processor\"\n";
+pub const LABELS: &str = "app=\"payment-processor\"\n";
 /// What is in the datagrams of the other container.
 const ATTEMPTS: [&[u8]; 4] = [b"from another", b"another way", b"with options", b"by hand"];
 const LIMIT: Duration = Duration::from_secs(5);
@@ -65,13 +65,13 @@ pub fn trials() -> Vec<Trial> {
 }
 
 /// A pod with its volume and snapshot, and servers outside.
-struct Pod {
-    world: World,
+pub struct Pod {
+    pub world: World,
 }
 
 impl Pod {
     #[track_caller]
-    fn new() -> Pod {
+    pub fn new() -> Pod {
         let world = World::new(Options { topology: Topology::Routed });
         let snapshot = world.directory.join("snapshot");
         snapshot::with_policy(&snapshot, &(snapshot::policy("payment-processor", RULES) + EXTRA_RULES));
@@ -96,7 +96,7 @@ impl Pod {
     }
 
     /// As kubelet does: a new directory, and a link that is put in the place of the old one.
-    fn write_labels(&self, labels: &str) {
+    pub fn write_labels(&self, labels: &str) {
         let volume = self.world.directory.join("podinfo");
         let generation = format!("..{}", clock::wall_ns());
         fs::create_dir_all(volume.join(&generation)).expect("a directory can be made");
@@ -128,20 +128,20 @@ impl Pod {
     }
 
     #[track_caller]
-    fn asks(&self, family: Family, name: (&str, u8)) {
+    pub fn asks(&self, family: Family, name: (&str, u8)) {
         let reply = self.world.pay.ask(local(family), name.0, family.qtype());
         assert_eq!(reply.addresses, [family.outside(name.1)], "{} over {family:?}: {reply:?}", name.0);
     }
 
     #[track_caller]
-    fn sees(&self, family: Family, name: (&str, u8), expected: Reach) {
+    pub fn sees(&self, family: Family, name: (&str, u8), expected: Reach) {
         let seen = self.world.pay.connect(SocketAddr::new(family.outside(name.1), PORT));
         assert_eq!(seen, expected, "{} over {family:?}", name.0);
     }
 
     /// Nothing of namegate's is in force.
     #[track_caller]
-    fn is_open(&self) {
+    pub fn is_open(&self) {
         for family in FAMILIES {
             self.sees(family, ALLOWED, Reach::Reached);
             self.sees(family, DENIED, Reach::Reached);
@@ -150,7 +150,7 @@ impl Pod {
 
     /// What the policy says is so.
     #[track_caller]
-    fn is_guarded(&self) {
+    pub fn is_guarded(&self) {
         for family in FAMILIES {
             self.asks(family, ALLOWED);
             self.sees(family, ALLOWED, Reach::Reached);

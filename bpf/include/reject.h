@@ -169,6 +169,15 @@ struct error6 {
 	__u32 quoted[12];
 };
 
+/* Room in front of the refused packet for the error and its own IP header: behind the link's header, for
+ * bpf_skb_change_head leaves the network header where it was. Who gets the frame by bpf_redirect_peer does not look
+ * for it again, and would read the quoted packet as the one that came (6.18).
+ */
+static __always_inline long make_room(struct __sk_buff *skb, __s32 octets)
+{
+	return bpf_skb_adjust_room(skb, octets, BPF_ADJ_ROOM_MAC, 0);
+}
+
 SEPARATE int reject_icmp4(struct __sk_buff *skb)
 {
 	struct error4 out = {};
@@ -193,7 +202,7 @@ SEPARATE int reject_icmp4(struct __sk_buff *skb)
 	__builtin_memcpy(sum, &out.icmp, sizeof(sum));
 	out.icmp.checksum = fold(bpf_csum_diff(0, 0, sum, sizeof(sum), 0));
 	if (bpf_skb_change_tail(skb, ETHERNET + sizeof(out.quoted), 0) ||
-	    bpf_skb_change_head(skb, sizeof(out.ip) + sizeof(out.icmp), 0) ||
+	    make_room(skb, sizeof(out.ip) + sizeof(out.icmp)) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))
 		return DROP;
 	return hand_over(skb);
@@ -226,7 +235,7 @@ SEPARATE int reject_icmp6(struct __sk_buff *skb)
 	out.icmp.icmp6_cksum =
 		fold(bpf_csum_diff(0, 0, sum, sizeof(sum), bpf_csum_diff(0, 0, (void *)&pseudo, sizeof(pseudo), 0)));
 	if (bpf_skb_change_tail(skb, ETHERNET + sizeof(out.quoted), 0) ||
-	    bpf_skb_change_head(skb, sizeof(out.ip) + sizeof(out.icmp), 0) ||
+	    make_room(skb, sizeof(out.ip) + sizeof(out.icmp)) ||
 	    bpf_skb_store_bytes(skb, 0, &out.ethernet, sizeof(out) - 2, BPF_F_INVALIDATE_HASH))
 		return DROP;
 	return hand_over(skb);

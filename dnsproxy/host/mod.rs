@@ -1,5 +1,6 @@
 //! The machine's side: interfaces, addresses, what changes about them, and the packet filter's floor under all.
 
+pub mod capabilities;
 pub mod cni;
 pub mod egress;
 pub mod floor;

@@ -3,6 +3,7 @@
 
 mod adopt;
 mod attachments;
+mod capabilities;
 pub mod checkpoint;
 mod discovery;
 mod explain;

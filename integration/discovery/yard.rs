@@ -24,12 +24,18 @@ pub struct Colour(pub u8);
 
 pub const RED: Colour = Colour(200);
 pub const BLUE: Colour = Colour(201);
+/// No policy selects it: it may reach everything.
+pub const GREEN: Colour = Colour(202);
 /// Of the name.
 const NAMED: u8 = 210;
 
 impl Colour {
     pub fn word(self) -> &'static str {
-        if self == RED { "red" } else { "blue" }
+        match self {
+            RED => "red",
+            BLUE => "blue",
+            _ => "green",
+        }
     }
 
     pub fn other(self) -> Colour {
@@ -117,6 +123,14 @@ impl Yard {
     /// Starts it and waits until it is ready.
     #[track_caller]
     pub fn start(&self, more: &[&str]) -> Daemon {
+        let daemon = self.launch(&[], more);
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Starts it by what becomes it, as [`Daemon::launch`] does, and doesn't wait.
+    #[track_caller]
+    pub fn launch(&self, through: &[&str], more: &[&str]) -> Daemon {
         let cache = format!("discovery.cni_cache={}", self.world.directory.join("cni").display());
         let leave_alone = format!("discovery.leave_alone={}", self.left_alone());
         // Names that pods' interfaces and the machine's own have in common: the floor is to know them apart.
@@ -124,9 +138,7 @@ impl Yard {
         if !more.iter().any(|word| word.starts_with("discovery.leave_alone")) {
             own.extend(["--set", &leave_alone]);
         }
-        let daemon = Daemon::launch_without_endpoints(&self.world, &[], &[&own, more].concat());
-        daemon.wait_ready();
-        daemon
+        Daemon::launch_without_endpoints(&self.world, through, &[&own, more].concat())
     }
 
     /// The outside's port of the bridge has neither an address nor a route.

@@ -22,6 +22,7 @@ use crate::cluster::snapshot::{LastGood, OnInvalid, read};
 use crate::config::{Attach, Config, EndpointSetting, Siblings};
 use crate::engine::ruleset::{Protocol, RuleSet};
 use crate::engine::world::{Pod, Search, World};
+use crate::host::capabilities::{self, Capability};
 use crate::host::egress::{self, EgressFloor};
 use crate::host::floor::FloorStatus;
 use crate::host::links::{self, Link, Netlink};
@@ -331,6 +332,7 @@ impl Node {
 /// It must not run here, or the kernel refused.
 pub fn init(config: &Config) -> anyhow::Result<()> {
     refuse_where_it_must_not_be(Path::new("/proc"))?;
+    capabilities::require(Path::new("/proc"), "namegate sidecar --init", &[Capability::NetAdmin])?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let (netlink, _events) = links::open().context("opening a netlink socket")?;

@@ -72,6 +72,14 @@ floating numbers: JSON writes whole ones as such, and JSON's texts and lists are
 {{- if regexMatch "^[A-Za-z0-9_-]+$" . }}{{ . }}{{ else }}{{ . | mustToRawJson }}{{ end -}}
 {{- end -}}
 
+{{/* Something, where DNS is to be served on a port that the kernel gives to nobody without NET_BIND_SERVICE. */}}
+{{- define "namegate.privilegedPort" -}}
+{{- $dns := dig "dns" dict (.Values.config | default dict) -}}
+{{- range list (int (dig "port" 15353 $dns)) (int (dig "tls_port" 0 $dns)) -}}
+{{- if and (gt . 0) (lt . 1024) }}{{ . }}{{ end -}}
+{{- end -}}
+{{- end -}}
+
 {{/* What values.yaml says under agent.resources, in octets. Takes the root and whether what comes as it goes counts. */}}
 {{- define "namegate.memory" -}}
 {{- $config := .root.Values.config | default dict -}}

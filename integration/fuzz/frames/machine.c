@@ -19,6 +19,7 @@
 #define EEXIST 17
 #define EINVAL 22
 #define ENOENT 2
+#define ENOTSUPP 524
 
 struct row {
 	struct row *next;
@@ -361,14 +362,18 @@ long bpf_skb_change_tail(struct __sk_buff *skb, __u32 length, __u64 flags)
 	return 0;
 }
 
-long bpf_skb_change_head(struct __sk_buff *skb, __u32 room, __u64 flags)
+/* Only what the programs use: room behind the link's header, for which the packet's version has to be known. */
+long bpf_skb_adjust_room(struct __sk_buff *skb, __s32 room, __u32 mode, __u64 flags)
 {
 	struct machine *m = here();
+	const __u32 link = 14;
 
-	if (flags || skb->len + room > FRAME)
+	if (flags || mode != BPF_ADJ_ROOM_MAC || room < 0 || room > 0xfff || skb->len + room > FRAME || skb->len < link)
 		return -EINVAL;
-	memmove(m->frame + room, m->frame, skb->len);
-	memset(m->frame, 0, room);
+	if (memcmp(m->frame + 12, "\x08\x00", 2) && memcmp(m->frame + 12, "\x86\xdd", 2))
+		return -ENOTSUPP;
+	memmove(m->frame + link + room, m->frame + link, skb->len - link);
+	memset(m->frame + link, 0, room);
 	skb->len += room;
 	show(skb, m->linear + room);
 	return 0;

@@ -260,8 +260,9 @@ impl Pending {
 }
 
 impl Reply {
+    /// How an attempt ended.
     #[track_caller]
-    fn reach(self) -> Reach {
+    pub fn reach(self) -> Reach {
         match self {
             Reply::Reached { reach, .. } => reach,
             other => panic!("{other:?}"),

@@ -39,6 +39,8 @@ pub enum Request {
     Chatter { connection: u32, every_ms: u64, for_ms: u64 },
     /// Closes a kept connection.
     Close { connection: u32 },
+    /// Sends so many octets over a connection of its own and compares their echo.
+    Bulk { to: SocketAddr, octets: usize, within_ms: u64 },
     /// Sends a datagram and waits for its echo.
     Datagram { to: SocketAddr, octets: usize, within_ms: u64 },
     /// Asks a name server one question.
@@ -299,6 +301,7 @@ fn answer(request: Request) -> Reply {
         Request::Exchange { connection, within_ms } => traffic::exchange(connection, within_ms),
         Request::Chatter { connection, every_ms, for_ms } => traffic::chatter(connection, every_ms, for_ms),
         Request::Close { connection } => traffic::close(connection),
+        Request::Bulk { to, octets, within_ms } => traffic::bulk(to, octets, within_ms),
         Request::Datagram { to, octets, within_ms } => traffic::datagram(to, octets, within_ms),
         Request::Ask(question) => Reply::Answered(traffic::ask(&question)),
         Request::AskRaw { server, tcp, message, within_ms } => {

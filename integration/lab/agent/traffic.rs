@@ -110,6 +110,27 @@ pub fn close(connection: u32) -> Reply {
     Reply::Done
 }
 
+/// What comes back has to be what was sent.
+pub fn bulk(to: SocketAddr, octets: usize, within_ms: u64) -> Reply {
+    let start = now();
+    let limit = Duration::from_millis(within_ms);
+    let payload: Vec<u8> = (0..octets).map(|at| (at % 251) as u8).collect();
+    let attempt = || -> std::io::Result<Reach> {
+        let stream = TcpStream::connect_timeout(&to, limit)?;
+        stream.set_read_timeout(Some(limit))?;
+        stream.set_write_timeout(Some(limit))?;
+        let mut back = vec![0; octets];
+        std::thread::scope(|scope| {
+            let sends = scope.spawn(|| (&stream).write_all(&payload));
+            let read = (&stream).read_exact(&mut back);
+            let sent = sends.join().expect("it only writes");
+            sent.and(read)
+        })?;
+        Ok(if back == payload { Reach::Reached } else { Reach::Ended })
+    };
+    reached(attempt().unwrap_or_else(|error| reach_of(&error)), start)
+}
+
 pub fn datagram(to: SocketAddr, octets: usize, within_ms: u64) -> Reply {
     let start = now();
     let payload = vec![b'u'; octets];
