@@ -24,7 +24,7 @@ HEADERS := /usr/include/libelf.h:libelf-dev /usr/include/zlib.h:zlib1g-dev /usr/
 export NEEDRESTART_MODE := a
 export DEBIAN_FRONTEND := noninteractive
 
-.PHONY: demo test test-long assault assault-long faults mutants tools lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-long fuzz-short clean test-cluster
+.PHONY: demo test test-long assault assault-long faults mutants tools lint build deps deps-peers deps-lint deps-deny deps-bench deps-fuzz bench bench-node bench-long fuzz-short clean test-cluster
 
 demo: deps
 	cargo build --release --bin namegate --example demo
@@ -94,6 +94,10 @@ build: deps
 
 bench: deps deps-bench
 	cargo bench --bench figures $(if $(SUDO),--config "target.'cfg(all())'.runner='$(SUDO)'")
+
+# What a node pays: one JSON line, after some five minutes.
+bench-node: deps
+	cargo bench --bench node $(if $(SUDO),--config "target.'cfg(all())'.runner='$(SUDO)'")
 
 # Ever-new names for minutes: does memory stay where it is?
 bench-long: deps deps-bench

@@ -217,8 +217,26 @@ fn put(octets: &mut Vec<u8>, kind: u16, flags: u16, sequence: u32, family: u8, r
     octets.extend(attributes);
 }
 
-/// Sends and reads all answers, with a socket of its own, so that nothing of an earlier exchange is in the way.
-fn exchange(request: &[u8], mut each: impl FnMut(&Header, &[u8]) -> io::Result<()>) -> io::Result<()> {
+thread_local! {
+    /// What the last exchange of this thread went over. To close such a socket after elements were deleted waits until no
+    /// packet is looked at by the old rules any more (an RCU grace period of some 10 ms): so it is kept.
+    static KEPT: std::cell::Cell<Option<Socket>> = const { std::cell::Cell::new(None) };
+}
+
+/// Sends and reads all answers.
+fn exchange(request: &[u8], each: impl FnMut(&Header, &[u8]) -> io::Result<()>) -> io::Result<()> {
+    let socket = match KEPT.take() {
+        Some(socket) => socket,
+        None => open()?,
+    };
+    let exchanged = exchange_over(&socket, request, each);
+    if exchanged.is_ok() {
+        KEPT.set(Some(socket)); // of one that failed, answers may be unread: they would be in the way of the next
+    }
+    exchanged
+}
+
+fn open() -> io::Result<Socket> {
     let mut socket = Socket::new(NETLINK_NETFILTER)?;
     socket.bind_auto()?;
     // SAFETY: a descriptor of our own, and one int that lives during the call. Refused: small changes still go.
@@ -228,6 +246,15 @@ fn exchange(request: &[u8], mut each: impl FnMut(&Header, &[u8]) -> io::Result<(
         libc::setsockopt(socket.as_raw_fd(), libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, room, size);
     }
     socket.set_cap_ack(true)?; // an error without the request that it is about
+    Ok(socket)
+}
+
+fn exchange_over(
+    socket: &Socket,
+    request: &[u8],
+    mut each: impl FnMut(&Header, &[u8]) -> io::Result<()>,
+) -> io::Result<()> {
+    socket.set_non_blocking(false)?;
     socket.send_to(request, &SocketAddr::new(0, 0), 0)?;
     // The kernel has answered before `send_to` returns, or goes on when its last answer is taken: none means no more.
     socket.set_non_blocking(true)?;

@@ -283,6 +283,15 @@ impl Capture<'_> {
         self.take(false)
     }
 
+    /// What it has seen since the last time; it is forgotten.
+    #[track_caller]
+    pub fn drained(&self) -> Vec<Frame> {
+        match self.agent.call(Request::Drain { capture: self.capture }) {
+            Reply::Frames(frames) => frames,
+            other => panic!("{other:?}"),
+        }
+    }
+
     /// Waits until a frame is seen for which `wanted` holds; the frames until then.
     #[track_caller]
     pub fn wait_for(&self, what: &str, wanted: impl Fn(&[u8]) -> bool) -> Vec<Frame> {

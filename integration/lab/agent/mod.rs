@@ -14,6 +14,7 @@ mod rush;
 mod script;
 pub mod servers;
 pub mod sibling;
+mod spray;
 pub mod traffic;
 
 use std::io::{BufRead, Write};
@@ -86,6 +87,8 @@ pub enum Request {
     AskMany(Many),
     /// Asks at a steady rate, each question once.
     Pace(Pace),
+    /// Sends frames as they stand from many interfaces, from the moment that each is there.
+    Spray(Spray),
     /// What another container of a pod tries.
     Try(sibling::Attempt),
 }
@@ -112,6 +115,8 @@ pub enum Reply {
     Names(Vec<String>),
     Rushed(Rushed),
     Paced(Paced),
+    /// In the order of what was asked.
+    Sprayed(Vec<Sprayed>),
     /// Hexadecimal, their numbers 0.
     Many(Vec<Option<String>>),
     /// 0, or an error's number.
@@ -226,6 +231,30 @@ pub struct Paced {
     pub slowest_us: u64,
 }
 
+/// See [`Request::Spray`].
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Spray {
+    pub from: Vec<SprayFrom>,
+    pub for_ms: u64,
+}
+
+/// One interface, and what is sent from it in turn, hexadecimal.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct SprayFrom {
+    pub interface: String,
+    pub denied: Vec<String>,
+    pub allowed: Vec<String>,
+}
+
+/// How that went for one interface.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Sprayed {
+    /// When it was first seen, nanoseconds since 1970; none: never.
+    pub appeared_ns: Option<u64>,
+    /// Frames that its end of the pair took.
+    pub sent: u64,
+}
+
 /// See [`Request::SayOctets`].
 #[derive(Serialize, Deserialize, Clone, Debug, Default)]
 pub struct Octets {
@@ -328,6 +357,7 @@ fn answer(request: Request) -> Reply {
         Request::Rush(rush) => rush::run(&rush),
         Request::AskMany(many) => many::run(&many),
         Request::Pace(pace) => pace::run(&pace),
+        Request::Spray(spray) => spray::run(&spray),
         Request::Try(attempt) => sibling::attempt(&attempt),
     }
 }

@@ -67,7 +67,7 @@ pub fn hammer(interface: &str, frames: &[String], for_ms: u64, pause_us: u64) ->
 }
 
 /// Sets an interface up, if it is there.
-fn set_up(socket: &OwnedFd, name: &std::ffi::CStr) {
+pub fn set_up(socket: &OwnedFd, name: &std::ffi::CStr) {
     // SAFETY: an ioctl that reads and writes one ifreq, of which zero is a value; its name keeps a final NUL.
     unsafe {
         let mut request: libc::ifreq = std::mem::zeroed();
