@@ -117,6 +117,14 @@ impl Yard {
     /// Starts it and waits until it is ready.
     #[track_caller]
     pub fn start(&self, more: &[&str]) -> Daemon {
+        let daemon = self.start_unready(more);
+        daemon.wait_ready();
+        daemon
+    }
+
+    /// Starts it and doesn't wait.
+    #[track_caller]
+    pub fn start_unready(&self, more: &[&str]) -> Daemon {
         let cache = format!("discovery.cni_cache={}", self.world.directory.join("cni").display());
         let leave_alone = format!("discovery.leave_alone={}", self.left_alone());
         // Names that pods' interfaces and the machine's own have in common: the floor is to know them apart.
@@ -124,9 +132,7 @@ impl Yard {
         if !more.iter().any(|word| word.starts_with("discovery.leave_alone")) {
             own.extend(["--set", &leave_alone]);
         }
-        let daemon = Daemon::launch_without_endpoints(&self.world, &[], &[&own, more].concat());
-        daemon.wait_ready();
-        daemon
+        Daemon::launch_without_endpoints(&self.world, &[], &[&own, more].concat())
     }
 
     /// The outside's port of the bridge has neither an address nor a route.
