@@ -47,16 +47,17 @@ test-long: deps
 # Without Go there is no API server: then the tests are counted as skipped, and say so.
 test-cluster: deps
 	target_dir="$$(cargo metadata --format-version 1 --no-deps | sed -n 's/.*"target_directory":"\([^"]*\)".*/\1/p')"
+	cargo build --bin namegate
+	cargo test --test cluster --no-run
+	cluster="$$(integration/built.sh cluster)"
 	if command -v go >/dev/null; then
 		integration/cluster/build.sh "$$target_dir/cluster"
-		export NAMEGATE_CLUSTER="$$target_dir/cluster"
-	fi
-	cargo test --test cluster
-	# The chart and its definitions, as that server takes them.
-	if command -v go >/dev/null; then
 		integration/tools.sh "$$target_dir/tools"
-		cargo build --bin namegate
-		integration/cluster-chart.sh "$$target_dir/cluster/bin"
+		$(SUDO) env "PATH=$$target_dir/tools/bin:$$PATH" CLUSTER_PROGRAMS="$$target_dir/cluster" "$$cluster"
+		# The chart and its definitions, as that server takes them.
+		$(SUDO) env "PATH=$$PATH" integration/cluster-chart.sh "$$target_dir/cluster/bin"
+	else
+		"$$cluster"
 	fi
 
 # A JSON line a fault, one at the end; fails when a denied packet got through or an allowed connection was lost.

@@ -49,10 +49,10 @@ impl Security {
         assert_eq!(dropped.trim_matches(['[', '"']), "ALL", "not all capabilities are dropped: {text}");
         let add = after(" add:").or_else(|| after("{add:")).expect("a list of capabilities");
         let capabilities = match add.strip_prefix('[').and_then(|rest| rest.split(']').next()) {
-            Some(list) => list.split(',').map(|word| word.trim().trim_matches('"').to_lowercase()).collect(),
+            Some(list) => list.split(',').map(|word| word.trim().trim_matches('"').to_ascii_lowercase()).collect(),
             None => {
                 let items = add.lines().map_while(|line| line.trim().strip_prefix("- "));
-                items.map(str::to_lowercase).collect()
+                items.map(str::to_ascii_lowercase).collect()
             }
         };
         let uid = after("runAsUser:").and_then(|rest| rest.split(|c: char| !c.is_ascii_digit()).next());
@@ -123,7 +123,7 @@ impl Security {
                     let fields: Vec<&str> = line.split(' ').collect();
                     (fields[4] == at).then(|| fields[5].to_owned())
                 })
-                .last()
+                .next_back()
         };
         for at in ["/", "/proc", "/sys"] {
             let found = options(at).unwrap_or_default();
@@ -198,7 +198,7 @@ fn refuses(mut daemon: Daemon, capability: &str) {
     let ended = daemon.ends_within(REFUSAL);
     let said = daemon.log().join("\n");
     assert!(ended.is_some_and(|status| !status.success()), "without {capability}: {ended:?}\n{said}");
-    let wanted = format!("CAP_{} is missing", capability.to_uppercase());
+    let wanted = format!("CAP_{} is missing", capability.to_ascii_uppercase());
     assert!(said.contains(&wanted), "without {capability} it said: {said}");
 }
 

@@ -19,26 +19,8 @@ schemas=$target_dir/tools/schemas
 export KUBECONFIG=/dev/null
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-passed=0 failed=0 ignored=0
-
-# A check by name: the command's output is told if it fails.
-check() {
-	local name=$1
-	shift
-	if "$@" >"$work/said" 2>&1; then
-		passed=$((passed + 1))
-		echo "chart $name ... ok"
-	else
-		failed=$((failed + 1))
-		echo "chart $name ... FAILED"
-		cut -c1-2000 "$work/said" | head -n 40
-	fi
-}
-
-ignore() {
-	ignored=$((ignored + 1))
-	echo "chart $1 ... ignored, $2"
-}
+suite=chart
+. integration/checks.sh
 
 # Validates files or folders; one line a file, "PATH OK" or "PATH ERROR", goes to standard output.
 validate() {
@@ -50,11 +32,6 @@ validate() {
 all_valid() {
 	validate "$@" >"$work/verdicts"
 	[ -s "$work/verdicts" ] && ! grep -v ' OK$' "$work/verdicts" || { cat "$work/why"; return 1; }
-}
-
-# Rendered without what Kubernetes has no schema of: Prometheus' operator's kinds.
-without_operator() {
-	awk -v RS='\n---\n' -v ORS='\n---\n' '!/(^|\n)apiVersion: monitoring\.coreos\.com/' "$1"
 }
 
 rendered() {
@@ -119,7 +96,7 @@ table() {
 
 # What namegate accepts has to be valid by the definitions, what it refuses not, but for what form can't say.
 definitions_and_namegate_agree() {
-	local file found line message spec said within excused wrong=0
+	local file found line message spec wrong=0
 	mkdir "$work/table"
 	table "$work/table"
 	[ "$(find "$work/table" -name '*.yaml' | wc -l)" -gt 300 ] || { echo "too few rows"; return 1; }
@@ -131,11 +108,7 @@ definitions_and_namegate_agree() {
 		*-refused.yaml-ERROR | *-valid.yaml-OK | *-unenforced.yaml-OK) ;;
 		*-refused.yaml-OK)
 			spec=$(sed -n "${line}p" integration/conformance/validation.tsv | cut -f5)
-			excused=0
-			while IFS='|' read -r said within; do
-				[ "$said" = "$message" ] && [[ $spec == *"$within"* ]] && excused=1 && echo "$said|$within" >>"$work/excused"
-			done < <(grep -vE '^(#|$)' integration/beyond-form.txt)
-			[ $excused = 0 ] || continue
+			excused "$message" "$spec" >>"$work/excused" && continue
 			wrong=$((wrong + 1))
 			echo "row $line: namegate refuses it ($message), the definition accepts it: $spec"
 			;;
@@ -174,8 +147,8 @@ examples_are_valid() {
 for tool in helm kubectl-validate; do
 	if ! command -v "$tool" >/dev/null; then
 		ignore "all of it" "no $tool: make tools installs it where Go is"
-		printf 'test result: ok. 0 passed; 0 failed; %d ignored; 0 measured; 0 filtered out\n' "$ignored"
-		exit 0
+		count
+		exit
 	fi
 done
 
@@ -183,7 +156,7 @@ check "helm lint" helm lint --strict --quiet "$chart"
 for values in "$chart"/ci/*-values.yaml; do
 	name=$(basename "$values" -values.yaml)
 	check "renders $name" rendered "$values" "$work/$name.yaml"
-	without_operator "$work/$name.yaml" >"$work/$name-valid.yaml"
+	without_operator <"$work/$name.yaml" >"$work/$name-valid.yaml"
 	if [ -d "$schemas" ]; then
 		check "validates $name" all_valid "$work/$name-valid.yaml"
 	else
@@ -257,7 +230,4 @@ else
 	ignore "the image's root folder starts the agent" "not root"
 fi
 
-result=ok
-[ $failed = 0 ] || result=FAILED
-printf 'test result: %s. %d passed; %d failed; %d ignored; 0 measured; 0 filtered out\n' "$result" "$passed" "$failed" "$ignored"
-[ $failed = 0 ]
+count

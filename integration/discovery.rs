@@ -14,6 +14,7 @@ use std::time::Duration;
 use libtest_mimic::{Failed, Trial};
 
 use crate::lab::agent::{Reach, Request};
+use crate::lab::programs::fill_chain;
 use crate::lab::world::{FAMILIES, Family};
 use crate::lab::{Topology, clock};
 use yard::{BLUE, Cni, LIMIT, Pod, RED, Yard};
@@ -54,6 +55,8 @@ pub fn trials() -> Vec<Trial> {
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
     once("with_clsact_pods_are_found_too", clsact);
     once("files_that_are_broken_are_left_out_and_told", broken_files);
+    once("what_ends_while_it_is_dead_is_swept_for_a_pod_found_after_the_start", swept_while_dead);
+    once("programs_that_cannot_be_put_on_anew_at_a_restart_stay_as_they_were", kept_programs);
     once("a_bridged_pod_is_not_known_by_what_a_bridge_learned", not_by_neighbours);
     trials.extend(churn::trials());
     trials.extend(matrix::trials());
@@ -417,5 +420,49 @@ fn not_by_neighbours() -> Result<(), Failed> {
     std::thread::sleep(Duration::from_secs(6)); // everything has been looked at once more
     yard.are_unknown(&[&stranger.host]);
     assert_ne!(from_there(), Reach::Reached);
+    Ok(())
+}
+
+/// The kernel is told in which row of `budgets` a pod's flows count, also of one that comes later.
+fn swept_while_dead() -> Result<(), Failed> {
+    let limit = 64;
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let flows = format!("enforcement.flows_per_endpoint={limit}");
+    let times =
+        ["closed_timeout=1s", "syn_timeout=1s", "established_timeout=1m"].map(|set| format!("enforcement.{set}"));
+    let flags: Vec<&str> = times.iter().chain([&flows]).flat_map(|flag| ["--set", flag.as_str()]).collect();
+    let daemon = yard.start(&flags);
+    let pod = yard.appear(0, RED);
+    yard.is_guarded_as(&pod, RED);
+    daemon.kill();
+    let reaches = || pod.agent().connect(yard.outside(Family::V4, RED)) == Reach::Reached;
+    let passed = (0..2 * limit).take_while(|_| reaches()).count();
+    assert!(passed < 2 * limit, "INVALID: the budget of {limit} is never full");
+    // 5 s after the last beat, then every 10 s.
+    assert!(clock::wait_until(Duration::from_secs(13), reaches), "nothing passes 13 s after the budget was full");
+    assert_ne!(pod.agent().connect(yard.outside(Family::V4, BLUE)), Reach::Reached);
+    Ok(())
+}
+
+/// Another agent has filled the chain; filters of the run before are there still. (Where there is a floor, it shuts such an
+/// interface.)
+fn kept_programs() -> Result<(), Failed> {
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let no_floor = ["--set", "enforcement.floor=false", "--set"];
+    let daemon = yard.start(&[&no_floor[..], &["enforcement.attach=clsact"]].concat());
+    let pod = yard.appear(0, RED);
+    yard.is_guarded_as(&pod, RED);
+    daemon.kill();
+    let full = fill_chain(&yard.world, &pod.host);
+    let daemon = yard.launch(&[], &[&no_floor[..], &["enforcement.attach=tcx"]].concat());
+    let problem = || daemon.ready().1.contains(&format!("{}: attach from_pod", pod.host));
+    assert!(clock::wait_until(LIMIT, problem), "{}", daemon.ready().1);
+    std::thread::sleep(Duration::from_secs(6)); // longer than from one look at everything to the next
+    yard.is_guarded_as(&pod, RED);
+    // Once there is room, its own take their place.
+    drop(full);
+    assert!(clock::wait_until(LIMIT, || daemon.ready().0), "{}", daemon.ready().1);
+    yard.is_guarded_as(&pod, RED);
+    assert!(!yard.pins_on(&pod.host).is_empty());
     Ok(())
 }

@@ -20,7 +20,7 @@ use crate::lab::agent::{Frame, Question, Reach, Request, hex};
 use crate::lab::frame::{arp, ethernet, ethertype, ip, udp};
 use crate::lab::process::{inside, output};
 use crate::lab::world::{Family, NODE_MAC, Options, PODS};
-use crate::lab::{Daemon, Topology, World, clock, daemon, snapshot};
+use crate::lab::{Daemon, Topology, World, clock, daemon, files_below, snapshot};
 
 const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const ALLOWED: (&str, u8) = ("api.stripe.com", 10);
@@ -55,6 +55,8 @@ pub fn trials() -> Vec<Trial> {
         trial("allowed_names_are_reached_and_nothing_else", names),
         trial("a_container_without_capabilities_gets_nothing_past", attacks),
         trial("every_resolver_is_answered_here_after_init", redirected),
+        trial("where_ipv6_is_switched_off_init_does_without", without_v6),
+        trial("detach_leaves_nothing_of_a_sidecar_nor_of_its_init", detached),
         trial("a_container_with_net_raw_makes_it_advisory_and_the_floor_stops_its_frames", net_raw),
         trial("kill_9_and_a_restart_leave_enforcement_in_force", killed),
         trial("a_changed_label_counts", labels),
@@ -473,6 +475,64 @@ fn redirected() {
     let _daemon = pod.start(&[]);
     let said = sibling.ask_as(Question { tcp: true, ..question(Family::V4.kube_dns(), ALLOWED.0, Family::V4) });
     assert_eq!(said.addresses, [Family::V4.outside(ALLOWED.1)]);
+}
+
+/// By sysctl, as some clusters set it: the kernel has IPv6, and this network namespace hasn't.
+fn without_v6() {
+    let pod = Pod::new();
+    pod.world.must("pay", "sysctl -eqw net.ipv6.conf.all.disable_ipv6=1");
+    let (fine, said) = init(&pod, &[]);
+    assert!(fine, "{said}");
+    let daemon = pod.start(&[]);
+    daemon.wait_for_log("every resolver, by FIB rules");
+    let said = pod.world.pay.ask(Family::V4.kube_dns(), ALLOWED.0, "A");
+    assert_eq!(said.addresses, [Family::V4.outside(ALLOWED.1)], "{said:?}");
+    pod.sees(Family::V4, ALLOWED, Reach::Reached);
+    pod.sees(Family::V4, DENIED, Reach::Refused);
+}
+
+/// Rules and routes by which queries are brought to the sidecar.
+fn redirecting(pod: &Pod) -> usize {
+    let lines = |line: &str| pod.world.must("pay", line);
+    let routes = |family: &str| lines(&format!("ip {family} route show table all"));
+    let text = [lines("ip -4 rule"), lines("ip -6 rule"), routes("-4"), routes("-6")].concat();
+    text.lines().filter(|line| ["53053", "5301:", "5302:"].iter().any(|part| line.contains(part))).count()
+}
+
+/// By the command after SIGTERM, and by SIGTERM where `detach` is set.
+fn detached() {
+    let pod = Pod::new();
+    pod.world.must("pay", "ip rule add priority 5301 to 203.0.113.99 lookup main");
+    for by_command in [true, false] {
+        let (fine, said) = init(&pod, &[]);
+        assert!(fine, "{said}");
+        let daemon = pod.start(if by_command { &[] } else { &["--set", "detach=true"] });
+        // Two rules a protocol and the route, in both families; and the one that is not ours.
+        assert_eq!(redirecting(&pod), 11);
+        for family in FAMILIES {
+            let said = pod.world.pay.ask(family.kube_dns(), ALLOWED.0, family.qtype());
+            assert_eq!(said.addresses, [family.outside(ALLOWED.1)], "{said:?}");
+            pod.sees(family, DENIED, Reach::Refused);
+        }
+        assert!(daemon.terminate().success());
+        if by_command {
+            assert_eq!(redirecting(&pod), 11, "an end by itself takes nothing away");
+            pod.sees(Family::V4, DENIED, Reach::Refused);
+            let (fine, said) = daemon::run(&pod.world.namespace("pay"), &pod.world.directory, "detach", &[]);
+            assert!(fine && !said.contains("nothing was attached"), "{said}");
+        }
+        let rules = pod.world.must("pay", "ip -4 rule");
+        assert_eq!(redirecting(&pod), 1, "{rules}");
+        assert!(rules.contains("5301:\tfrom all to 203.0.113.99 lookup main"), "another's rule is gone: {rules}");
+        assert!(!pod.world.must("pay", "nft list tables").contains("namegate"));
+        let pins = files_below(&pod.world.directory.join("bpf/namegate"));
+        assert!(pins.is_empty(), "{pins:?}");
+        pod.is_open();
+        for family in FAMILIES {
+            let said = pod.world.pay.ask(SocketAddr::new(family.outside(FOREIGN), 53), DENIED.0, family.qtype());
+            assert_eq!(said.addresses, [family.outside(DENIED.1)], "whoever is asked answers: {said:?}");
+        }
+    }
 }
 
 /// What the kernel says to a frame from a packet socket: taken, or taken and dropped on the way (packet(7)).

@@ -59,7 +59,7 @@ enum Command {
     /// Keep a snapshot directory fresh from a Kubernetes API server until SIGTERM
     #[cfg(feature = "collect")]
     Collect(collect::CollectArgs),
-    /// Remove everything that `namegate node` left in the kernel and on the machine
+    /// Remove everything that `namegate node` or `sidecar` left in the kernel and on the machine
     Detach(node::CommonArgs),
     /// Ask the running namegate whether it is ready; print why not
     Ready(ready::ReadyArgs),

@@ -145,7 +145,7 @@ impl<'t> Field<'t> {
         self.reader.faults()
     }
 
-    /// The entries of a map, each key once.
+    /// The entries of a map, each key once and text to every reader.
     pub fn entries(&self) -> Option<&'t [(Key, Node)]> {
         let Value::Map(entries) = &self.node.value else {
             self.fault(format!("{}; a map is allowed", self.node.value.describe()));
@@ -153,6 +153,10 @@ impl<'t> Field<'t> {
         };
         let mut seen = BTreeSet::new();
         for (key, _) in entries {
+            if key.ambiguous {
+                let found = Value::Ambiguous(key.text.clone()).describe();
+                self.fault_at(key.at, self.path_of(&key.text), format!("{found}; text is allowed: {:?}", key.text));
+            }
             if !seen.insert(&key.text) {
                 self.fault_at(
                     key.at,

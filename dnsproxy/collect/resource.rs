@@ -24,7 +24,7 @@ pub struct Resource {
 }
 
 /// Everything that is collected. The order is that of metrics and reasons.
-pub const RESOURCES: [Resource; 10] = [
+pub const RESOURCES: [Resource; 13] = [
     Resource { shards: 16, ..core(Kind::Namespace, "namespaces") },
     Resource { shards: 16, ..core(Kind::Node, "nodes") },
     Resource { only: Some(("kube-system", "cilium-config")), shards: 1, ..core(Kind::ConfigMap, "configmaps") },
@@ -35,6 +35,10 @@ pub const RESOURCES: [Resource; 10] = [
     custom(Kind::CiliumNetworkPolicy, "ciliumnetworkpolicies", &["cilium.io/v2"]),
     custom(Kind::CiliumClusterwideNetworkPolicy, "ciliumclusterwidenetworkpolicies", &["cilium.io/v2"]),
     custom(Kind::CiliumCidrGroup, "ciliumcidrgroups", &["cilium.io/v2", "cilium.io/v2alpha1"]),
+    // Not enforced yet, and refused by the agent: left out here, they would be overlooked.
+    custom(Kind::AdminNetworkPolicy, "adminnetworkpolicies", &["policy.networking.k8s.io/v1alpha1"]),
+    custom(Kind::BaselineAdminNetworkPolicy, "baselineadminnetworkpolicies", &["policy.networking.k8s.io/v1alpha1"]),
+    custom(Kind::ClusterNetworkPolicy, "clusternetworkpolicies", &["policy.networking.k8s.io/v1alpha2"]),
 ];
 
 const fn core(kind: Kind, plural: &'static str) -> Resource {

@@ -84,6 +84,35 @@ impl Netlink {
         there(add.execute().await)
     }
 
+    /// Takes back what [`Netlink::redirect_queries`] did in this namespace; whether there was any of it. Others' rules stay.
+    ///
+    /// # Errors
+    /// The kernel refused.
+    pub async fn stop_redirecting(&self) -> io::Result<bool> {
+        let mut found = false;
+        for (version, family) in [(IpVersion::V4, AddressFamily::Inet), (IpVersion::V6, AddressFamily::Inet6)] {
+            if matches!(version, IpVersion::V6) && !has_v6() {
+                continue;
+            }
+            let rules: Vec<RuleMessage> =
+                self.handle.rule().get(version).execute().try_collect().await.map_err(io::Error::other)?;
+            for rule in rules.into_iter().filter(is_ours) {
+                gone(self.handle.rule().del(rule).execute().await)?;
+                found = true;
+            }
+            let mut asked = RouteMessage::default();
+            asked.header.address_family = family;
+            let routes: Vec<RouteMessage> =
+                self.handle.route().get(asked).execute().try_collect().await.map_err(io::Error::other)?;
+            let in_table = |route: &RouteMessage| route.attributes.contains(&RouteAttribute::Table(TABLE));
+            for route in routes.into_iter().filter(in_table) {
+                gone(self.handle.route().del(route).execute().await)?;
+                found = true;
+            }
+        }
+        Ok(found)
+    }
+
     /// Whether [`Netlink::redirect_queries`] was done in this namespace.
     ///
     /// # Errors
@@ -132,13 +161,33 @@ impl Netlink {
 fn families() -> impl Iterator<Item = IpVersion> {
     let is_off =
         std::fs::read_to_string("/proc/sys/net/ipv6/conf/lo/disable_ipv6").is_ok_and(|text| text.trim() == "1");
-    let v6 = std::path::Path::new("/proc/net/if_inet6").exists() && !is_off;
-    std::iter::once(IpVersion::V4).chain(v6.then_some(IpVersion::V6))
+    std::iter::once(IpVersion::V4).chain((has_v6() && !is_off).then_some(IpVersion::V6))
+}
+
+fn has_v6() -> bool {
+    std::path::Path::new("/proc/net/if_inet6").exists()
+}
+
+/// By number, table and port.
+fn is_ours(rule: &RuleMessage) -> bool {
+    let has = |attribute: &RuleAttribute| rule.attributes.contains(attribute);
+    let place = |priority, table| has(&RuleAttribute::Priority(priority)) && has(&RuleAttribute::Table(table));
+    (place(OWN, MAIN) || place(REST, TABLE)) && has(&RuleAttribute::DestinationPortRange(DNS))
 }
 
 fn there(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
     match result {
         Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::EEXIST => Ok(()),
+        result => result.map_err(io::Error::other),
+    }
+}
+
+/// Somebody else was quicker: fine.
+fn gone(result: Result<(), rtnetlink::Error>) -> io::Result<()> {
+    match result {
+        Err(rtnetlink::Error::NetlinkError(error)) if [-libc::ENOENT, -libc::ESRCH].contains(&error.raw_code()) => {
+            Ok(())
+        }
         result => result.map_err(io::Error::other),
     }
 }

@@ -41,8 +41,8 @@ pub use start::{node, sidecar};
 pub use publish::{caps, guard, routes, search_of, settings};
 pub use reload::{cluster_dns, settle};
 
-/// Takes everything away that a node left: programs, pins, filters, the floor, local addresses. The state stays: numbers in it must
-/// not be given out again.
+/// Takes everything away that a node or a sidecar left: programs, pins, filters, the floor, local addresses, routing rules. The
+/// state stays: numbers in it must not be given out again.
 ///
 /// # Errors
 /// A node still runs, or something could not be removed.
@@ -59,10 +59,17 @@ pub fn detach(config: &Config) -> anyhow::Result<()> {
     let found = crate::host::egress::remove().context("removing the floor under what the pod sends")? || found;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(remove_local_addresses(&config.state_dir)).context("removing local addresses")?;
+    let found = runtime.block_on(stop_redirecting()).context("removing routing rules")? || found;
     checkpoint::remove(&config.state_dir);
     let nothing = if found { "" } else { "nothing was attached; " };
     tracing::info!("{nothing}endpoints are not enforced any more");
     Ok(())
+}
+
+/// Those of `namegate sidecar --init`, of this network namespace.
+async fn stop_redirecting() -> anyhow::Result<bool> {
+    let (netlink, _events) = links::open()?;
+    Ok(netlink.stop_redirecting().await?)
 }
 
 async fn remove_local_addresses(state_dir: &Path) -> anyhow::Result<()> {

@@ -397,6 +397,7 @@ async fn take_all_away(config: &Config, state: &State, netlink: &Netlink) -> any
     for local in state.resolvers.values() {
         netlink.remove_local(*local).await.context("removing a local address")?;
     }
+    netlink.stop_redirecting().await.context("removing routing rules")?;
     Ok(())
 }
 

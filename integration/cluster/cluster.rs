@@ -32,7 +32,7 @@ impl Cluster {
     /// Starts one, without Cilium's kinds.
     pub fn start() -> Cluster {
         let programs =
-            PathBuf::from(std::env::var_os("NAMEGATE_CLUSTER").expect("tests without it are skipped")).join("bin");
+            PathBuf::from(std::env::var_os("CLUSTER_PROGRAMS").expect("tests without it are skipped")).join("bin");
         let folder = tempfile::tempdir().expect("a directory");
         let [etcd_port, peers, port] = [free_port(), free_port(), free_port()];
         let (client, peer) = (format!("http://127.0.0.1:{etcd_port}"), format!("http://127.0.0.1:{peers}"));
@@ -80,7 +80,12 @@ impl Cluster {
             ])
             .args(["--service-account-issuer", "https://kubernetes.default.svc"])
             .args(["--token-auth-file", &at("tokens.csv"), "--authorization-mode", "RBAC"])
-            .args(["--service-cluster-ip-range", "198.51.100.0/24", "--advertise-address", "203.0.113.1"])
+            .args([
+                "--service-cluster-ip-range",
+                "198.18.0.0/24,2001:db8:18::/112",
+                "--advertise-address",
+                "203.0.113.1",
+            ])
             .args(["--disable-admission-plugins", "ServiceAccount", "--etcd-compaction-interval", "0"])
             .args(["--cert-dir", &at("made")])
             .stdin(Stdio::null())
@@ -90,6 +95,11 @@ impl Cluster {
             .expect("kube-apiserver starts");
         self.server = Some(server);
         eventually("an API server", || self.try_kubectl(&["get", "--raw", "/readyz"], None).is_ok());
+    }
+
+    /// Whether there is an API server.
+    pub fn is_running(&self) -> bool {
+        self.server.is_some()
     }
 
     /// Kills it: no goodbye.
@@ -134,6 +144,11 @@ impl Cluster {
         } else {
             self.apply(include_str!("crds.yaml"));
         }
+        self.are_served();
+    }
+
+    /// Waits until Cilium's kinds are there.
+    pub fn are_served(&mut self) {
         let versions = ["crd/ciliumnetworkpolicies.cilium.io", "crd/ciliumcidrgroups.cilium.io"];
         for crd in versions {
             // Fails also when there is no condition yet.
@@ -188,6 +203,11 @@ impl Cluster {
 
     /// The kubeconfig of a user.
     pub fn kubeconfig(&self, user: &str) -> PathBuf {
+        self.kubeconfig_of(user, user)
+    }
+
+    /// The kubeconfig of whoever has this token.
+    pub fn kubeconfig_of(&self, user: &str, token: &str) -> PathBuf {
         let path = self.folder.path().join(format!("{user}.kubeconfig"));
         let text = serde_json::json!({
             "apiVersion": "v1", "kind": "Config", "current-context": "c",
@@ -195,7 +215,7 @@ impl Cluster {
                 "server": format!("https://127.0.0.1:{}", self.port),
                 "certificate-authority": self.authority,
             }}],
-            "users": [{"name": "c", "user": {"token": user}}],
+            "users": [{"name": "c", "user": {"token": token}}],
             "contexts": [{"name": "c", "context": {"cluster": "c", "user": "c"}}],
         });
         fs::write(&path, text.to_string()).expect("written");
@@ -212,7 +232,7 @@ impl Cluster {
         self.kill_api_server();
         let _ = self.etcd.kill();
         let _ = self.etcd.wait();
-        if std::env::var_os("NAMEGATE_CLUSTER_LOGS").is_some() {
+        if std::env::var_os("CLUSTER_LOGS").is_some() {
             for name in ["etcd", "kube-apiserver"] {
                 let text = fs::read_to_string(self.folder.path().join(format!("{name}.log"))).unwrap_or_default();
                 eprintln!("{name}:\n{text}");

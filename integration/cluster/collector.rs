@@ -3,8 +3,9 @@
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use namegate::cluster::snapshot::{LastGood, OnInvalid, read};
@@ -32,13 +33,20 @@ pub fn eventually(what: &str, mut wanted: impl FnMut() -> bool) {
 impl Collector {
     /// Starts one with a directory of its own.
     pub fn start(cluster: &Cluster, user: &str, arguments: &[&str]) -> Collector {
+        static COUNTER: AtomicU32 = AtomicU32::new(0);
+        let root = cluster.folder(&format!("snapshot-{}", COUNTER.fetch_add(1, Ordering::Relaxed)));
+        Collector::start_at(&cluster.kubeconfig(user), &root, arguments)
+    }
+
+    /// Starts one for this directory.
+    pub fn start_at(kubeconfig: &Path, root: &Path, arguments: &[&str]) -> Collector {
         let port = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr()).expect("a port").port();
-        let (address, root) = (format!("127.0.0.1:{port}"), cluster.folder(&format!("snapshot-{port}")));
+        let address = format!("127.0.0.1:{port}");
         let mut child = dies_with_us(&mut Command::new(env!("CARGO_BIN_EXE_namegate")))
             .args(["collect", "--metrics", &address, "--output"])
-            .arg(&root)
+            .arg(root)
             .arg("--kubeconfig")
-            .arg(cluster.kubeconfig(user))
+            .arg(kubeconfig)
             .args(arguments)
             .stdin(Stdio::null())
             .stderr(Stdio::piped())
@@ -46,7 +54,7 @@ impl Collector {
             .expect("it starts");
         let stderr = BufReader::new(child.stderr.take().expect("a pipe"));
         std::thread::spawn(move || stderr.lines().map_while(Result::ok).for_each(|line| eprintln!("collect: {line}")));
-        Collector { child, address, root }
+        Collector { child, address, root: root.to_owned() }
     }
 
     /// Waits until it is ready.

@@ -1,11 +1,16 @@
 //! The collector against the real API server, kubectl and etcd, which `integration/cluster/build.sh` builds. One after the
 //! other, all against one cluster: `make test-cluster`.
 //!
-//! Without `NAMEGATE_CLUSTER`, the directory that holds the programs, every test is counted as skipped.
+//! Without `CLUSTER_PROGRAMS`, the directory that holds the programs, every test is counted as skipped. (A variable that
+//! begins with NAMEGATE_ is a setting of the agent's.) The one with an agent needs root, as the lab does.
 #![expect(clippy::disallowed_methods, reason = "a test waits for things, and measures how long they take")]
 
 mod cluster;
 mod collector;
+mod first;
+#[path = "../lab/mod.rs"]
+mod lab;
+mod load;
 
 use std::process::ExitCode;
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -13,10 +18,14 @@ use std::time::{Duration, Instant};
 
 use cluster::Cluster;
 use collector::{Collector, eventually};
+use lab::process::guard;
 use libtest_mimic::{Arguments, Failed, Trial};
 
 /// What is promised, with this machine's other work in it.
 const SOON: Duration = Duration::from_secs(1);
+
+/// The one that has an agent, and pods.
+const FIRST: &str = "the_first_policy_of_a_new_user_is_enforced_within_two_seconds";
 
 /// A test's name, and what it does.
 type Test = (&'static str, fn(&mut Cluster));
@@ -24,12 +33,18 @@ type Test = (&'static str, fn(&mut Cluster));
 static CLUSTER: OnceLock<Mutex<Cluster>> = OnceLock::new();
 
 fn main() -> ExitCode {
+    lab::agent::serve_if_asked();
     let arguments = Arguments::from_args();
-    let programs = std::env::var_os("NAMEGATE_CLUSTER");
+    let programs = std::env::var_os("CLUSTER_PROGRAMS");
     if programs.is_none() && !arguments.list {
         eprintln!("skipped: no programs of a cluster; `make test-cluster` builds them where Go is installed");
     }
-    let tests: [Test; 7] = [
+    // SAFETY: reads a number.
+    let root = unsafe { libc::geteuid() } == 0;
+    if programs.is_some() && root && !arguments.list {
+        guard::install();
+    }
+    let tests: [Test; 8] = [
         ("a_policy_applied_with_kubectl_arrives_though_its_kind_came_later", policies),
         ("a_label_change_arrives_within_a_second", labels),
         ("a_policy_that_is_refused_says_so_to_kubectl", statuses),
@@ -37,6 +52,7 @@ fn main() -> ExitCode {
         ("what_happened_before_a_compaction_is_found_by_a_list", compacted),
         ("config_maps_are_made_and_follow", config_maps),
         ("what_the_role_does_not_allow_is_named_and_then_found", forbidden),
+        (FIRST, first::first_policy),
     ];
     let trials = tests.into_iter().map(|(name, test)| {
         let trial = Trial::test(name, move || {
@@ -44,12 +60,15 @@ fn main() -> ExitCode {
             test(&mut cluster.lock().unwrap_or_else(PoisonError::into_inner));
             Ok::<(), Failed>(())
         });
-        trial.with_ignored_flag(programs.is_none())
+        trial.with_ignored_flag(programs.is_none() || (name == FIRST && !root))
     });
     let arguments = Arguments { test_threads: Some(1), ..arguments };
     let conclusion = libtest_mimic::run(&arguments, trials.collect());
     if let Some(cluster) = CLUSTER.get() {
         cluster.lock().unwrap_or_else(PoisonError::into_inner).stop();
+    }
+    if programs.is_some() && root {
+        guard::cleanup();
     }
     conclusion.exit_code()
 }

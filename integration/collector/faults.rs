@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::server::{Fault, path};
-use super::world::{World, pod, policy};
+use super::world::{World, object, pod, policy};
 
 const POLICIES: &str = "ciliumnetworkpolicies";
 
@@ -73,6 +73,34 @@ async fn a_cluster_without_ciliums_resources_is_fine_and_they_are_found_when_the
     assert!(took < Duration::from_secs(1), "asked for every 100 ms: {took:?}");
     // The server that knows blocks of addresses in their old version only.
     assert!(!world.server.asked(&["/apis/cilium.io/v2alpha1/ciliumcidrgroups?"]).is_empty());
+}
+
+/// Whoever wrote them expects them to hold: that they don't has to be seen.
+#[tokio::test(flavor = "multi_thread")]
+async fn policies_of_administrators_are_collected_for_the_agent_to_refuse() {
+    let kinds = [
+        ("adminnetworkpolicies", "AdminNetworkPolicy", "v1alpha1"),
+        ("baselineadminnetworkpolicies", "BaselineAdminNetworkPolicy", "v1alpha1"),
+        ("clusternetworkpolicies", "ClusterNetworkPolicy", "v1alpha2"),
+    ];
+    for (plural, kind, version) in kinds {
+        let mut world = World::inhabited();
+        for (other, ..) in kinds {
+            world.server.always(path(other), Some(Fault::Status(404, "NotFound")));
+        }
+        world.start_plainly().await;
+        world.ready().await;
+        assert_eq!(world.agent().refusals, [], "a cluster without these kinds");
+        let rest =
+            json!({"apiVersion": format!("policy.networking.k8s.io/{version}"), "kind": kind, "spec": {"priority": 1}});
+        world.server.put(plural, &object(None, "all", rest));
+        world.server.always(path(plural), None);
+        let key = format!("{kind} all");
+        world.until(&key, |objects| objects.contains_key(&key)).await;
+        let refusals = world.agent().refusals;
+        let said = refusals.iter().map(|refusal| refusal.text.as_str()).collect::<Vec<_>>();
+        assert!(said.len() == 1 && said[0].contains(&format!("{kind} is not read by namegate yet")), "{said:?}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

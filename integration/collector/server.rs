@@ -74,7 +74,7 @@ struct State {
 }
 
 /// The paths of what is collected, as [`Server::put`] takes them.
-pub const PATHS: [(&str, &str); 10] = [
+pub const PATHS: [(&str, &str); 13] = [
     ("namespaces", "/api/v1/namespaces"),
     ("nodes", "/api/v1/nodes"),
     ("configmaps", "/api/v1/namespaces/kube-system/configmaps"),
@@ -85,6 +85,9 @@ pub const PATHS: [(&str, &str); 10] = [
     ("ciliumnetworkpolicies", "/apis/cilium.io/v2/ciliumnetworkpolicies"),
     ("ciliumclusterwidenetworkpolicies", "/apis/cilium.io/v2/ciliumclusterwidenetworkpolicies"),
     ("ciliumcidrgroups", "/apis/cilium.io/v2/ciliumcidrgroups"),
+    ("adminnetworkpolicies", "/apis/policy.networking.k8s.io/v1alpha1/adminnetworkpolicies"),
+    ("baselineadminnetworkpolicies", "/apis/policy.networking.k8s.io/v1alpha1/baselineadminnetworkpolicies"),
+    ("clusternetworkpolicies", "/apis/policy.networking.k8s.io/v1alpha2/clusternetworkpolicies"),
 ];
 
 /// The path of a resource.

@@ -80,7 +80,7 @@ fn write_services(yard: &Yard) {
                  metadata: {{name: {name}-{}, namespace: payments, labels: {{kubernetes.io/service-name: {name}}}}}\n\
                  addressType: {word}\nports: [{{name: web, protocol: TCP, port: 7}}]\n\
                  endpoints: [{{addresses: [\"{backend}\"], conditions: {{ready: true}}}}]\n---\n",
-                word.to_lowercase()
+                word.to_ascii_lowercase()
             );
             let (at, ip) = (service(family, open).ip(), family.pick("ip", "ip6"));
             let to = SocketAddr::new(backend, 7);

@@ -58,6 +58,8 @@ pub struct Pod {
     pub container: String,
     pub namespace: String,
     pub host: String,
+    /// Its interface's name in its own namespace.
+    pub inner: String,
     pub v4: String,
     pub v6: String,
     pub mac: String,
@@ -198,7 +200,8 @@ impl Yard {
         let (v4, v6) = (format!("198.51.100.{}", 20 + number), format!("2001:db8:1::{}", 20 + number));
         let mac = format!("02:00:00:00:02:{number:02x}");
         let uid = format!("6f0c2f1e-0000-4000-8000-{unique:012}");
-        Pod { name, uid, container: format!("{unique:064x}"), namespace, host, v4, v6, mac, colour, agent }
+        let (container, inner) = (format!("{unique:064x}"), "eth0".to_owned());
+        Pod { name, uid, container, namespace, host, inner, v4, v6, mac, colour, agent }
     }
 
     /// Another pod of this name at the place of one: the same namespace and addresses.
@@ -206,6 +209,21 @@ impl Yard {
         let number = pod.v4.rsplit('.').next().and_then(|last| last.parse::<usize>().ok()).expect("a number") - 20;
         let fresh = self.dressed(number, name.to_owned(), pod.namespace.clone(), colour, pod.agent.clone());
         Pod { host: if name == pod.name { pod.host.clone() } else { fresh.host.clone() }, ..fresh }
+    }
+
+    /// One of very many pods that share a namespace: with an interface and addresses by its number there, below 38 000.
+    #[allow(dead_code, reason = "the bench makes crowds")]
+    pub fn one_of_many(&self, number: usize, name: &str, crowd: (&str, &std::rc::Rc<Agent>), colour: Colour) -> Pod {
+        let (namespace, agent) = (crowd.0.to_owned(), crowd.1.clone());
+        let one = self.dressed(0, name.to_owned(), namespace, colour, agent);
+        let (high, low) = (number / 200, number % 200);
+        Pod {
+            inner: format!("p{number}"),
+            v4: format!("198.18.{}.{}", 32 + high % 190, low + 1),
+            v6: format!("2001:db8:1::1:{:x}", number + 1),
+            mac: format!("02:00:00:03:{high:02x}:{low:02x}"),
+            ..one
+        }
     }
 
     /// A pod that is there as it should be: the API, the kernel and the CNI say so.
@@ -242,12 +260,19 @@ impl Yard {
 
     #[track_caller]
     fn write_object(&self, name: &str, uid: &str, app: &str, spec: Value, ips: &Value) {
-        let object = json!({
-            "apiVersion": "v1", "kind": "Pod",
-            "metadata": {"name": name, "namespace": "payments", "uid": uid, "labels": {"app": app}},
-            "spec": spec, "status": {"phase": "Running", "podIPs": ips},
-        });
-        snapshot::replace(&self.object(name), &object.to_string());
+        snapshot::replace(&self.object(name), &object(name, uid, app, spec, ips).to_string());
+    }
+
+    /// The objects of many, in one file.
+    #[allow(dead_code, reason = "the bench makes crowds")]
+    #[track_caller]
+    pub fn write_pods(&self, file: &str, pods: &[Pod], addresses: bool) {
+        let ips = |pod: &Pod| if addresses { json!([{"ip": pod.v4}, {"ip": pod.v6}]) } else { json!([]) };
+        let spec = || json!({"nodeName": "demo-node"});
+        let one = |pod: &Pod| object(&pod.name, &pod.uid, pod.colour.word(), spec(), &ips(pod));
+        let items: Vec<Value> = pods.iter().map(one).collect();
+        let list = json!({"apiVersion": "v1", "kind": "List", "items": items});
+        snapshot::replace(&self.world.directory.join("snapshot").join(file), &list.to_string());
     }
 
     /// Its object is deleted.
@@ -262,13 +287,13 @@ impl Yard {
 
     /// The lines for `ip` that make its interface, in the node.
     pub fn plugging(&self, pod: &Pod) -> String {
-        let Pod { host, mac, namespace, v4, v6, .. } = pod;
-        let veth = format!("link add {host} type veth peer name eth0 address {mac} netns {namespace}\n");
+        let Pod { host, inner, mac, namespace, v4, v6, .. } = pod;
+        let veth = format!("link add {host} type veth peer name {inner} address {mac} netns {namespace}\n");
         veth + &self.leading(host, [v4, v6])
     }
 
     /// What leads to a pod over an interface.
-    fn leading(&self, host: &str, [v4, v6]: [&str; 2]) -> String {
+    pub fn leading(&self, host: &str, [v4, v6]: [&str; 2]) -> String {
         if self.is_bridged() {
             return format!("link set {host} master br0\nlink set {host} up\n");
         }
@@ -314,9 +339,19 @@ impl Yard {
     /// What this CNI's runtime writes down when the interface is there.
     #[track_caller]
     pub fn write_cache(&self, pod: &Pod) {
+        let (file, text) = self.cache_entry(pod);
+        fs::write(file, text).expect("a file can be written"); // in place, as libcni does
+    }
+
+    /// The file for it and its text.
+    pub fn cache_entry(&self, pod: &Pod) -> (PathBuf, String) {
+        (self.cache_file(pod, "eth0"), self.result_text(pod, "eth0", &self.result(pod)))
+    }
+
+    fn result(&self, pod: &Pod) -> Value {
         let sandbox = format!("/var/run/netns/{}", pod.namespace);
         let (host, v4, v6) = (&pod.host, &pod.v4, &pod.v6);
-        let result = match self.cni {
+        match self.cni {
             Cni::Calico => json!({
                 "cniVersion": "0.3.1", "dns": {}, "interfaces": [{"name": host}],
                 "ips": [{"address": format!("{v4}/32"), "version": "4"}, {"address": format!("{v6}/128"), "version": "6"}],
@@ -344,12 +379,16 @@ impl Yard {
                 ],
                 "routes": [{"dst": "0.0.0.0/0"}],
             }),
-        };
-        self.write_result(pod, "eth0", &result);
+        }
     }
 
     #[track_caller]
     fn write_result(&self, pod: &Pod, interface: &str, result: &Value) {
+        let text = self.result_text(pod, interface, result);
+        fs::write(self.cache_file(pod, interface), text).expect("a file can be written"); // as above
+    }
+
+    fn result_text(&self, pod: &Pod, interface: &str, result: &Value) -> String {
         let text = json!({
             "kind": "cniCacheV1", "containerId": pod.container, "config": "e30=", "ifName": interface,
             "networkName": "k8s-pod-network", "netns": format!("/var/run/netns/{}", pod.namespace),
@@ -359,8 +398,7 @@ impl Yard {
             ],
             "capabilityArgs": {"dns": {}}, "result": result,
         });
-        // In place, as libcni does.
-        fs::write(self.cache_file(pod, interface), text.to_string()).expect("a file can be written");
+        text.to_string()
     }
 
     /// Something else in its place.
@@ -473,4 +511,12 @@ impl Yard {
         let all = crate::lab::files_below(&self.world.directory.join("bpf/namegate"));
         all.into_iter().filter(|path| path.contains(&format!("/links/{index}_"))).collect()
     }
+}
+
+fn object(name: &str, uid: &str, app: &str, spec: Value, ips: &Value) -> Value {
+    json!({
+        "apiVersion": "v1", "kind": "Pod",
+        "metadata": {"name": name, "namespace": "payments", "uid": uid, "labels": {"app": app}},
+        "spec": spec, "status": {"phase": "Running", "podIPs": ips},
+    })
 }

@@ -2,7 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
 use super::files_below;
@@ -17,7 +17,12 @@ pub fn link_pin(world: &World, program: &str) -> PathBuf {
 
 /// The number of the first pod's interface.
 pub fn ifindex(world: &World) -> i32 {
-    let link = world.must("node", &format!("ip -oneline link show dev {}", PODS[0].host));
+    ifindex_of(world, PODS[0].host)
+}
+
+/// The number of an interface of the node.
+pub fn ifindex_of(world: &World, interface: &str) -> i32 {
+    let link = world.must("node", &format!("ip -oneline link show dev {interface}"));
     link.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number")
 }
 
@@ -49,12 +54,13 @@ pub const DROP_IPV4: [u64; 6] = [
     0x95,
 ];
 
-/// Loads another agent's program and pins it beside ours.
-pub fn pin_program(world: &World, name: &str, program: &Program) {
-    let path = world.directory.join("bpf").join(name);
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: as many instructions as are said, and strings that end in NUL.
-    let pinned = unsafe {
+/// `return -1`: TCX_NEXT, whoever comes next decides.
+pub const NEXT: [u64; 2] = [0xffff_ffff_0000_00b7, 0x95];
+
+/// Loads another agent's program.
+fn load(program: &Program) -> OwnedFd {
+    // SAFETY: as many instructions as are said, and strings that end in NUL; the descriptor is nobody else's.
+    unsafe {
         let fd = libbpf_sys::bpf_prog_load(
             libbpf_sys::BPF_PROG_TYPE_SCHED_CLS,
             c"other".as_ptr(),
@@ -64,10 +70,16 @@ pub fn pin_program(world: &World, name: &str, program: &Program) {
             std::ptr::null_mut(),
         );
         assert!(fd >= 0, "{}", std::io::Error::last_os_error());
-        let pinned = libbpf_sys::bpf_obj_pin(fd, path.as_ptr());
-        libc::close(fd);
-        pinned
-    };
+        OwnedFd::from_raw_fd(fd)
+    }
+}
+
+/// Loads another agent's program and pins it beside ours.
+pub fn pin_program(world: &World, name: &str, program: &Program) {
+    let path = world.directory.join("bpf").join(name);
+    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
+    // SAFETY: a descriptor of our own and a string that ends in NUL.
+    let pinned = unsafe { libbpf_sys::bpf_obj_pin(load(program).as_raw_fd(), path.as_ptr()) };
     assert_eq!(pinned, 0, "{}", std::io::Error::last_os_error());
 }
 
@@ -96,4 +108,32 @@ pub fn attach_other(world: &World, name: &str, program: &Program, first: bool) {
         }
     };
     std::thread::spawn(attach).join().expect("it is attached");
+}
+
+/// Attaches programs that decide nothing to what comes in by an interface of the node, with TCX, until the kernel takes no
+/// more (64 a chain, BPF_MPROG_MAX). They are off when what this returns is dropped.
+pub fn fill_chain(world: &World, interface: &str) -> Vec<OwnedFd> {
+    let ifindex = ifindex_of(world, interface);
+    let namespace = fs::File::open(format!("/run/netns/{}", world.namespace("node"))).expect("it is there");
+    let fill = move || {
+        let mut links = Vec::new();
+        // SAFETY: descriptors of our own, and plain data of which zero is a value. The thread that changes its network namespace
+        // ends with this.
+        unsafe {
+            assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
+            let mut options: libbpf_sys::bpf_link_create_opts = std::mem::zeroed();
+            options.sz = size_of_val(&options) as _;
+            loop {
+                let program = load(&NEXT); // no chain has one twice
+                let hook = libbpf_sys::BPF_TCX_INGRESS;
+                let link = libbpf_sys::bpf_link_create(program.as_raw_fd(), ifindex, hook, &options);
+                if link < 0 {
+                    assert_eq!(-link, libc::ERANGE, "{}", std::io::Error::from_raw_os_error(-link));
+                    return links;
+                }
+                links.push(OwnedFd::from_raw_fd(link));
+            }
+        }
+    };
+    std::thread::spawn(fill).join().expect("it is full")
 }

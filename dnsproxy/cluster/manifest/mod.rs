@@ -200,7 +200,7 @@ impl Kind {
         if let Value::Map(entries) = &mut pruned.value {
             for (key, text) in [("kind", self.name()), ("apiVersion", self.api_versions()[0])] {
                 if node.get(key).is_none() {
-                    let key = Key { at: node.at, text: key.into() };
+                    let key = Key { at: node.at, text: key.into(), ambiguous: false };
                     entries.insert(0, (key, Node { at: node.at, value: Value::Text(text.into()) }));
                 }
             }

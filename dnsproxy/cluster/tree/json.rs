@@ -103,7 +103,7 @@ impl<'a> Reader<'a> {
             if self.peek() != Some(b'"') {
                 return Err(self.unexpected("a key in double quotes"));
             }
-            let key = Key { at, text: self.string()?.into() };
+            let key = Key { at, text: self.string()?.into(), ambiguous: false };
             self.skip_space();
             if !self.skip(b':') {
                 return Err(self.unexpected("a colon"));

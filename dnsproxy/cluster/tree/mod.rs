@@ -55,8 +55,8 @@ pub enum Value {
     Bool(bool),
     /// A number, as written.
     Number(Box<str>),
-    /// `yes`, `no`, `on`, `off` without quotes: a boolean to YAML 1.1, which Kubernetes' tools read, text to YAML 1.2.
-    /// Accepted as neither.
+    /// `y`, `n`, `yes`, `no`, `on`, `off` without quotes: a boolean to YAML 1.1, which Kubernetes' tools read, text to YAML
+    /// 1.2. Accepted as neither.
     Ambiguous(Box<str>),
     /// Text.
     Text(Box<str>),
@@ -73,6 +73,8 @@ pub struct Key {
     pub at: Place,
     /// What.
     pub text: Box<str>,
+    /// See [`Value::Ambiguous`]: `true` or `false` to Kubernetes' tools, whatever stands there.
+    pub ambiguous: bool,
 }
 
 /// Why a file is no tree: the file as a whole can't be used.

@@ -184,6 +184,7 @@ impl Builder {
 }
 
 fn key(node: Node) -> Result<Key, TreeError> {
+    let ambiguous = matches!(node.value, Value::Ambiguous(_));
     let text: Box<str> = match node.value {
         Value::Text(text) | Value::Number(text) | Value::Ambiguous(text) => text,
         Value::Bool(value) => value.to_string().into(),
@@ -193,7 +194,7 @@ fn key(node: Node) -> Result<Key, TreeError> {
     if &*text == "<<" {
         return Err(error(node.at, "merge key <<; write the keys out"));
     }
-    Ok(Key { at: node.at, text })
+    Ok(Key { at: node.at, text, ambiguous })
 }
 
 /// Octets of text in a value, keys included.
@@ -212,9 +213,8 @@ fn plain(text: &str) -> Value {
         "" | "~" | "null" | "Null" | "NULL" => Value::Null,
         "true" | "True" | "TRUE" => Value::Bool(true),
         "false" | "False" | "FALSE" => Value::Bool(false),
-        "yes" | "Yes" | "YES" | "no" | "No" | "NO" | "on" | "On" | "ON" | "off" | "Off" | "OFF" => {
-            Value::Ambiguous(text.into())
-        }
+        "y" | "Y" | "yes" | "Yes" | "YES" | "on" | "On" | "ON" => Value::Ambiguous(text.into()),
+        "n" | "N" | "no" | "No" | "NO" | "off" | "Off" | "OFF" => Value::Ambiguous(text.into()),
         _ if is_number(text) => Value::Number(text.into()),
         _ => Value::Text(text.into()),
     }
@@ -309,7 +309,10 @@ mod tests {
             scalar(&format!("\"{text}\""), Value::Text(text.into()));
         }
         scalar("true", Value::Bool(true));
-        scalar("yes", Value::Ambiguous("yes".into()));
+        for text in ["yes", "y", "Y", "n", "N", "off"] {
+            scalar(text, Value::Ambiguous(text.into()));
+        }
+        scalar("ye", Value::Text("ye".into()));
         scalar("'yes'", Value::Text("yes".into()));
         scalar("~", Value::Null);
         scalar("!!str 53", Value::Text("53".into()));

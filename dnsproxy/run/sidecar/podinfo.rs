@@ -222,6 +222,34 @@ mod tests {
         assert_eq!(PodInfo::read(directory.path()).unwrap().labels["k"], "new");
     }
 
+    /// The reader waits at a pipe in the middle of the old generation, until the new one is in its place.
+    #[test]
+    fn a_volume_that_is_changed_while_it_is_read_is_read_again_as_a_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let [old, new] = ["..1", "..2"].map(|name| directory.path().join(name));
+        for (generation, uid) in [(&old, "old"), (&new, "new")] {
+            fs::create_dir(generation).unwrap();
+            for (name, text) in [("name", "a"), ("namespace", "b"), ("uid", uid), ("labels", "k=\"new\"")] {
+                fs::write(generation.join(name), text).unwrap();
+            }
+        }
+        let pipe = old.join("labels");
+        fs::remove_file(&pipe).unwrap();
+        assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+        let [data, fresh] = ["..data", "..data_tmp"].map(|name| directory.path().join(name));
+        std::os::unix::fs::symlink("..1", &data).unwrap();
+        let change = std::thread::spawn(move || {
+            let mut labels = fs::File::options().write(true).open(&pipe).unwrap(); // the reader is there
+            std::os::unix::fs::symlink("..2", &fresh).unwrap();
+            fs::rename(&fresh, &data).unwrap();
+            fs::remove_dir_all(&old).unwrap();
+            std::io::Write::write_all(&mut labels, b"k=\"old\"\n").unwrap();
+        });
+        let info = PodInfo::read(directory.path()).unwrap();
+        change.join().unwrap();
+        assert_eq!((info.uid.as_str(), info.labels["k"].as_str()), ("new", "new"));
+    }
+
     #[test]
     fn what_the_downward_api_does_not_write_is_refused_with_its_place() {
         let files = |labels| volume(&[("name", "a"), ("namespace", "b"), ("labels", labels)]);
