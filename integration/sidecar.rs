@@ -569,7 +569,7 @@ fn net_raw() {
     let attached = log.iter().position(|line| line.contains("attached"));
     assert!(said.is_some() && said < attached, "{log:#?}");
     is_advisory(&daemon, &["unseen"]);
-    let able = Agent::sibling_of(process_of(&daemon), WORKLOAD, NET_RAW);
+    let able = Agent::sibling_of(daemon.only_child(), WORKLOAD, NET_RAW);
     is_advisory(&daemon, &["net_raw"]);
     let (_, text) = daemon.run("status", &[]);
     assert!(text.contains("advisory: net_raw: "), "{text}");
@@ -598,7 +598,7 @@ fn net_raw() {
         assert_eq!(seen, passes, "forged ARP, bypass {bypass}");
     }
     // Once it is gone, and one without capabilities is there, there is no reason left.
-    let fine = Agent::sibling_of(process_of(&daemon), WORKLOAD, 0);
+    let fine = Agent::sibling_of(daemon.only_child(), WORKLOAD, 0);
     drop(able);
     is_advisory(&daemon, &[]);
     drop(fine);
@@ -709,14 +709,6 @@ fn labels() {
 /// A PID namespace, as the containers of a pod have one with `shareProcessNamespace`; it ends with namegate, and namegate
 /// with what is killed in its place.
 const SHARED_PIDS: &[&str] = &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"];
-
-/// namegate itself, which is the child of what made its PID namespace.
-#[track_caller]
-fn process_of(daemon: &Daemon) -> u32 {
-    let pid = daemon.pid();
-    let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
-    children.trim().parse().expect("one child")
-}
 
 /// Those of README's pod spec, and no others.
 const ONLY: &[&str] = &[

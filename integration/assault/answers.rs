@@ -4,13 +4,12 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
-use crate::bench::{Case, Shown, Side};
+use crate::bench::{Case, Shown, Side, Way};
 use crate::lab::Topology;
 use crate::lab::agent::{Octets, Reply, Request, hex, unhex};
 use crate::lab::world::Family;
 use crate::message::{self, A, AAAA, ASKED, IN, address_record, alias, name, octets, record, service};
 use crate::model::RESOLVER;
-use crate::packets;
 
 const CLASS: &str = "answers";
 /// What no honest answer holds; nobody's policy names it.
@@ -33,7 +32,9 @@ struct Row {
     says: fn(&str) -> Said,
 }
 
-pub fn cases(topology: Topology) -> Vec<Case> {
+/// Those of an attacker who can send anything, or of one who has ordinary sockets: then without addresses that its kernel
+/// sends nowhere, or not to where somebody looks.
+pub fn cases(topology: Topology, ordinary: bool) -> Vec<Case> {
     let mut cases = Vec::new();
     for row in BESIDE {
         let title = format!("{} (type {})", row.name, row.qtype);
@@ -46,7 +47,7 @@ pub fn cases(topology: Topology) -> Vec<Case> {
     }
     // A node that routes sends most of these nowhere, guarded or not.
     let guarded = if topology == Topology::Bridged { GUARDED } else { &[] };
-    for (guarded, what) in guarded {
+    for (guarded, what) in guarded.iter().filter(|(guarded, _)| !ordinary || is_routed(address(guarded))) {
         let tries = "a public name stands for an address that no public name may stand for (I6)";
         cases.push(Case::new(CLASS, format!("a name that is {guarded}, {what}"), tries, move |side, mark| {
             let target = address(guarded);
@@ -189,21 +190,14 @@ const GUARDED: &[(&str, &str)] = &[
 
 /// What a grant does not open.
 fn elsewhere() -> Vec<Case> {
-    type Send = fn(&Side, IpAddr, &str) -> Vec<u8>;
-    let beside: [(&str, &str, &str, Send); 4] = [
-        ("another port of a granted address", "good.example", "port 80", |side, to, mark| {
-            packets::syn(side, to, 80, mark)
-        }),
-        ("another transport of a granted address", "good.example", "UDP 443", |side, to, mark| {
-            packets::datagram(side, to, 443, mark)
-        }),
-        ("ping of a granted address", "good.example", "a rule with ports lets no echo pass", packets::echo),
-        ("a name that may be asked and not reached", "apexone.example", "rules.dns grant nothing", |side, to, mark| {
-            packets::syn(side, to, 443, mark)
-        }),
+    let beside = [
+        ("another port of a granted address", "good.example", "port 80", Way::Segment(80)),
+        ("another transport of a granted address", "good.example", "UDP 443", Way::Datagram(443)),
+        ("ping of a granted address", "good.example", "a rule with ports lets no echo pass", Way::Echo),
+        ("a name that may be asked and not reached", "apexone.example", "rules.dns grant nothing", Way::Segment(443)),
     ];
     let mut cases: Vec<Case> = Vec::new();
-    for (title, zone, tries, send) in beside {
+    for (title, zone, tries, way) in beside {
         cases.push(Case::new(CLASS, title, tries, move |side, mark| {
             // Not what a case before was granted: that lasts for two seconds.
             let to = address(if zone == "good.example" { "203.0.113.151" } else { "203.0.113.152" });
@@ -212,7 +206,7 @@ fn elsewhere() -> Vec<Case> {
             if !asks(side, &asked, A, [1, 0, 0], &tail, to) {
                 return Shown::Frames(0);
             }
-            side.world.pay.inject("eth0", &[send(side, to, mark)]);
+            side.sends(way, to, mark);
             Shown::Frames(1)
         }));
     }
@@ -225,7 +219,7 @@ fn elsewhere() -> Vec<Case> {
             side.loses(format!("the neighbour's question: {answered:?}"));
             return Shown::Frames(0);
         }
-        side.world.pay.inject("eth0", &[packets::syn(side, to, 443, mark)]);
+        side.sends(Way::Segment(443), to, mark);
         Shown::Frames(1)
     }));
     let tries = "a good answer first, a private one when its time is over";
@@ -252,7 +246,7 @@ fn attempt(side: &Side, mark: &str, asked: &str, qtype: u16, say: Octets, target
     if !side.is_guarded() && !got {
         return Shown::Frames(0);
     }
-    side.world.pay.inject("eth0", &[packets::syn(side, target, 443, mark)]);
+    side.sends(Way::Segment(443), target, mark);
     Shown::Frames(1)
 }
 
@@ -276,7 +270,7 @@ pub fn must_arrive(side: &Side, good: IpAddr) {
     }
     side.learns(good);
     let text = side.fresh_probe('g');
-    side.world.pay.inject("eth0", &[packets::syn(side, good, 443, &text)]);
+    side.sends(Way::Segment(443), good, &text);
     if !side.sees(Duration::from_secs(2), &text) {
         side.loses(format!("a SYN to {good}, which an answer gave"));
     }
@@ -294,6 +288,17 @@ pub fn ask(side: &Side, message: &[u8]) -> Option<Vec<u8>> {
 /// A name of its own for every case, that policy selects.
 pub fn asked_name(mark: &str) -> String {
     format!("{}.good.example", mark.replace("ngx", "r"))
+}
+
+/// Whether a pod's kernel sends it to the world by its default route.
+fn is_routed(address: IpAddr) -> bool {
+    let near = ["198.51.100.", "198.18.", "2001:db8:1::", "2001:db8:18::", "fe80:", "::"];
+    let text = address.to_string();
+    let special = match address {
+        IpAddr::V4(v4) => matches!(v4.octets()[0], 0 | 127 | 224..),
+        IpAddr::V6(v6) => v6.is_multicast(),
+    };
+    !special && !near.iter().any(|near| text.starts_with(near))
 }
 
 fn one(record: Vec<u8>) -> Said {

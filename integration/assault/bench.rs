@@ -2,14 +2,16 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use crate::lab::agent::client::Agent;
 use crate::lab::agent::{Reply, Request};
 use crate::lab::frame::{ethernet, ethertype, ip, udp};
 use crate::lab::world::{Family, LAN_MAC, NODE_MAC, Options, PODS, Pod};
 use crate::lab::{Daemon, Topology, World, clock, snapshot};
 use crate::model::{self, Model, Place};
+use crate::{beside, packets};
 
 /// How long what may pass is waited for before it is a loss.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -48,6 +50,15 @@ pub enum Shown {
     Both { control: bool, arrived: bool },
 }
 
+/// One packet of the attacker's, with its mark: to a TCP or a UDP port, or a ping.
+#[derive(Clone, Copy, Debug)]
+pub enum Way {
+    /// A SYN that carries the mark.
+    Segment(u16),
+    Datagram(u16),
+    Echo,
+}
+
 pub enum Verdict {
     Held,
     Fell(String),
@@ -70,6 +81,12 @@ impl Case {
         self
     }
 
+    /// The same as one of another class.
+    #[must_use]
+    pub fn of(self, class: &'static str) -> Case {
+        Case { name: format!("{}: {}", self.class, self.name), class, ..self }
+    }
+
     pub fn title(&self, topology: Topology) -> String {
         let shape = if topology == Topology::Bridged { "bridged" } else { "routed" };
         format!("{}::{shape}::{}", self.class, self.name)
@@ -86,6 +103,11 @@ pub struct Pair {
 impl Pair {
     pub fn new(topology: Topology, settings: &[String]) -> Pair {
         Pair { unguarded: Side::new(topology, None), guarded: Side::new(topology, Some(settings)), last: 0 }
+    }
+
+    /// The same with a namegate beside the workload, which has ordinary sockets only.
+    pub fn beside(topology: Topology, settings: &[String]) -> Pair {
+        Pair { unguarded: Side::beside(topology, None), guarded: Side::beside(topology, Some(settings)), last: 0 }
     }
 
     pub fn next_id(&mut self) -> u32 {
@@ -152,6 +174,7 @@ pub struct Side {
     /// None where nobody guards. Ends before the world does.
     pub daemon: Option<Daemon>,
     pub world: World,
+    beside: bool,
     canaries: Vec<(Place, u32)>,
     state: RefCell<State>,
 }
@@ -171,33 +194,29 @@ struct State {
 }
 
 impl Side {
-    /// Guarded by a namegate with these settings; none: unguarded.
+    /// Guarded by a namegate with these settings on the node; none: unguarded.
     pub fn new(topology: Topology, settings: Option<&[String]>) -> Side {
-        let world = World::new(Options { topology });
-        if topology == Topology::Bridged {
-            // Else the bridge itself would put fragments together and trim padding.
-            world
-                .must("node", "sysctl -eqw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0");
-        }
-        let snapshot = world.directory.join("snapshot");
-        snapshot::with_policy(&snapshot, &model::policy());
-        let at = |text: &str| -> SocketAddr { text.parse().expect("an address") };
-        world.outside.done(Request::ServeOctets { at: vec![at(model::RESOLVER), at(model::FOREIGN_RESOLVER)] });
-        world.outside.say_addresses("*.neigh.example", &[Family::V4.outside(40)], 5);
-        let own = ["198.51.100.1", "198.18.255.1", "2001:db8:1::1", "2001:db8:ff::1"];
-        for (part, addresses) in [(&world.node, &own[..]), (&world.rep, &[PODS[1].v4, PODS[1].v6])] {
-            for address in addresses {
-                let at = SocketAddr::new(address.parse().expect("an address"), 9999);
-                part.done(Request::ServeTcp { at });
-                part.done(Request::ServeUdp { at });
-            }
-        }
-        crate::resources::prepare(&world);
+        let world = prepared(topology);
+        let daemon = settings.map(|more| Daemon::start(&world, &with_short_times(more)));
+        Side::of(world, daemon, false)
+    }
+
+    /// Guarded by a namegate beside the attacker, who is another container of its pod and has no capabilities.
+    pub fn beside(topology: Topology, settings: Option<&[String]>) -> Side {
+        let mut world = prepared(topology);
+        beside::prepare(&world);
         let daemon = settings.map(|more| {
-            let short = ["--set", "dns.min_ttl=1s", "--set", "dns.grace=1s"];
-            let settings: Vec<&str> = short.into_iter().chain(more.iter().map(String::as_str)).collect();
-            Daemon::start(&world, &settings)
+            beside::init(&world);
+            let daemon = Daemon::beside(&world, beside::SHARED_PIDS, &with_short_times(more));
+            daemon.wait_ready();
+            daemon
         });
+        world.pay = Agent::sibling(&world.namespace("pay"), beside::WORKLOAD, 0);
+        Side::of(world, daemon, true)
+    }
+
+    fn of(world: World, daemon: Option<Daemon>, beside: bool) -> Side {
+        let topology = world.options.topology;
         let mut canaries = vec![
             (Place::Outside, canary(&world, Place::Outside)),
             (Place::Neighbour, canary(&world, Place::Neighbour)),
@@ -205,14 +224,35 @@ impl Side {
         if topology == Topology::Bridged {
             canaries.push((Place::Lan, canary(&world, Place::Lan)));
         }
-        let side = Side { daemon, world, canaries, state: RefCell::default() };
+        let model = if beside { Model::beside() } else { Model::default() };
+        let side = Side { daemon, world, beside, canaries, state: RefCell::new(State { model, ..State::default() }) };
         // Neighbours are resolved and MACs learned; what is lost before that is no loss.
         clock::wait_until(PATIENCE, || side.probe(CONTROL_PATIENCE).is_empty());
         side
     }
 
+    /// Sends one packet with a mark: as a frame, or by an ordinary socket.
+    pub fn sends(&self, way: Way, to: IpAddr, mark: &str) {
+        if self.beside {
+            // What its kernel refuses does not arrive.
+            self.world.pay.tries(beside::sending(way, to, mark));
+            return;
+        }
+        let frame = match way {
+            Way::Segment(port) => packets::syn(self, to, port, mark),
+            Way::Datagram(port) => packets::datagram(self, to, port, mark),
+            Way::Echo => packets::echo(self, to, mark),
+        };
+        self.world.pay.inject("eth0", &[frame]);
+    }
+
     pub fn is_guarded(&self) -> bool {
         self.daemon.is_some()
+    }
+
+    /// namegate stands in the attacker's own namespace.
+    pub fn is_beside(&self) -> bool {
+        self.beside
     }
 
     /// Where frames of the workloads go first.
@@ -221,17 +261,17 @@ impl Side {
     }
 
     /// The world's answers made this address the attacker's to reach.
-    pub fn learns(&self, address: std::net::IpAddr) {
+    pub fn learns(&self, address: IpAddr) {
         self.state.borrow_mut().model.learns(address);
     }
 
     /// That is over.
-    pub fn forgets(&self, address: std::net::IpAddr) {
+    pub fn forgets(&self, address: IpAddr) {
         self.state.borrow_mut().model.forgets(address);
     }
 
     /// The world has sent the attacker something from there.
-    pub fn is_asked_by(&self, address: std::net::IpAddr) {
+    pub fn is_asked_by(&self, address: IpAddr) {
         self.state.borrow_mut().model.is_asked_by(address);
     }
 
@@ -289,7 +329,11 @@ impl Side {
     fn probe(&self, patience: Duration) -> Vec<String> {
         let text = self.fresh_probe('a');
         let other = text.replace('a', "n");
-        self.world.pay.inject("eth0", &[self.may_pass(&PODS[0], 200, &text)]);
+        if self.beside {
+            self.sends(Way::Datagram(9), Family::V4.outside(200), &text);
+        } else {
+            self.world.pay.inject("eth0", &[self.may_pass(&PODS[0], 200, &text)]);
+        }
         self.world.rep.inject("eth0", &[self.may_pass(&PODS[1], 202, &other)]);
         let all = || {
             self.drain();
@@ -351,6 +395,35 @@ fn texts<'a>(octets: &'a [u8], prefix: &'a [u8], more: usize) -> impl Iterator<I
         .windows(prefix.len() + more)
         .filter(move |window| window.starts_with(prefix) && window.iter().all(u8::is_ascii_alphanumeric))
         .map(|window| String::from_utf8_lossy(window).into_owned())
+}
+
+/// A world with the servers and policies of all cases, in which nobody guards yet.
+fn prepared(topology: Topology) -> World {
+    let world = World::new(Options { topology });
+    if topology == Topology::Bridged {
+        // Else the bridge itself would put fragments together and trim padding.
+        world.must("node", "sysctl -eqw net.bridge.bridge-nf-call-iptables=0 net.bridge.bridge-nf-call-ip6tables=0");
+    }
+    let snapshot = world.directory.join("snapshot");
+    snapshot::with_policy(&snapshot, &model::policy());
+    let at = |text: &str| -> SocketAddr { text.parse().expect("an address") };
+    world.outside.done(Request::ServeOctets { at: vec![at(model::RESOLVER), at(model::FOREIGN_RESOLVER)] });
+    world.outside.say_addresses("*.neigh.example", &[Family::V4.outside(40)], 5);
+    let own = ["198.51.100.1", "198.18.255.1", "2001:db8:1::1", "2001:db8:ff::1"];
+    for (part, addresses) in [(&world.node, &own[..]), (&world.rep, &[PODS[1].v4, PODS[1].v6])] {
+        for address in addresses {
+            let at = SocketAddr::new(address.parse().expect("an address"), 9999);
+            part.done(Request::ServeTcp { at });
+            part.done(Request::ServeUdp { at });
+        }
+    }
+    crate::resources::prepare(&world);
+    world
+}
+
+fn with_short_times(more: &[String]) -> Vec<&str> {
+    let short = ["--set", "dns.min_ttl=1s", "--set", "dns.grace=1s"];
+    short.into_iter().chain(more.iter().map(String::as_str)).collect()
 }
 
 fn canary(world: &World, place: Place) -> u32 {

@@ -5,11 +5,14 @@
 //! the engine, says of each whether policy allows it: one outside of that is a **leak**. Between attempts both workloads
 //! send what they may; what of it doesn't arrive is a **loss**.
 //!
-//! `assault [--slice] [--set KEY=VALUE] [FILTER]`: all, or of every class a third, or those whose title holds this; with
-//! another setting of namegate's. Ends with a line of JSON; fails if anything fell, leaked, was lost, or is invalid.
+//! The class `beside` has worlds of its own, where namegate is a sidecar and the attacker another container of its pod.
+//!
+//! `assault [--slice] [--set KEY=VALUE] [FILTER]`: all, or of every class a third (of `beside`, which repeats others, a
+//! ninth), or those whose title holds this; with another setting of namegate's. Ends with a line of JSON; fails if anything fell, leaked, was lost, or is invalid.
 
 mod answers;
 mod bench;
+mod beside;
 mod bounds;
 mod interfaces;
 #[path = "../lab/mod.rs"]
@@ -53,12 +56,28 @@ fn main() -> ExitCode {
     for topology in [Topology::Bridged, Topology::Routed] {
         let mut cases = cases(topology);
         if slice {
-            cases = thinned(cases);
+            cases = thinned(cases, 3);
         }
         cases.retain(|case| case.title(topology).contains(&filter));
         if !cases.is_empty() {
-            tally.add(topology, &settings, cases, !slice);
+            let mut pair = Pair::new(topology, &settings);
+            tally.add(&mut pair, topology, cases);
+            if !slice && topology == Topology::Bridged {
+                tally.bounds = Some(bounds::measure(&pair.guarded, &Side::new(topology, Some(&settings))));
+            }
+            tally.find(&pair);
         }
+    }
+    // What another container of a pod can do where namegate is a sidecar: all shapes are one to it.
+    let mut cases = beside::cases();
+    if slice {
+        cases = thinned(cases, 9);
+    }
+    cases.retain(|case| case.title(Topology::Bridged).contains(&filter));
+    if !cases.is_empty() {
+        let mut pair = Pair::beside(Topology::Bridged, &settings);
+        tally.add(&mut pair, Topology::Bridged, cases);
+        tally.find(&pair);
     }
     guard::cleanup();
     tally.print(start.elapsed().as_secs_f64())
@@ -67,7 +86,7 @@ fn main() -> ExitCode {
 fn cases(topology: Topology) -> Vec<Case> {
     let mut cases = packets::cases(topology);
     cases.extend(names::cases());
-    cases.extend(answers::cases(topology));
+    cases.extend(answers::cases(topology, false));
     cases.extend(spoofing::cases());
     cases.extend(interfaces::cases());
     if topology == Topology::Bridged {
@@ -77,15 +96,15 @@ fn cases(topology: Topology) -> Vec<Case> {
     cases
 }
 
-/// The first of three of every class, and none that takes long.
-fn thinned(cases: Vec<Case>) -> Vec<Case> {
+/// The first of so many of every class, and none that takes long.
+fn thinned(cases: Vec<Case>, of: usize) -> Vec<Case> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let quick = cases.into_iter().filter(|case| !case.long);
     quick
         .filter(|case| {
             let seen = seen.entry(case.class).or_default();
             *seen += 1;
-            *seen % 3 == 1
+            *seen % of == 1
         })
         .collect()
 }
@@ -103,8 +122,7 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, topology: Topology, settings: &[String], cases: Vec<Case>, measured: bool) {
-        let mut pair = Pair::new(topology, settings);
+    fn add(&mut self, pair: &mut Pair, topology: Topology, cases: Vec<Case>) {
         let mut marked = Vec::new();
         for case in cases {
             let title = case.title(topology);
@@ -142,9 +160,9 @@ impl Tally {
                 self.held += 1;
             }
         }
-        if measured && topology == Topology::Bridged {
-            self.bounds = Some(bounds::measure(&pair.guarded, &Side::new(topology, Some(settings))));
-        }
+    }
+
+    fn find(&mut self, pair: &Pair) {
         let (frames, leaks, loss) = pair.guarded.findings();
         for leak in &leaks {
             println!("leak     {leak}");

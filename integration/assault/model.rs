@@ -23,8 +23,12 @@ pub const DENIED: [&str; 2] = ["203.0.113.201", "2001:db8:2::201"];
 const NEIGHBOURS: [&str; 3] = ["203.0.113.202", "2001:db8:2::202", "203.0.113.40"];
 const NODE: [&str; 6] =
     ["198.51.100.1", "198.18.255.1", "2001:db8:1::1", "2001:db8:ff::1", "169.254.77.1", "fd6e:616d:6567:6174::1"];
+/// The outside's own address on the way to the node.
+const OUTSIDE: &str = "2001:db8:ff::2";
 /// Where the node's questions go: the resolver, and the pod behind kube-dns.
 const RESOLVERS: [(&str, u16); 3] = [("203.0.113.60", 53), ("203.0.113.53", 5353), ("2001:db8:2::53", 5353)];
+/// What a namegate beside its workload asks from (README): this port and those above.
+const PROXY_PORTS: u16 = 61_000;
 /// Suffixes of which one more label may be asked.
 const ASKABLE: [&str; 6] =
     ["good.example", "apexone.example", "kelvin.example", "longs.example", "neigh.example", "exact.example"];
@@ -83,6 +87,8 @@ impl Place {
 /// What the attacker's answers have opened so far.
 #[derive(Default)]
 pub struct Model {
+    /// namegate stands in the attacker's own namespace: what it asks has the attacker's address.
+    beside: bool,
     learned: BTreeSet<IpAddr>,
     /// Who has sent the attacker something: it may answer.
     askers: BTreeSet<IpAddr>,
@@ -93,6 +99,11 @@ pub struct Model {
 type Judged = Result<(), String>;
 
 impl Model {
+    /// Of a namegate beside its workload.
+    pub fn beside() -> Model {
+        Model { beside: true, ..Model::default() }
+    }
+
     pub fn learns(&mut self, address: IpAddr) {
         self.learned.insert(address);
     }
@@ -171,6 +182,12 @@ impl Model {
         let denied = || Err(format!("the attacker to {} by protocol {}", packet.to, packet.protocol));
         if place == Place::Neighbour {
             return denied();
+        }
+        if self.beside && matches!(packet.protocol, 6 | 17) && word(packet.payload, 0)? >= PROXY_PORTS {
+            let port = word(packet.payload, 2)?;
+            if RESOLVERS.iter().any(|(known, at)| is(packet.to, known) && port == *at) {
+                return if packet.protocol == 17 { judge_question(packet.payload) } else { Ok(()) };
+            }
         }
         // What the attacker's own kernel says to who sent it something: RST, an acknowledgement, "unreachable".
         let answers = match packet.protocol {
@@ -280,7 +297,7 @@ fn judge_neighbour_discovery(speaker: Speaker, whose: Speaker, sender: &[u8], pa
             let segments = to.segments();
             segments[0] & 0xff0f == 0xff02
                 || segments[0] & 0xffc0 == 0xfe80
-                || [PODS[0].v6, PODS[1].v6].iter().chain(&NODE).any(|known| is(packet.to, known))
+                || [PODS[0].v6, PODS[1].v6, OUTSIDE].iter().chain(&NODE).any(|known| is(packet.to, known))
         }
         IpAddr::V4(_) => false,
     };

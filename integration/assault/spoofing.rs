@@ -5,14 +5,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use crate::answers::{asked_name, must_arrive};
-use crate::bench::{Case, Shown, Side};
+use crate::bench::{Case, Shown, Side, Way};
 use crate::lab::agent::{Octets, Reply, Request, unhex};
 use crate::lab::clock;
 use crate::lab::frame::{ethernet, ip, udp};
 use crate::lab::world::{LAN_MAC, NODE_MAC, PODS};
 use crate::message::{A, IN, address_record, name, octets, query};
 use crate::model::RESOLVER;
-use crate::packets;
 
 const CLASS: &str = "spoofing";
 /// What the forger says.
@@ -79,6 +78,10 @@ pub fn cases() -> Vec<Case> {
                 attempt(side, mark, LATE_MS, |side, forged| {
                     let mut forged = forged.clone();
                     falsify(&mut forged);
+                    if side.is_beside() {
+                        // The pod's kernel says to a stranger that nobody listens to him.
+                        side.is_asked_by(forged.from.ip());
+                    }
                     side.world.outside.inject("eth0", &[forged.frame(&side.uplink(), LAN_MAC)]);
                 })
             })
@@ -161,7 +164,7 @@ fn attempt(side: &Side, mark: &str, late_ms: u64, forge: impl Fn(&Side, &Forged)
     if !side.is_guarded() && !reply.windows(sought.len()).any(|octets| octets == sought) {
         return Shown::Frames(0);
     }
-    side.world.pay.inject("eth0", &[packets::syn(side, target, 443, mark)]);
+    side.sends(Way::Segment(443), target, mark);
     Shown::Frames(1)
 }
 

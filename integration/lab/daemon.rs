@@ -174,6 +174,14 @@ impl Daemon {
         self.child.id()
     }
 
+    /// namegate itself, where what it was started through made it in a PID namespace.
+    #[track_caller]
+    pub fn only_child(&self) -> u32 {
+        let pid = self.pid();
+        let children = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).expect("it runs");
+        children.trim().parse().expect("one child")
+    }
+
     /// Whether it still runs.
     pub fn runs(&mut self) -> bool {
         matches!(self.child.try_wait(), Ok(None))

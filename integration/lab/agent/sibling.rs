@@ -8,6 +8,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use socket2::{Domain, Socket, Type};
@@ -31,10 +32,29 @@ pub enum Attempt {
     Options { to: SocketAddr },
     /// A TCP connection to here, by the pod's interface.
     ByDevice { interface: String, to: SocketAddr },
+    /// Octets from an ordinary socket.
+    Send(Sending),
+    /// A group joined, of which the kernel tells its neighbours.
+    Join { group: IpAddr, interface: String },
     /// A socket mark.
     Mark,
     /// A connection to a Unix socket.
     Unix { path: PathBuf },
+}
+
+/// What an ordinary socket sends.
+#[derive(Serialize, Deserialize, Clone, Debug)]
+pub struct Sending {
+    /// As socket(2) has it; TCP and MPTCP connect first.
+    pub protocol: i32,
+    pub from: Option<SocketAddr>,
+    pub to: SocketAddr,
+    /// Hexadecimal.
+    pub octets: String,
+    /// Level, name and value, hexadecimal; set before anything else.
+    pub options: Vec<(i32, i32, String)>,
+    /// In the SYN itself (RFC 7413, without a cookie).
+    pub at_once: bool,
 }
 
 static KEPT: Mutex<Vec<Socket>> = Mutex::new(Vec::new());
@@ -84,6 +104,8 @@ pub fn attempt(attempt: &Attempt) -> Reply {
         Attempt::Route { via, to } => route(*via, *to),
         Attempt::Options { to } => options(*to),
         Attempt::ByDevice { interface, to } => by_device(interface, *to),
+        Attempt::Send(sending) => send(sending),
+        Attempt::Join { group, interface } => join(*group, interface),
         Attempt::Mark => Socket::new(Domain::IPV4, Type::DGRAM, None).and_then(|socket| socket.set_mark(1)),
         Attempt::Unix { path } => UnixStream::connect(path).map(drop),
     };
@@ -148,6 +170,52 @@ fn send_from(from: SocketAddr, to: SocketAddr, freebind: bool) -> io::Result<()>
     socket.send_to(b"from another", &to.into()).map(drop)
 }
 
+fn send(sending: &Sending) -> io::Result<()> {
+    /// How long a connection is waited for.
+    const PATIENCE: Duration = Duration::from_millis(500);
+    let Sending { protocol, from, to, options, at_once, .. } = sending;
+    let stream = matches!(*protocol, libc::IPPROTO_TCP | libc::IPPROTO_MPTCP);
+    let kind = if stream { Type::STREAM } else { Type::DGRAM };
+    let socket = Socket::new(Domain::for_address(*to), kind, Some((*protocol).into()))?;
+    for (level, name, value) in options {
+        set(&socket, *level, *name, &unhex(value))?;
+    }
+    if let Some(from) = from {
+        socket.bind(&(*from).into())?;
+    }
+    let octets = unhex(&sending.octets);
+    if !stream {
+        return socket.send_to(&octets, &(*to).into()).map(drop);
+    }
+    if !at_once {
+        socket.connect_timeout(&(*to).into(), PATIENCE)?;
+        return socket.send(&octets).map(drop);
+    }
+    set(&socket, libc::IPPROTO_TCP, libc::TCP_FASTOPEN_NO_COOKIE, &1i32.to_ne_bytes())?;
+    socket.set_nonblocking(true)?;
+    match socket.send_to_with_flags(&octets, &(*to).into(), libc::MSG_FASTOPEN) {
+        Err(error) if error.raw_os_error() != Some(libc::EINPROGRESS) => Err(error),
+        _ => {
+            // The SYN may have to wait for its neighbour, and goes with its socket.
+            KEPT.lock().expect("no panic while locked").push(socket);
+            Ok(())
+        }
+    }
+}
+
+fn join(group: IpAddr, interface: &str) -> io::Result<()> {
+    let name = std::ffi::CString::new(interface)?;
+    // SAFETY: the name ends in NUL.
+    let index = unsafe { libc::if_nametoindex(name.as_ptr()) };
+    let socket = Socket::new(if group.is_ipv4() { Domain::IPV4 } else { Domain::IPV6 }, Type::DGRAM, None)?;
+    match group {
+        IpAddr::V4(group) => socket.join_multicast_v4_n(&group, &socket2::InterfaceIndexOrAddress::Index(index))?,
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, index)?,
+    }
+    KEPT.lock().expect("no panic while locked").push(socket);
+    Ok(())
+}
+
 fn route(via: IpAddr, to: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(to), Type::DGRAM, None)?;
     match via {
@@ -175,7 +243,7 @@ fn options(to: SocketAddr) -> io::Result<()> {
 fn by_device(interface: &str, to: SocketAddr) -> io::Result<()> {
     let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
     socket.bind_device(Some(interface.as_bytes()))?;
-    socket.connect_timeout(&to.into(), std::time::Duration::from_millis(700))
+    socket.connect_timeout(&to.into(), Duration::from_millis(700))
 }
 
 fn set(socket: &impl AsRawFd, level: i32, option: i32, value: &[u8]) -> io::Result<()> {
