@@ -2,7 +2,7 @@
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
 # make faults  namegate under load while it is killed, stopped, starved and cut off; some ten minutes
 # make test-long   a million random policies and packets more, of the compiler and of the kernel programs, and ten million
-#                  frames; minutes
+#                  frames; 50 take-overs and 200 kills under load, 100 pods a second for a minute; half an hour
 # make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; after long builds, minutes (assault-long: many)
 # make tools     installs what checks the chart: helm, kubectl-validate, schemas, promtool; minutes, once
 # make test-cluster   the collector against a real API server, which is built from its Go modules first (minutes, once)
@@ -43,6 +43,14 @@ test-long: deps
 	cargo test --test programs --no-run
 	programs="$$(integration/built.sh programs)"
 	$(SUDO) env NAMEGATE_CASES="$$NAMEGATE_CASES" "$$programs" --test-threads 1 meaning
+	# As users run it: what follows is about time.
+	cargo build --release --bin namegate
+	cargo test --release --test integration --test faults --no-run
+	integration="$$(integration/built.sh integration --release)"
+	faults="$$(integration/built.sh faults --release)"
+	$(SUDO) env LAB_TAKE_OVERS=50 "$$integration" --test-threads 1 --nocapture take_over::loses_no_query
+	$(SUDO) env CHURN_SECONDS=60 "$$integration" --test-threads 1 --nocapture a_hundred_
+	$(SUDO) env LAB_KILLS=200 "$$faults" all killed_
 
 # Without Go there is no API server: then the tests are counted as skipped, and say so.
 test-cluster: deps

@@ -4,7 +4,9 @@
 //! and IPv6; what the CNI gave them is written down as libcni does. `red` pods may reach one outside address, `blue` ones
 //! another: what the one may is the control of what the other may not.
 
+mod bursts;
 mod churn;
+mod crowd;
 mod matrix;
 pub mod yard;
 

@@ -212,7 +212,6 @@ impl Yard {
     }
 
     /// One of very many pods that share a namespace: with an interface and addresses by its number there, below 38 000.
-    #[allow(dead_code, reason = "the bench makes crowds")]
     pub fn one_of_many(&self, number: usize, name: &str, crowd: (&str, &std::rc::Rc<Agent>), colour: Colour) -> Pod {
         let (namespace, agent) = (crowd.0.to_owned(), crowd.1.clone());
         let one = self.dressed(0, name.to_owned(), namespace, colour, agent);
@@ -264,7 +263,6 @@ impl Yard {
     }
 
     /// The objects of many, in one file.
-    #[allow(dead_code, reason = "the bench makes crowds")]
     #[track_caller]
     pub fn write_pods(&self, file: &str, pods: &[Pod], addresses: bool) {
         let ips = |pod: &Pod| if addresses { json!([{"ip": pod.v4}, {"ip": pod.v6}]) } else { json!([]) };

@@ -87,6 +87,12 @@ fn run(words: &[String]) -> ExitCode {
         total.stall_ms = total.stall_ms.max(tally.stall_ms);
     }
     guard::cleanup();
+    if let Some(why) = process::judge(&total) {
+        eprintln!("{why}");
+        total.violations += 1;
+        failed += 1;
+        faults += 1;
+    }
     let result = if failed == 0 { "ok" } else { "FAILED" };
     println!("test result: {result}. {} passed; {failed} failed; 0 ignored", faults - failed);
     println!(
