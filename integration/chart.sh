@@ -198,7 +198,9 @@ done
 version=$(sed -n 's/^version = "\(.*\)"/\1/p' Cargo.toml | head -n 1)
 check "the chart is of the program's version" says "$chart/Chart.yaml" "version: $version" "appVersion: \"$version\""
 check "capabilities" capabilities "$work/default.yaml" "BPF NET_ADMIN PERFMON"
-check "capabilities with inboundPod" capabilities "$work/inbound-pod.yaml" "BPF NET_ADMIN PERFMON SYS_ADMIN"
+check "capabilities with inbound pod" capabilities "$work/inbound-pod.yaml" "BPF NET_ADMIN PERFMON SYS_ADMIN"
+check "network namespaces with inbound pod" says "$work/inbound-pod.yaml" "name: netns, mountPath" "path: \"/var/run/netns\""
+check "no network namespaces otherwise" says_not "$work/default.yaml" "netns"
 check "memory, as values.yaml works it out" says "$work/default.yaml" "memory: 423Mi" "memory: 277Mi"
 check "memory of many flows" says "$work/large-nodes.yaml" "memory: 5554Mi"
 check "memory of few flows" says "$work/small-nodes.yaml" "memory: 272Mi"

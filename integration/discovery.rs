@@ -5,6 +5,7 @@
 //! another: what the one may is the control of what the other may not.
 
 mod churn;
+mod inbound;
 mod yard;
 
 use std::fs;
@@ -54,6 +55,7 @@ pub fn trials() -> Vec<Trial> {
     once("files_that_are_broken_are_left_out_and_told", broken_files);
     once("a_bridged_pod_is_not_known_by_what_a_bridge_learned", not_by_neighbours);
     trials.extend(churn::trials());
+    trials.extend(inbound::trials());
     trials
 }
 

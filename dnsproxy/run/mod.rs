@@ -7,6 +7,7 @@ mod discovery;
 mod explain;
 mod files;
 mod floor;
+mod inbound;
 pub mod journal;
 mod lock;
 mod names;

@@ -2,6 +2,7 @@
 //! of every second. Queries don't come through here; see [`crate::serve`].
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -18,11 +19,11 @@ use super::lock::Locks;
 use super::sidecar::{self, Sidecar};
 use super::state::{self, State};
 use super::watch::Watch;
-use super::{floor, names, packets, publish, reload, steering, upkeep};
+use super::{floor, inbound, names, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot::{self, LastGood};
 use crate::config::cilium::{self, CiliumConfig};
-use crate::config::{CacheMode, Config, Source};
+use crate::config::{CacheMode, Config, Inbound, Source};
 use crate::engine::compile::Kept;
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::{FqdnTable, Meaning};
@@ -132,6 +133,8 @@ pub(super) struct Endpoint {
     pub uid: Option<String>,
     /// Its sandbox, and when that was written down.
     pub sandbox: Option<(String, SystemTime)>,
+    /// The file of its network namespace, as the CNI's cache has it.
+    pub namespace: Option<PathBuf>,
     /// What the proxy knows of it; kept over reloads, for it holds what was learned.
     pub served: Option<Arc<Served>>,
     pub attachment: Option<Attachment>,
@@ -179,6 +182,7 @@ async fn run(config: Config, source: Source, beside: bool) -> anyhow::Result<()>
     let interrupt = signal(SignalKind::interrupt())?;
 
     warn_of_others(&source);
+    inbound::check(&config, beside)?;
     // What another process can have is taken next, before anything is touched.
     let tls = tls(&config)?;
     let sidecar = if beside { Some(Sidecar::start(&config, random_mark()?).await?) } else { None };
@@ -315,9 +319,10 @@ async fn run_there(
     let discovers = config.endpoints.is_empty() && sidecar.is_none();
     let (netlink, mut link_events) =
         if discovers { links::open_with_paths() } else { links::open() }.context("opening a netlink socket")?;
-    let place = match &sidecar {
-        Some(_) => Place::Beside { reject_mark: random_mark()? },
-        None => Place::Host,
+    let place = match (&sidecar, config.enforcement.inbound) {
+        (Some(_), _) => Place::Beside { reject_mark: random_mark()? },
+        (None, Inbound::Host) => Place::Host,
+        (None, Inbound::Pod) => Place::Both { inbound_mark: random_mark()? },
     };
     let settings = load_settings(&config, place);
     let fresh = !config.pin_dir.exists();
@@ -785,6 +790,12 @@ impl Endpoint {
         first.into_iter().chain(self.also.iter().map(|also| (also.at.ifindex, also.interface.as_str())))
     }
 
+    /// The file of the network namespace that the other end of an interface of it is in, if that is known.
+    pub fn namespace_of(&self, ifindex: u32) -> Option<&Path> {
+        let also = self.also.iter().find(|also| also.at.ifindex == ifindex);
+        also.map_or(&self.namespace, |also| &also.namespace).as_deref()
+    }
+
     /// Whether an interface is its.
     pub fn is_on(&self, ifindex: u32) -> bool {
         self.interfaces().any(|(index, _)| index == ifindex)
@@ -807,6 +818,7 @@ impl Endpoint {
             also: Vec::new(),
             uid: None,
             sandbox: None,
+            namespace: None,
             served: None,
             attachment: None,
             written: None,
