@@ -8,7 +8,7 @@ use libbpf_cargo::SkeletonBuilder;
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let arch = env::var("CARGO_CFG_TARGET_ARCH")?;
-    for hook in ["from_pod", "to_pod", "beat", "early"] {
+    for hook in ["from_pod", "to_pod", "beat", "early", "inside"] {
         SkeletonBuilder::new()
             .source(format!("bpf/{hook}.bpf.c"))
             .obj(out.join(format!("{hook}.bpf.o")))

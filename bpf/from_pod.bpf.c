@@ -28,9 +28,13 @@ SEC("tc")
 int from_pod(struct __sk_buff *skb)
 {
 	struct context c = {};
-	enum reason reason = excuse(&c, verdict(skb, &c));
+	enum reason reason;
 	int rejected;
 
+	/* An answer of the proxy's, which to_pod sends this way so that it arrives with its mark. */
+	if (inbound_mark && skb->mark == inbound_mark)
+		return bpf_skb_change_type(skb, 0 /* PACKET_HOST */) ? DROP : bpf_redirect_peer(skb->ifindex, 0);
+	reason = excuse(&c, verdict(skb, &c));
 	if (c.probe)
 		return passes(reason) ? NEXT : DROP;
 	count(reason, FLOW_EGRESS, skb->len);

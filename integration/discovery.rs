@@ -7,6 +7,7 @@
 mod bursts;
 mod churn;
 mod crowd;
+mod inbound;
 mod matrix;
 pub mod yard;
 
@@ -62,6 +63,7 @@ pub fn trials() -> Vec<Trial> {
     once("a_bridged_pod_is_not_known_by_what_a_bridge_learned", not_by_neighbours);
     trials.extend(churn::trials());
     trials.extend(matrix::trials());
+    trials.extend(inbound::trials());
     trials
 }
 

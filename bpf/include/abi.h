@@ -34,6 +34,7 @@ enum endpoint_flag {
 	ENDPOINT_CLOSED = 256,		 /* nothing passes: no policy yet, or no addresses known */
 	ENDPOINT_HAS_CIDR = 512,	 /* the rule set has prefixes; without, the tries are not looked at */
 	ENDPOINT_HAS_PORT_BLOCKS = 1024, /* the rule set has rows in `port_blocks`; without, it is not looked at */
+	ENDPOINT_INSIDE = 2048,		 /* what it receives is judged on its own side of the pair, not on the host's */
 };
 
 /* endpoints: ifindex -> who is behind it. Replaced as a whole, so that a packet sees the old row or the new one. */

@@ -21,6 +21,11 @@ const volatile __u32 rejects_per_second = 100;
 const volatile __u32 proxy_port_first = 0; /* the proxy's own sockets have local ports from here on */
 const volatile __u32 proxy_port_last = 0;
 const volatile __u32 reject_mark = 0; /* what comes in with it is our own refusal, on its way to the workload */
+/* Where inbound traffic is judged inside the pods: what has it on its way to one is our own word and judged already. No
+ * pod can set it, and nothing that comes from a wire has one: a mark ends where a network namespace does.
+ */
+const volatile __u32 inbound_mark = 0;
+const volatile __u32 inside = 0; /* to_pod on the pods' own interfaces: inside.bpf.c says whose it is in cb[0] */
 
 /* Only so that their types reach the BTF, and by it the Rust side: no map has them as a value. */
 const volatile struct flow_event abi_flow_event = {};

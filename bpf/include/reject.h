@@ -73,8 +73,11 @@ struct pseudo6 {
 
 static __always_inline int hand_over(struct __sk_buff *skb)
 {
-	if (!is_beside())
+	if (!is_beside()) {
+		if (inbound_mark)
+			skb->mark = inbound_mark;
 		return bpf_redirect_peer(skb->ifindex, 0);
+	}
 	skb->mark = reject_mark;
 	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }

@@ -129,11 +129,23 @@ pub enum UnknownResolvers {
     Pool,
 }
 
+/// Where what pods receive is judged.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Inbound {
+    /// On the host's side of each pod's interface.
+    #[default]
+    Host,
+    /// On the pod's own side, in its network namespace: where a CNI delivers with bpf_redirect_peer, nothing else sees it.
+    Pod,
+}
+
 /// Section `[enforcement]`.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Enforcement {
     /// How programs are attached.
     pub attach: Attach,
+    /// Where what pods receive is judged.
+    pub inbound: Inbound,
     /// Whether nftables drops what comes from an endpoint's interface until programs guard it. `true` unless set.
     pub floor: bool,
     /// Further interfaces that are shut until they are endpoints' and guarded. None unless set.
@@ -549,6 +561,7 @@ settings! {
     "discovery.cni_cache" discovery.cni_cache Restart;
     "discovery.leave_alone" discovery.leave_alone Reload;
     "enforcement.attach" enforcement.attach Restart;
+    "enforcement.inbound" enforcement.inbound Restart;
     "enforcement.floor" enforcement.floor Reload;
     "enforcement.floor_interfaces" enforcement.floor_interfaces Reload;
     "enforcement.adopt" enforcement.adopt Restart;

@@ -63,6 +63,7 @@ fn everything(r: &mut Reader<'_>) -> Config {
                 "enforcement.attach",
                 &[("auto", Attach::Auto), ("tcx", Attach::Tcx), ("clsact", Attach::Clsact), ("xdp", Attach::Xdp)],
             ),
+            inbound: r.word("enforcement.inbound", &[("host", Inbound::Host), ("pod", Inbound::Pod)]),
             floor: r.truth("enforcement.floor", true),
             floor_interfaces: r.list("enforcement.floor_interfaces", INTERFACES, text::interface_names),
             adopt: r.parsed("enforcement.adopt", Adopt::Cut.to_string(), ADOPT, text::adopt),

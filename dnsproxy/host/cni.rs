@@ -39,6 +39,8 @@ pub struct Cached {
     pub container: String,
     /// The interface's name in the pod.
     pub inside: String,
+    /// The file of the pod's network namespace: what libcni says if it is new enough, else what the plugin does.
+    pub namespace: Option<PathBuf>,
     /// Names of what was made on the host's side: the veth, and with some plugins the bridge.
     pub outside: Vec<String>,
     /// The pod's addresses on it.
@@ -85,9 +87,10 @@ pub fn parse(text: &[u8]) -> Result<Option<Cached>, CniError> {
     let result = top.get("result").and_then(Value::as_object);
     let result = result.ok_or_else(|| wrong("result", top.get("result"), "an object"))?;
     let (mut outside, made) = interfaces(result)?;
+    let namespace = namespace(top, result, &inside);
     outside.retain(|name| *name != inside); // a plugin that leaves the sandbox out does not mean the host's own
     let addresses = addresses(result, made)?;
-    Ok(Some(Cached { pod, uid, container, inside, outside, addresses }))
+    Ok(Some(Cached { pod, uid, container, inside, namespace, outside, addresses }))
 }
 
 /// `cniArgs` is a list of pairs. A runtime that serves others too passes no pod.
@@ -133,6 +136,14 @@ fn interfaces(result: &Map<String, Value>) -> Result<(Vec<String>, usize), CniEr
         }
     }
     Ok((outside, all.len()))
+}
+
+/// Only whole paths: AWS's plugin has a dummy in sandbox "0".
+fn namespace(top: &Map<String, Value>, result: &Map<String, Value>, inside: &str) -> Option<PathBuf> {
+    let text = |value: Option<&Value>| value?.as_str().map(PathBuf::from).filter(|path| path.is_absolute());
+    let made = result.get("interfaces").and_then(Value::as_array).into_iter().flatten();
+    let mut own = made.filter(|interface| interface.get("name").and_then(Value::as_str) == Some(inside));
+    text(top.get("netns")).or_else(|| own.find_map(|interface| text(interface.get("sandbox"))))
 }
 
 fn addresses(result: &Map<String, Value>, interfaces: usize) -> Result<Vec<IpAddr>, CniError> {

@@ -5,6 +5,7 @@ pub mod cni;
 pub mod egress;
 pub mod floor;
 pub mod links;
+pub mod namespace;
 mod nftables;
 pub mod owner;
 pub mod paths;

@@ -38,6 +38,9 @@ pub const BEAT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/beat.bpf.o"));
 /// See [`FROM_POD`].
 pub const EARLY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/early.bpf.o"));
 
+/// See [`FROM_POD`].
+pub const INSIDE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/inside.bpf.o"));
+
 /// `enum endpoint_flag`.
 pub mod flag {
     #![expect(missing_docs, reason = "documented in bpf/include/abi.h, where they come from")]
@@ -54,6 +57,8 @@ pub mod flag {
     pub const CLOSED: u32 = f::ENDPOINT_CLOSED.0;
     pub const HAS_CIDR: u32 = f::ENDPOINT_HAS_CIDR.0;
     pub const HAS_PORT_BLOCKS: u32 = f::ENDPOINT_HAS_PORT_BLOCKS.0;
+    /// What it receives is judged on its own side.
+    pub const INSIDE: u32 = f::ENDPOINT_INSIDE.0;
 }
 
 /// A type without padding, every bit pattern of which is a value: it may go to the kernel and come back as octets.

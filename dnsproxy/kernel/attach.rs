@@ -66,7 +66,7 @@ impl Hook {
 
     /// What comes out of the pod comes in on the host's side of its interface, and goes out on its own.
     fn is_ingress(self, place: Place) -> bool {
-        (self == Hook::FromPod) == (place == Place::Host)
+        (self == Hook::FromPod) != place.is_beside()
     }
 
     pub(super) fn tcx(self, place: Place) -> u32 {
@@ -89,6 +89,9 @@ impl Kernel {
             self.attach_early(ifindex)?;
         } else {
             self.detach_early(ifindex); // of an earlier run
+        }
+        if !self.judges_inside() {
+            self.detach_inside(ifindex); // the same
         }
         Ok(method)
     }
@@ -177,6 +180,7 @@ impl Kernel {
     /// Takes all programs off the interface, if it is still there, and removes the pins.
     pub fn detach(&self, ifindex: u32) {
         self.detach_early(ifindex);
+        self.detach_inside(ifindex);
         self.detach_tcx(ifindex);
         detach_clsact(ifindex, self.place(), self.on_beat().as_fd());
         self.retire_others(ifindex);

@@ -16,6 +16,7 @@ use libbpf_rs::{AsRawLibbpf, MapCore, MapHandle, Object, ObjectBuilder, OpenObje
 use super::KernelError;
 use super::abi::{self, rodata};
 use super::attach::{Hook, pin_at};
+use super::inside::{Judge, kept_mark};
 use super::proxy::PROXY_PORTS;
 use super::table::Table;
 use crate::host::owner::{Shared, check_directory};
@@ -58,6 +59,23 @@ pub enum Place {
         /// By which our own refusals are known as they come in; hard to guess and not zero.
         reject_mark: u32,
     },
+    /// The host's sides, and for what pods receive their own sides too.
+    Both {
+        /// By which the pods' sides know what is our own word; hard to guess and not zero. That of an earlier run stays.
+        inbound_mark: u32,
+    },
+    /// The pods' own sides: the second half of `Both`.
+    Inside {
+        /// As there.
+        inbound_mark: u32,
+    },
+}
+
+impl Place {
+    /// On the pod's own interface, beside the workload.
+    pub(super) fn is_beside(self) -> bool {
+        matches!(self, Place::Beside { .. })
+    }
 }
 
 /// The maps and programs.
@@ -66,6 +84,7 @@ pub struct Kernel {
     programs: OnceLock<Programs>,
     beat: Object,
     pub(super) early: OnceLock<Object>,
+    pub(super) inside: OnceLock<Judge>,
     settings: LoadSettings,
     /// Where pins of this ABI version are: `maps/` and `links/`.
     pub(super) pins: PathBuf,
@@ -81,7 +100,7 @@ pub struct Kernel {
 
 /// Where an object's maps come from.
 #[derive(Clone, Copy)]
-enum Maps<'a> {
+pub(super) enum Maps<'a> {
     /// Those of this directory; made there if they are missing.
     Pinned(&'a Path),
     /// Those of another object; of its own if there is none.
@@ -145,13 +164,18 @@ impl Kernel {
         match make_directories(pin_dir) {
             // Beside a workload nobody may mount, nor make a directory to mount at: what is not there is done without.
             Err(KernelError::Call { source, .. })
-                if settings.place != Place::Host
+                if settings.place.is_beside()
                     && matches!(source.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::EROFS)) =>
             {
                 return Kernel::unpinned(pins, settings, probe_mark);
             }
             made => made?,
         }
+        let mut settings = settings.clone();
+        if let Place::Both { inbound_mark } = &mut settings.place {
+            *inbound_mark = kept_mark(&maps, *inbound_mark)?;
+        }
+        let settings = &settings;
         let adopted = maps.join("endpoints").exists();
         let pinned = if adopted { Tables::pinned(&maps, settings) } else { None };
         let programs = OnceLock::new();
@@ -165,8 +189,8 @@ impl Kernel {
             }
         };
         let beat = load_object((abi::BEAT, "beat"), Maps::Pinned(&maps), settings, probe_mark)?;
-        let (early, settings) = (OnceLock::new(), settings.clone());
-        Ok(Kernel { programs, beat, early, settings, pins, is_pinned: true, probe_mark, adopted, tables })
+        let (early, inside, settings) = (OnceLock::new(), OnceLock::new(), settings.clone());
+        Ok(Kernel { programs, beat, early, inside, settings, pins, is_pinned: true, probe_mark, adopted, tables })
     }
 
     /// Maps and programs without a name: filters of clsact hold the programs, and these their maps, when this process ends;
@@ -175,8 +199,20 @@ impl Kernel {
         let loaded = Programs::load(None, settings, probe_mark)?;
         let tables = Tables::of(&loaded.from_pod)?;
         let beat = load_object((abi::BEAT, "beat"), Maps::Shared(Some(&loaded.from_pod)), settings, probe_mark)?;
-        let (programs, early, settings) = (OnceLock::from(loaded), OnceLock::new(), settings.clone());
-        Ok(Kernel { programs, beat, early, settings, pins, is_pinned: false, probe_mark, adopted: false, tables })
+        let (early, inside, settings) = (OnceLock::new(), OnceLock::new(), settings.clone());
+        let programs = OnceLock::from(loaded);
+        Ok(Kernel {
+            programs,
+            beat,
+            early,
+            inside,
+            settings,
+            pins,
+            is_pinned: false,
+            probe_mark,
+            adopted: false,
+            tables,
+        })
     }
 
     /// Whether the next process will find maps and programs.
@@ -189,7 +225,11 @@ impl Kernel {
     /// # Errors
     /// The kernel refuses one.
     pub fn load_programs(&self) -> Result<(), KernelError> {
-        self.programs().map(drop)
+        self.programs()?;
+        if self.judges_inside() {
+            self.judge()?;
+        }
+        Ok(())
     }
 
     fn programs(&self) -> Result<&Programs, KernelError> {
@@ -237,12 +277,18 @@ impl Kernel {
             make_directories(self.pins.parent().unwrap_or(Path::new("/")))?;
         }
         gone.iter().try_for_each(|(name, map)| pin_at(map.as_fd(), &maps.join(name)))?;
-        Ok(gone.into_iter().map(|(name, _)| name).collect())
+        let judge = self.pin_judge_again()?;
+        Ok(gone.into_iter().map(|(name, _)| name).chain(judge).collect())
     }
 
     /// Where the programs stand.
     pub(super) fn place(&self) -> Place {
         self.settings.place
+    }
+
+    /// What programs elsewhere are loaded with.
+    pub(super) fn settings_at(&self, place: Place) -> LoadSettings {
+        LoadSettings { place, ..self.settings.clone() }
     }
 
     /// The program of a hook.
@@ -365,7 +411,7 @@ pub(super) fn program<'obj>(object: &'obj Object, name: &str) -> ProgramMut<'obj
     object.progs_mut().find(|program| program.name() == name).expect("the object was built with this program")
 }
 
-fn load_object(
+pub(super) fn load_object(
     (octets, name): (&[u8], &str),
     maps: Maps<'_>,
     settings: &LoadSettings,
@@ -442,10 +488,18 @@ fn configure(object: &mut OpenObject, settings: &LoadSettings, probe_mark: u32) 
         put(offset_of!(rodata, datagram_both_timeout_ns), &nanoseconds(settings.datagram_both_timeout));
         put(offset_of!(rodata, events_per_second), &settings.events_per_second.to_ne_bytes());
         put(offset_of!(rodata, rejects_per_second), &settings.rejects_per_second.to_ne_bytes());
-        if let Place::Beside { reject_mark } = settings.place {
-            put(offset_of!(rodata, proxy_port_first), &u32::from(*PROXY_PORTS.start()).to_ne_bytes());
-            put(offset_of!(rodata, proxy_port_last), &u32::from(*PROXY_PORTS.end()).to_ne_bytes());
-            put(offset_of!(rodata, reject_mark), &reject_mark.to_ne_bytes());
+        match settings.place {
+            Place::Host => (),
+            Place::Beside { reject_mark } => {
+                put(offset_of!(rodata, proxy_port_first), &u32::from(*PROXY_PORTS.start()).to_ne_bytes());
+                put(offset_of!(rodata, proxy_port_last), &u32::from(*PROXY_PORTS.end()).to_ne_bytes());
+                put(offset_of!(rodata, reject_mark), &reject_mark.to_ne_bytes());
+            }
+            Place::Both { inbound_mark } => put(offset_of!(rodata, inbound_mark), &inbound_mark.to_ne_bytes()),
+            Place::Inside { inbound_mark } => {
+                put(offset_of!(rodata, inbound_mark), &inbound_mark.to_ne_bytes());
+                put(offset_of!(rodata, inside), &1u32.to_ne_bytes());
+            }
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The BPF side: loads the programs, attaches them, writes their maps, reads what they count and tell.
 //!
 //! In reading order: [`abi`] (the types both sides share), [`table`] (a map as typed rows), [`load`] (bpffs, pins, both
-//! programs), [`attach`] (TCX links and clsact filters), `early` (XDP before them), `versions` (what an upgrade finds),
+//! programs), [`attach`] (TCX links and clsact filters), `early` (XDP before them), [`inside`] (the pods' own sides), `versions`
+//! (what an upgrade finds),
 //! [`rules`] (endpoints and what a rule set compiles to), [`grants`], [`sweep`] (what time takes away), [`beat`] (who does
 //! so while the proxy is dead), [`proxy`] (what it sends itself, beside a workload), [`probe`] (is it really in force?),
 //! [`repair`] (it is again), [`events`] and [`counters`].
@@ -14,6 +15,7 @@ pub mod counters;
 mod early;
 pub mod events;
 pub mod grants;
+pub mod inside;
 pub mod load;
 pub mod probe;
 pub mod proxy;

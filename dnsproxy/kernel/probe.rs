@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use libbpf_rs::ProgramInput;
+use libbpf_rs::{ProgramInput, ProgramMut};
 
 use super::KernelError;
 use super::attach::Hook;
@@ -40,15 +40,35 @@ impl Kernel {
         repeat: u32,
         dry: bool,
     ) -> Result<Run, KernelError> {
-        // struct __sk_buff of linux/bpf.h: u32 mark at 8, ingress_ifindex at 36, ifindex at 40.
-        let mut context = [0u8; 192];
-        context[8..12].copy_from_slice(&if dry { self.probe_mark } else { 0 }.to_ne_bytes());
-        context[36..40].copy_from_slice(&ifindex.to_ne_bytes());
-        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
         let program = self.program(match direction {
             Direction::Egress => Hook::FromPod,
             Direction::Ingress => Hook::ToPod,
         })?;
+        self.run_through(&program, frame, ifindex, repeat, dry)
+    }
+
+    /// The same through the program that judges on the pod's own side of `ifindex`.
+    ///
+    /// # Errors
+    /// As above, or there is none.
+    pub fn run_inside(&self, frame: &[u8], ifindex: u32, dry: bool) -> Result<Run, KernelError> {
+        self.run_through(&self.judge()?, frame, ifindex, 1, dry)
+    }
+
+    fn run_through(
+        &self,
+        program: &ProgramMut<'_>,
+        frame: &[u8],
+        ifindex: u32,
+        repeat: u32,
+        dry: bool,
+    ) -> Result<Run, KernelError> {
+        // struct __sk_buff of linux/bpf.h: u32 mark at 8, ingress_ifindex at 36, ifindex at 40, cb at 48.
+        let mut context = [0u8; 192];
+        context[8..12].copy_from_slice(&if dry { self.probe_mark } else { 0 }.to_ne_bytes());
+        context[36..40].copy_from_slice(&ifindex.to_ne_bytes());
+        context[40..44].copy_from_slice(&ifindex.to_ne_bytes());
+        context[48..52].copy_from_slice(&ifindex.to_ne_bytes());
         let mut out = vec![0u8; frame.len() + 256];
         let input = ProgramInput {
             context_in: Some(&mut context),
@@ -70,10 +90,26 @@ impl Kernel {
     /// # Errors
     /// What went wrong, in words for status and log.
     pub fn probe(&self, ifindex: u32, closed: bool, enforced: bool) -> Result<(), String> {
+        self.probe_where(ifindex, closed, enforced, false)
+    }
+
+    /// The same of an interface of which what comes in is judged on the pod's own side.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn probe_inside(&self, ifindex: u32, closed: bool, enforced: bool) -> Result<(), String> {
+        self.probe_where(ifindex, closed, enforced, true)
+    }
+
+    fn probe_where(&self, ifindex: u32, closed: bool, enforced: bool, inside: bool) -> Result<(), String> {
         let arp = arp_probe();
         let stranger = from_stranger();
         let expected = |direction, frame: &[u8], wanted: i32, what: &str| -> Result<(), String> {
-            let run = self.run(direction, frame, ifindex, 1, true).map_err(|error| error.to_string())?;
+            let run = match direction {
+                Direction::Ingress if inside => self.run_inside(frame, ifindex, true),
+                _ => self.run(direction, frame, ifindex, 1, true),
+            };
+            let run = run.map_err(|error| error.to_string())?;
             if run.action == wanted { Ok(()) } else { Err(format!("{what}: action {}, not {wanted}", run.action)) }
         };
         let arp_action = if closed { DROP } else { NEXT };

@@ -35,11 +35,13 @@ pub struct Damage {
     pub fault: Fault,
     /// Other programs' number, as far as one is in the way.
     pub other: Option<u32>,
+    /// On the pod's own side of the interface.
+    pub inside: bool,
 }
 
 impl fmt::Display for Damage {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = self.hook.name();
+        let name = if self.inside { "the pod's side" } else { self.hook.name() };
         match (self.fault, self.other) {
             (Fault::Detached, None) => write!(f, "{name}: no program is attached"),
             (Fault::Detached, Some(other)) => write!(f, "{name}: program {other} is attached, not ours"),
@@ -99,10 +101,10 @@ impl Kernel {
                     }
                 }
             };
-            found.push(Damage { hook, fault, other });
+            found.push(Damage { hook, fault, other, inside: false });
         }
         if self.drops_early() && !self.is_early(ifindex)? {
-            found.push(Damage { hook: Hook::FromPod, fault: Fault::NotEarly, other: None });
+            found.push(Damage { hook: Hook::FromPod, fault: Fault::NotEarly, other: None, inside: false });
         }
         Ok(found)
     }

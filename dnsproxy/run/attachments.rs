@@ -30,6 +30,15 @@ pub(super) struct Attachment {
     pub closed: bool,
     /// The programs were on it when they were last looked at.
     pub in_place: bool,
+    /// The number of the pod's own side in its namespace, where what it receives is judged there.
+    pub inside: Option<u32>,
+}
+
+impl Attachment {
+    /// Not attached yet.
+    pub fn new(ifindex: u32, bridge: Option<u32>, inside: Option<u32>) -> Attachment {
+        Attachment { ifindex, method: Method::Tcx, bridge, closed: false, in_place: false, inside }
+    }
 }
 
 impl Node {
@@ -81,7 +90,7 @@ impl Node {
                 continue;
             }
             let (bridge, _) = self.bridge_of(&link).await;
-            let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
+            let at = Attachment::new(link.index, bridge, None);
             if let Err(error) = self.introduce(&key, at) {
                 tracing::warn!(pod = key, error = &error as &dyn std::error::Error, "its DNS waits for its programs");
             }
@@ -117,7 +126,7 @@ impl Node {
     }
 
     fn close_row(&self, ifindex: u32, endpoint: &Endpoint) {
-        let row = EndpointRow { flags: flag::CLOSED | flag::ENFORCE, ..endpoint.row(false, false, &BTreeSet::new()) };
+        let row = EndpointRow { flags: flag::CLOSED | flag::ENFORCE, ..endpoint.row(None, false, &BTreeSet::new()) };
         let name = self.links.get(&ifindex).map_or("?", |link| &link.name);
         match self.kernel.set_endpoint(ifindex, &row) {
             Ok(()) => {
@@ -211,16 +220,20 @@ impl Node {
 
     /// The same, on this interface.
     pub(super) async fn meet_on(&mut self, key: &str, link: &Link) {
-        let (bridge, problem) = self.bridge_of(link).await;
+        let (bridge, mut problem) = self.bridge_of(link).await;
         if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
             && let Err(error) = self.kernel.set_bridge(link.index, mac)
         {
             tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
         }
+        // First: its row says where it is judged.
+        let namespace = self.endpoints.get(key).and_then(|endpoint| endpoint.namespace.clone());
+        let inside = self.reach_inside(link, namespace.as_deref(), &mut problem);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         let is_new = std::mem::replace(&mut endpoint.link_problem, problem) != endpoint.link_problem;
-        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
-        if endpoint.attachment.is_some_and(|old| old.in_place && old.ifindex == at.ifindex && old.bridge == at.bridge) {
+        let at = Attachment::new(link.index, bridge, inside);
+        let is_as = |old: Attachment| (old.ifindex, old.bridge, old.inside) == (at.ifindex, at.bridge, at.inside);
+        if endpoint.attachment.is_some_and(|old| old.in_place && is_as(old)) {
             let reject = self.config.enforcement.reject;
             if is_new && let Err(error) = endpoint.write_row(&self.kernel, reject, &self.steering.servers) {
                 tracing::error!(pod = key, error = &error as &dyn std::error::Error, "its row was not written");
@@ -271,7 +284,7 @@ impl Node {
             endpoint.served = Some(served.into());
         }
         endpoint.adopt_until = self.adopting.until(at.ifindex);
-        let row = endpoint.row(at.bridge.is_some(), self.config.enforcement.reject, &self.steering.servers);
+        let row = endpoint.row(Some(at), self.config.enforcement.reject, &self.steering.servers);
         self.kernel.set_endpoint(at.ifindex, &row)?;
         endpoint.attachment = Some(Attachment { closed: row.flags & flag::CLOSED != 0, ..at });
         endpoint.written = Some(row);
@@ -319,7 +332,7 @@ impl Endpoint {
     pub fn write_row(&mut self, kernel: &Kernel, reject: bool, servers: &BTreeSet<IpAddr>) -> Result<(), KernelError> {
         self.write_also(kernel, reject, servers)?;
         let Some(mut at) = self.attachment else { return Ok(()) };
-        let row = self.row(at.bridge.is_some(), reject, servers);
+        let row = self.row(Some(at), reject, servers);
         kernel.set_endpoint(at.ifindex, &row)?;
         at.closed = row.flags & flag::CLOSED != 0;
         self.attachment = Some(at);
@@ -342,17 +355,17 @@ impl Endpoint {
     /// What the kernel is to know of a further interface of it: its number, policy and state, with the addresses there.
     pub fn row_of(&self, also: &Also, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
         let fine = also.problem.is_empty() && !also.addresses.is_empty();
-        let row = self.row_with(fine, also.at.bridge.is_some(), reject, servers);
+        let row = self.row_with(fine, Some(also.at), reject, servers);
         EndpointRow { addresses: also.addresses.iter().copied().take(ADDRESSES).collect(), mac: None, ..row }
     }
 
-    /// What the kernel is to know of it.
-    pub fn row(&self, bridged: bool, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
+    /// What the kernel is to know of it where it is attached.
+    pub fn row(&self, at: Option<Attachment>, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
         let fine = self.link_problem.is_empty() && !self.addresses.is_empty();
-        self.row_with(fine, bridged, reject, servers)
+        self.row_with(fine, at, reject, servers)
     }
 
-    fn row_with(&self, fine: bool, bridged: bool, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
+    fn row_with(&self, fine: bool, at: Option<Attachment>, reject: bool, servers: &BTreeSet<IpAddr>) -> EndpointRow {
         let mut flags = match &self.rules {
             Some(rules) if fine => EndpointRow::flags_of(rules),
             _ => flag::CLOSED | flag::ENFORCE,
@@ -362,7 +375,10 @@ impl Endpoint {
         if self.addresses.iter().any(|address| servers.contains(address)) {
             flags &= !flag::STEER;
         }
-        flags |= if bridged { flag::BRIDGED } else { 0 } | if reject { flag::REJECT } else { 0 };
+        let (bridged, inside) = (at.and_then(|at| at.bridge).is_some(), at.and_then(|at| at.inside).is_some());
+        for (is_so, flag) in [(bridged, flag::BRIDGED), (inside, flag::INSIDE), (reject, flag::REJECT)] {
+            flags |= if is_so { flag } else { 0 };
+        }
         EndpointRow {
             id: self.id,
             slot: self.slot,

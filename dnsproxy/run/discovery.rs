@@ -21,6 +21,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::time::{Duration, Instant, SystemTime};
 
 use super::attachments::Attachment;
@@ -90,6 +91,8 @@ pub(super) struct Unknown {
 pub(super) struct Also {
     pub interface: String,
     pub at: Attachment,
+    /// The file of the pod's network namespace, as the CNI's cache has it.
+    pub namespace: Option<PathBuf>,
     pub addresses: Vec<IpAddr>,
     pub written: Option<EndpointRow>,
     /// Why it is not as it should be.
@@ -118,6 +121,8 @@ struct Found {
     uid: Option<String>,
     /// Its sandbox, and when that was written down; none: it was found by a route.
     sandbox: Option<(String, SystemTime)>,
+    /// The file of its network namespace.
+    namespace: Option<PathBuf>,
     /// Its addresses on this interface.
     addresses: Vec<IpAddr>,
 }
@@ -160,6 +165,7 @@ impl Discovery {
                 pod: cached.pod.clone(),
                 uid: cached.uid.clone(),
                 sandbox: Some((cached.container.clone(), written)),
+                namespace: cached.namespace.clone(),
                 addresses: cached.addresses.clone(),
             });
         }
@@ -179,6 +185,7 @@ impl Discovery {
                 pod: pod.clone(),
                 uid: None,
                 sandbox: None,
+                namespace: None,
                 addresses: behind.into_iter().filter(|address| self.at.contains_key(address)).collect(),
             }),
             (Some(one), Some(other)) => Class::Unknown(format!("routes lead to {one} and to {other} over it")),

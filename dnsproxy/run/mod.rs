@@ -9,6 +9,7 @@ mod discovery;
 mod explain;
 mod files;
 mod floor;
+mod inbound;
 mod inherit;
 pub mod journal;
 mod lock;

@@ -2,6 +2,7 @@
 //! of every second. Queries don't come through here; see [`crate::serve`].
 
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -25,7 +26,7 @@ use super::{floor, packets, publish, reload, steering, upkeep};
 use crate::clock;
 use crate::cluster::snapshot;
 use crate::config::cilium::{self, CiliumConfig};
-use crate::config::{CacheMode, Config, Source, UnknownResolvers};
+use crate::config::{CacheMode, Config, Inbound, Source, UnknownResolvers};
 use crate::engine::compile::Kept;
 use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::engine::fqdn::FqdnTable;
@@ -139,6 +140,8 @@ pub(super) struct Endpoint {
     pub uid: Option<String>,
     /// Its sandbox, and when that was written down.
     pub sandbox: Option<(String, SystemTime)>,
+    /// The file of its network namespace, as the CNI's cache has it.
+    pub namespace: Option<PathBuf>,
     /// What the proxy knows of it; kept over reloads, for it holds what was learned.
     pub served: Option<Arc<Served>>,
     pub attachment: Option<Attachment>,
@@ -175,9 +178,10 @@ pub(super) async fn run_there(
     let discovers = config.endpoints.is_empty() && sidecar.is_none();
     let (netlink, mut link_events) =
         if discovers { links::open_with_paths() } else { links::open() }.context("opening a netlink socket")?;
-    let place = match &sidecar {
-        Some(_) => Place::Beside { reject_mark: random_mark()? },
-        None => Place::Host,
+    let place = match (&sidecar, config.enforcement.inbound) {
+        (Some(_), _) => Place::Beside { reject_mark: random_mark()? },
+        (None, Inbound::Host) => Place::Host,
+        (None, Inbound::Pod) => Place::Both { inbound_mark: random_mark()? },
     };
     let settings = load_settings(&config, place);
     let fresh = !config.pin_dir.exists();
@@ -549,6 +553,12 @@ impl Endpoint {
         first.into_iter().chain(self.also.iter().map(|also| (also.at.ifindex, also.interface.as_str())))
     }
 
+    /// The file of the network namespace that the other end of an interface of it is in, if that is known.
+    pub fn namespace_of(&self, ifindex: u32) -> Option<&Path> {
+        let also = self.also.iter().find(|also| also.at.ifindex == ifindex);
+        also.map_or(&self.namespace, |also| &also.namespace).as_deref()
+    }
+
     /// Whether an interface is its.
     pub fn is_on(&self, ifindex: u32) -> bool {
         self.interfaces().any(|(index, _)| index == ifindex)
@@ -572,6 +582,7 @@ impl Endpoint {
             also: Vec::new(),
             uid: None,
             sandbox: None,
+            namespace: None,
             served: None,
             attachment: None,
             written: None,

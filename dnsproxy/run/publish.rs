@@ -50,8 +50,8 @@ impl Node {
 
     /// Whether kernel and proxy know an endpoint with these very rules, as it is now.
     pub(super) fn is_in_force(&self, endpoint: &Endpoint, rules: &Arc<RuleSet>) -> bool {
-        let row = |bridged| endpoint.row(bridged, self.config.enforcement.reject, &self.steering.servers);
-        let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at.bridge.is_some())));
+        let row = |at| endpoint.row(Some(at), self.config.enforcement.reject, &self.steering.servers);
+        let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at)));
         let of_also = |also| endpoint.row_of(also, self.config.enforcement.reject, &self.steering.servers);
         known
             && endpoint.also.iter().all(|also| also.written.as_ref() == Some(&of_also(also)))

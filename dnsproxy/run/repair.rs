@@ -68,7 +68,7 @@ impl Node {
                 None => tracing::error!(ifindex = at.ifindex, "not shut: {}; it is again", list(&found)),
             }
         }
-        Ok(())
+        key.map_or(Ok(()), |key| self.look_inside(key, at))
     }
 
     fn mend(&self, at: Attachment, found: &[Damage]) -> Result<(), String> {
@@ -85,7 +85,7 @@ impl Node {
     }
 
     /// What was opened while a program was missing is judged by the rules, not by the flow that it has become.
-    fn judge_anew(&mut self, key: &str, found: &[Damage]) -> Result<(), KernelError> {
+    pub(super) fn judge_anew(&mut self, key: &str, found: &[Damage]) -> Result<(), KernelError> {
         let missing: Vec<Hook> = missing(found).collect();
         let (kernel, reject) = (self.kernel.clone(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key).filter(|_| !missing.is_empty()) else { return Ok(()) };
@@ -95,7 +95,7 @@ impl Node {
     }
 
     /// Counts and tells.
-    fn in_force_again(&self, key: &str, found: &[Damage]) {
+    pub(super) fn in_force_again(&self, key: &str, found: &[Damage]) {
         let Some(endpoint) = self.endpoints.get(key) else { return };
         for damage in found {
             self.metrics.repaired(damage.fault.into());
@@ -117,7 +117,11 @@ impl Node {
     fn probe(&self, key: &str, at: Attachment) -> Result<(), String> {
         let Some(endpoint) = self.endpoints.get(key) else { return Ok(()) };
         let enforced = endpoint.rules.as_ref().is_none_or(|rules| rules.selected);
-        let probe = || self.kernel.probe(at.ifindex, at.closed, enforced);
+        let inside = endpoint.attachment.is_some_and(|at| at.inside.is_some());
+        let probe = || match inside {
+            true => self.kernel.probe_inside(at.ifindex, at.closed, enforced),
+            false => self.kernel.probe(at.ifindex, at.closed, enforced),
+        };
         let Err(why) = probe() else { return Ok(()) };
         let Some(row) = &endpoint.written else { return Err(why) };
         self.kernel.set_endpoint(at.ifindex, row).map_err(words)?;
@@ -149,6 +153,6 @@ fn list(found: &[Damage]) -> String {
     each.join(", ")
 }
 
-fn words(error: KernelError) -> String {
+pub(super) fn words(error: KernelError) -> String {
     format!("{:#}", anyhow::Error::from(error))
 }

@@ -54,6 +54,7 @@ async fn run(config: Config, source: Source, beside: bool) -> anyhow::Result<()>
 
     warn_of_others(&source);
     super::capabilities::check(&config, beside)?;
+    super::inbound::check(&config, beside)?;
     // What another process can have is taken next, before anything is touched.
     let tls = tls(&config)?;
     let sidecar = if beside { Some(Sidecar::start(&config, random_mark()?).await?) } else { None };

@@ -2,6 +2,7 @@
 
 use std::ffi::CString;
 use std::fs;
+use std::net::{Ipv4Addr, Ipv6Addr};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
@@ -28,16 +29,7 @@ pub fn ifindex_of(world: &World, interface: &str) -> i32 {
 
 /// As `bpftool link detach pinned` does.
 pub fn detach_link(world: &World, program: &str) {
-    let path = link_pin(world, program);
-    let path = CString::new(path.as_os_str().as_encoded_bytes()).expect("no NUL");
-    // SAFETY: a string that ends in NUL; the descriptor is closed below.
-    let detached = unsafe {
-        let link = libbpf_sys::bpf_obj_get(path.as_ptr());
-        let detached = libbpf_sys::bpf_link_detach(link);
-        libc::close(link);
-        detached
-    };
-    assert_eq!(detached, 0, "{}", std::io::Error::last_os_error());
+    detach_pinned(link_pin(world, program).to_str().expect("a path in UTF-8"));
 }
 
 /// A TC program, as the octets of its instructions.
@@ -136,4 +128,77 @@ pub fn fill_chain(world: &World, interface: &str) -> Vec<OwnedFd> {
         }
     };
     std::thread::spawn(fill).join().expect("it is full")
+}
+
+/// What a CNI does that delivers past the host's side: sends packets to these addresses to the other end of an interface with
+/// bpf_redirect_peer, and passes everything else on.
+pub fn delivery(v4: Ipv4Addr, v6: Ipv6Addr, ifindex: u32) -> Vec<u64> {
+    const JUMP_UNLESS_32: u8 = 0x56;
+    const REDIRECT_PEER: u32 = 155;
+    let one = |code: u8, to: u8, from: u8, offset: i16, value: u32| {
+        u64::from(code) | u64::from(to | from << 4) << 8 | u64::from(offset as u16) << 16 | u64::from(value) << 32
+    };
+    // r1 = ifindex; r2 = 0; return bpf_redirect_peer(r1, r2)
+    let deliver =
+        [one(0xb7, 1, 0, 0, ifindex), one(0xb7, 2, 0, 0, 0), one(0x85, 0, 0, 0, REDIRECT_PEER), one(0x95, 0, 0, 0, 0)];
+    // Each word: r0 = ntohl(the frame's word there); if it is not this one, on to what follows.
+    let matches = |ethertype: u16, first: u32, words: &[u32]| {
+        let length = words.len() * 2 + deliver.len();
+        let mut block = vec![one(JUMP_UNLESS_32, 7, 0, length as i16, ethertype.to_be().into())];
+        for (number, word) in words.iter().enumerate() {
+            block.push(one(0x20, 0, 0, 0, first + 4 * number as u32));
+            block.push(one(JUMP_UNLESS_32, 0, 0, (length - number * 2 - 2) as i16, *word));
+        }
+        block.extend(deliver);
+        block
+    };
+    let words: Vec<u32> = v6.octets().chunks(4).map(|word| u32::from_be_bytes(word.try_into().expect("4"))).collect();
+    // r6 = the context, which loads of words want there; r7 = its protocol.
+    let mut program = vec![one(0xbf, 6, 1, 0, 0), one(0x61, 7, 1, 16, 0)];
+    program.extend(matches(0x0800, 30, &[u32::from(v4)]));
+    program.extend(matches(0x86dd, 38, &words));
+    program.extend([one(0xb7, 0, 0, 0, u32::MAX), one(0x95, 0, 0, 0, 0)]);
+    program
+}
+
+/// Attaches a program that is pinned beside ours with TCX to what comes in on an interface of a namespace, `first` or last,
+/// and pins the link.
+#[track_caller]
+pub fn attach_in(world: &World, namespace: &str, interface: &str, name: &str, first: bool) {
+    let line = super::process::must_inside(namespace, &format!("ip -oneline link show dev {interface}"));
+    let ifindex: i32 = line.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number");
+    let entered = fs::File::open(format!("/run/netns/{namespace}")).expect("it is there");
+    let bpf = world.directory.join("bpf");
+    let path = |name: String| CString::new(bpf.join(name).as_os_str().as_encoded_bytes()).expect("no NUL");
+    let (program, pin) = (path(name.to_owned()), path(format!("{name}-{interface}")));
+    let attach = move || {
+        // SAFETY: as in `attach_other`.
+        unsafe {
+            assert_eq!(libc::setns(entered.as_raw_fd(), libc::CLONE_NEWNET), 0);
+            let fd = libbpf_sys::bpf_obj_get(program.as_ptr());
+            let mut options: libbpf_sys::bpf_link_create_opts = std::mem::zeroed();
+            options.sz = size_of_val(&options) as _;
+            options.flags = if first { libbpf_sys::BPF_F_BEFORE } else { libbpf_sys::BPF_F_AFTER };
+            let link = libbpf_sys::bpf_link_create(fd, ifindex, libbpf_sys::BPF_TCX_INGRESS, &options);
+            assert!(link >= 0, "{}", std::io::Error::from_raw_os_error(-link));
+            assert_eq!(libbpf_sys::bpf_obj_pin(link, pin.as_ptr()), 0);
+            libc::close(link);
+            libc::close(fd);
+        }
+    };
+    std::thread::spawn(attach).join().expect("it is attached");
+}
+
+/// As `bpftool link detach pinned` does.
+#[track_caller]
+pub fn detach_pinned(pin: &str) {
+    let path = CString::new(pin).expect("no NUL");
+    // SAFETY: a string that ends in NUL; the descriptor is closed below.
+    let detached = unsafe {
+        let link = libbpf_sys::bpf_obj_get(path.as_ptr());
+        let detached = libbpf_sys::bpf_link_detach(link);
+        libc::close(link);
+        detached
+    };
+    assert_eq!(detached, 0, "{}", std::io::Error::last_os_error());
 }

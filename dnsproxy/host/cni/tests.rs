@@ -246,3 +246,22 @@ fn what_is_no_file_or_too_long_holds_nobody_up() {
 fn an_interface_of_the_pod_without_its_sandbox_is_not_taken_for_the_hosts() {
     says(&file(ARGS, r#"{"interfaces":[{"name":"veth1"},{"name":"eth0"}]}"#), &["veth1"], &[]);
 }
+
+#[track_caller]
+fn is_in(namespace: Option<&str>, text: &str) {
+    let cached = parse(text.as_bytes()).unwrap().expect("it is a pod's");
+    assert_eq!(cached.namespace.as_deref(), namespace.map(Path::new), "{text}");
+}
+
+#[test]
+fn the_pods_namespace_is_what_libcni_says_else_what_the_plugin_says_of_that_interface() {
+    let result =
+        |sandbox: &str| format!(r#"{{"interfaces":[{{"name":"veth1"}},{{"name":"eth0","sandbox":"{sandbox}"}}]}}"#);
+    let old = |result: &str| file(ARGS, result).replace(r#""netns":"/var/run/netns/cni-1","#, "");
+    is_in(Some("/var/run/netns/cni-1"), &file(ARGS, &result("/other")));
+    is_in(Some("/other"), &old(&result("/other")));
+    is_in(None, &old(&result("0")));
+    is_in(None, &old(&result("netns/cni-1")));
+    is_in(None, &old(r#"{"interfaces":[{"name":"veth1"},{"name":"net1","sandbox":"/other"}]}"#));
+    is_in(None, &old(r#"{"interfaces":[{"name":"veth1"}]}"#));
+}

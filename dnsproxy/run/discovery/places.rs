@@ -1,6 +1,8 @@
 //! From events to endpoints on their interfaces: one interface at a time, by what is known of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::path::PathBuf;
 
 use super::super::attachments::Attachment;
 use super::super::checkpoint;
@@ -11,7 +13,6 @@ use crate::engine::endpoint::{EndpointId, PodRef};
 use crate::host::links::{Event, Link, Peer};
 use crate::host::paths::{Path, Paths};
 use crate::kernel::abi::flag;
-use crate::kernel::attach::Method;
 use crate::kernel::rules::EndpointRow;
 
 impl Node {
@@ -84,16 +85,17 @@ impl Node {
                 self.endpoints.extend(endpoint.map(|endpoint| (key.clone(), endpoint)));
             }
             let (bridge, problem) = self.bridge_of(&link).await;
-            let at = Attachment { ifindex, method: Method::Tcx, bridge, closed: false, in_place: false };
+            let at = Attachment::new(ifindex, bridge, self.kernel.inside_of(ifindex));
             let Some(endpoint) = self.endpoints.get_mut(&key) else { continue };
             let addresses = found.iter().flat_map(|found| found.given().to_vec()).collect();
+            let namespace = found.as_ref().and_then(|found| found.namespace.clone());
             if endpoint.attachment.is_none() {
                 (endpoint.attachment, endpoint.interface) = (Some(at), link.name);
                 (endpoint.given, endpoint.link_problem) = (addresses, problem);
-                endpoint.uid = found.and_then(|found| found.uid);
+                (endpoint.uid, endpoint.namespace) = (found.and_then(|found| found.uid), namespace);
             } else {
                 let (written, damage) = (None, String::new());
-                endpoint.also.push(Also { interface: link.name, at, addresses, written, problem, damage });
+                endpoint.also.push(Also { interface: link.name, at, namespace, addresses, written, problem, damage });
             }
         }
         for (key, state) in &old {
@@ -383,13 +385,16 @@ impl Node {
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         let is_first = endpoint.attachment.is_none_or(|at| at.ifindex == link.index);
         let addresses = found.as_ref().map(|found| if is_first { found.given() } else { &found.addresses }.to_vec());
-        if let Some(Found { uid, sandbox, .. }) = found {
-            endpoint.uid = uid.or(uid_here);
-            endpoint.sandbox = sandbox.or(endpoint.sandbox.take());
+        let mut namespace = None;
+        if let Some(found) = found {
+            endpoint.uid = found.uid.or(uid_here);
+            endpoint.sandbox = found.sandbox.or(endpoint.sandbox.take());
+            namespace = found.namespace;
         }
         if is_first {
             let before = (endpoint.attachment, endpoint.given.clone());
             endpoint.interface.clone_from(&link.name);
+            endpoint.namespace = namespace.or(endpoint.namespace.take());
             if before.0.is_none() {
                 discovery.reload_soon(); // so that the state knows where it is
             }
@@ -415,14 +420,20 @@ impl Node {
             if before == (endpoint.attachment, endpoint.given.clone()) {
                 return;
             }
-        } else if !self.meet_also(key, link, addresses).await {
+        } else if !self.meet_also(key, link, namespace, addresses).await {
             return;
         }
         self.discovery.iter_mut().for_each(|discovery| discovery.unpublished = true);
     }
 
     /// A further interface of an endpoint. Whether anything is new.
-    async fn meet_also(&mut self, key: &str, link: &Link, addresses: Option<Vec<std::net::IpAddr>>) -> bool {
+    async fn meet_also(
+        &mut self,
+        key: &str,
+        link: &Link,
+        namespace: Option<PathBuf>,
+        addresses: Option<Vec<IpAddr>>,
+    ) -> bool {
         let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
         let is_as_it_was = |also: &Also| {
             also.at.ifindex == link.index
@@ -435,13 +446,20 @@ impl Node {
         if self.endpoints.get(key).is_some_and(|endpoint| endpoint.also.iter().any(is_as_it_was)) {
             return false;
         }
-        let (bridge, problem) = self.bridge_of(link).await;
+        let (bridge, mut problem) = self.bridge_of(link).await;
         if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
             && let Err(error) = self.kernel.set_bridge(link.index, mac)
         {
             tracing::warn!(bridge, error = &error as &dyn std::error::Error, "the bridge's MAC was not written");
         }
-        let at = Attachment { ifindex: link.index, method: Method::Tcx, bridge, closed: false, in_place: false };
+        let known = self
+            .endpoints
+            .get(key)
+            .and_then(|endpoint| endpoint.namespace_of(link.index))
+            .map(std::path::Path::to_owned);
+        let namespace = namespace.or(known);
+        let inside = self.reach_inside(link, namespace.as_deref(), &mut problem);
+        let at = Attachment::new(link.index, bridge, inside);
         let (attach, reject) = (self.attach_way(), self.config.enforcement.reject);
         let Some(endpoint) = self.endpoints.get_mut(key) else { return false };
         let known = endpoint.also.iter().position(|also| also.at.ifindex == link.index);
@@ -450,6 +468,7 @@ impl Node {
             None => Also {
                 interface: link.name.clone(),
                 at,
+                namespace: None,
                 addresses: Vec::new(),
                 written: None,
                 problem: String::new(),
@@ -457,7 +476,7 @@ impl Node {
             },
         };
         let addresses = addresses.unwrap_or_else(|| also.addresses.clone());
-        (also.at, also.addresses, also.problem) = (at, addresses, problem);
+        (also.at, also.addresses, also.problem, also.namespace) = (at, addresses, problem, namespace);
         also.interface.clone_from(&link.name);
         endpoint.also.push(also);
         let attached = endpoint
@@ -498,7 +517,8 @@ impl Node {
         if endpoint.attachment.is_some_and(|at| at.ifindex == index) {
             endpoint.attachment = None;
             if !endpoint.also.is_empty() {
-                let Also { interface, at, addresses, written, problem, damage } = endpoint.also.remove(0);
+                let Also { interface, at, namespace, addresses, written, problem, damage } = endpoint.also.remove(0);
+                endpoint.namespace = namespace;
                 (endpoint.interface, endpoint.attachment, endpoint.written) = (interface, Some(at), written);
                 (endpoint.given, endpoint.link_problem, endpoint.damage) = (addresses.clone(), problem, damage);
                 endpoint.addresses = addresses;
@@ -543,7 +563,7 @@ impl Node {
         let unknown = self.discovery.iter().flat_map(|discovery| &discovery.unknown);
         let unknown = unknown.filter_map(|(index, unknown)| Some((*index, unknown.interface.clone(), unknown.method?)));
         for (index, interface, method) in unknown.collect::<Vec<_>>() {
-            let at = Attachment { ifindex: index, method, bridge: None, closed: true, in_place: true };
+            let at = Attachment { method, closed: true, in_place: true, ..Attachment::new(index, None, None) };
             if let Err(why) = self.look_at_programs_of(None, at) {
                 reasons.push(format!("{interface}: {why}"));
             }

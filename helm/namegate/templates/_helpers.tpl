@@ -80,6 +80,11 @@ floating numbers: JSON writes whole ones as such, and JSON's texts and lists are
 {{- end -}}
 {{- end -}}
 
+{{/* Whether what pods receive is judged on their own side. */}}
+{{- define "namegate.inboundPod" -}}
+{{- if eq "pod" (dig "enforcement" "inbound" "host" (.Values.config | default dict)) }}true{{ end -}}
+{{- end -}}
+
 {{/* What values.yaml says under agent.resources, in octets. Takes the root and whether what comes as it goes counts. */}}
 {{- define "namegate.memory" -}}
 {{- $config := .root.Values.config | default dict -}}

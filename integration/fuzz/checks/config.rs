@@ -9,8 +9,8 @@ use std::fs;
 use std::path::Path;
 
 use namegate::config::{
-    Attach, CacheMode, Config, ConfigError, ConfigErrors, Enforcing, KEYS, Key, LogFormat, OnInvalid, Output, Place,
-    RejectCode, Servers, Siblings, Source, UnknownResolvers,
+    Attach, CacheMode, Config, ConfigError, ConfigErrors, Enforcing, Inbound, KEYS, Key, LogFormat, OnInvalid, Output,
+    Place, RejectCode, Servers, Siblings, Source, UnknownResolvers,
 };
 
 use super::cost::{self, Limit};
@@ -187,6 +187,10 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         Attach::Clsact => "clsact",
         Attach::Xdp => "xdp",
     };
+    let inbound = match kernel.inbound {
+        Inbound::Host => "host",
+        Inbound::Pod => "pod",
+    };
     let reject = match dns.reject_response_code {
         RejectCode::Refused => "refused",
         RejectCode::NameError => "nameError",
@@ -219,6 +223,7 @@ fn written(config: &Config) -> Vec<(&'static str, Written)> {
         ("discovery.cni_cache", path(&config.discovery.cni_cache)),
         ("discovery.leave_alone", Written::List(texts(&config.discovery.leave_alone))),
         ("enforcement.attach", word(attach)),
+        ("enforcement.inbound", word(inbound)),
         ("enforcement.floor", bare(&kernel.floor)),
         ("enforcement.floor_interfaces", Written::List(texts(&kernel.floor_interfaces))),
         ("enforcement.adopt", text(&kernel.adopt)),
