@@ -57,6 +57,7 @@ pub fn trials() -> Vec<Trial> {
     once("what_is_the_machines_own_is_never_touched", own_interfaces);
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
     once("with_clsact_pods_are_found_too", clsact);
+    once("beside_anothers_ingress_qdisc_clsact_says_so_and_what_the_pod_sends_is_judged", ingress_qdisc);
     once("files_that_are_broken_are_left_out_and_told", broken_files);
     once("what_ends_while_it_is_dead_is_swept_for_a_pod_found_after_the_start", swept_while_dead);
     once("programs_that_cannot_be_put_on_anew_at_a_restart_stay_as_they_were", kept_programs);
@@ -370,6 +371,28 @@ fn clsact() -> Result<(), Failed> {
     assert_ne!(stranger.agent().datagram(yard.outside(Family::V4, RED)), Reach::Reached);
     assert!(clock::wait_until(LIMIT, || daemon.ready().0), "{}", daemon.ready().1);
     yard.is_guarded_as(&red, RED);
+    Ok(())
+}
+
+/// That of the CNI's bandwidth plugin: it has no egress side, and what is put there stands in its one chain.
+fn ingress_qdisc() -> Result<(), Failed> {
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let pod = yard.pod(0, RED);
+    yard.write_pod(&pod, true);
+    yard.plug(&pod);
+    yard.world.must("node", &format!("tc qdisc add dev {} ingress", pod.host));
+    yard.write_cache(&pod);
+    for family in FAMILIES {
+        assert_eq!(pod.agent().datagram(yard.outside(family, BLUE)), Reach::Reached, "INVALID: nobody guards");
+    }
+    let daemon = yard.start_unready(&["--set", "enforcement.attach=clsact", "--set", "enforcement.floor=false"]);
+    let told = || daemon.ready().1.contains("it has a qdisc of kind ingress");
+    assert!(clock::wait_until(LIMIT, told), "{}", daemon.ready().1);
+    yard.is_guarded_as(&pod, RED); // what it sends
+    // Once it is gone both programs have their places.
+    yard.world.must("node", &format!("tc qdisc del dev {} ingress", pod.host));
+    assert!(clock::wait_until(LIMIT, || daemon.ready().0), "{}", daemon.ready().1);
+    yard.is_guarded_as(&pod, RED);
     Ok(())
 }
 

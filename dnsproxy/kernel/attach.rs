@@ -138,6 +138,22 @@ impl Kernel {
         };
         filter.create().map_err(failed)?;
         filter.attach().map_err(failed)?;
+        // One of kind ingress, as the CNI's bandwidth plugin has it, is taken for ours: it has one chain, and the program for
+        // the other direction would take the place of this one.
+        let ours = Program::id_from_fd(program.as_fd()).map_err(failed)?;
+        let other = if hook == Hook::FromPod { Hook::ToPod } else { Hook::FromPod };
+        let there = self::filter(ifindex, (other, self.place()), program.as_fd()).query();
+        if there.is_ok_and(|id| id == ours) {
+            if !hook.is_ingress(self.place()) {
+                drop(filter.detach()); // it stands where what comes in passes
+            }
+            let what = format!(
+                "attach {} to interface {ifindex} with clsact: it has a qdisc of kind ingress, which has no egress side; \
+                 allowed is kind clsact, or enforcement.attach = \"tcx\"",
+                other.name()
+            );
+            return Err(KernelError::call(what, std::io::ErrorKind::Unsupported.into()));
+        }
         Ok(())
     }
 
