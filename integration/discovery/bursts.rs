@@ -37,6 +37,7 @@ pub fn trials() -> Vec<Trial> {
         ("bridged", bridged, "clsact"),
     ]
     .into_iter()
+    .filter(|(name, _, attach)| asked_for().is_some() || (*name == "routed") == (*attach == "auto"))
     .map(|(name, (topology, cni), attach)| {
         let title = format!("discovery::churn::a_hundred_{name}_pods_a_second_leave_nothing_behind_with_{attach}");
         Trial::test(title, move || play(&format!("{name}, {attach}"), &Yard::new(topology, cni), attach))
