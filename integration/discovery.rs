@@ -385,7 +385,7 @@ fn ingress_qdisc() -> Result<(), Failed> {
     for family in FAMILIES {
         assert_eq!(pod.agent().datagram(yard.outside(family, BLUE)), Reach::Reached, "INVALID: nobody guards");
     }
-    let daemon = yard.start_unready(&["--set", "enforcement.attach=clsact", "--set", "enforcement.floor=false"]);
+    let daemon = yard.launch(&[], &["--set", "enforcement.attach=clsact", "--set", "enforcement.floor=false"]);
     let told = || daemon.ready().1.contains("it has a qdisc of kind ingress");
     assert!(clock::wait_until(LIMIT, told), "{}", daemon.ready().1);
     yard.is_guarded_as(&pod, RED); // what it sends
