@@ -29,7 +29,7 @@ done
 root() { as_root "$(integration/built.sh "$1")" "${@:2}" 2>&1 | tee -a "$log" || status=1; }
 root programs --test-threads 1
 # Two at a time: they mostly wait, and each world has its own namespaces. But not those that need the cores or measure time.
-alone="churn floor peers early fragments take_over"
+alone="capabilities churn floor peers early fragments take_over"
 root integration --test-threads 2 $(printf -- '--skip %s ' $alone)
 for group in $alone; do root integration --test-threads 1 "$group"; done
 root faults
