@@ -43,6 +43,8 @@ fn observed() {
     let [allowed, denied] = open_both(&scene);
     scene.daemon = Some(Daemon::start(&scene.world, &OBSERVE));
     scene.daemon().wait_for_log("TCP connections from before the first start go on");
+    let said = scene.daemon().run("status", &[]).1;
+    assert!(said.contains("adopting: for "), "{said}");
     for connection in [allowed, denied] {
         assert_eq!(scene.world.pay.exchange(connection), Reach::Reached);
     }
@@ -56,6 +58,8 @@ fn observed() {
     let over = || scene.daemon().log().iter().any(|line| line.contains("end now where policy does not allow them"));
     assert!(wait_until(WINDOW * 2, over), "{:?}", scene.daemon().log());
     assert_ne!(scene.world.pay.exchange(denied), Reach::Reached);
+    let forgotten = || !scene.daemon().run("status", &[]).1.contains("adopting");
+    assert!(wait_until(Duration::from_secs(5), forgotten));
     assert_eq!(scene.world.pay.exchange(allowed), Reach::Reached, "its name was asked for meanwhile");
 }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use libtest_mimic::{Failed, Trial};
 
 use crate::lab::agent::{Reach, Request};
+use crate::lab::process::ip_batch;
 use crate::lab::programs::fill_chain;
 use crate::lab::world::{FAMILIES, Family};
 use crate::lab::{Topology, clock};
@@ -53,6 +54,7 @@ pub fn trials() -> Vec<Trial> {
         |what: &str, play: fn() -> Result<(), Failed>| trials.push(Trial::test(format!("discovery::{what}"), play));
     once("a_pod_is_known_by_the_route_to_it_without_a_cache", by_route);
     once("a_pod_known_by_a_route_is_known_again_after_detach", detached_by_route);
+    once("what_happened_before_everything_was_looked_at_opens_nothing", events_of_before);
     once("a_default_route_over_a_pods_interface_opens_nothing_at_a_restart", way_out_at_restart);
     once("what_is_the_machines_own_is_never_touched", own_interfaces);
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
@@ -491,5 +493,27 @@ fn kept_programs() -> Result<(), Failed> {
     assert!(clock::wait_until(LIMIT, || daemon.ready().0), "{}", daemon.ready().1);
     yard.is_guarded_as(&pod, RED);
     assert!(!yard.pins_on(&pod.host).is_empty());
+    Ok(())
+}
+
+/// Events are lost, so everything is looked at; then come those that were queued before: of an interface whose other end was in
+/// the node still, as some CNIs make them.
+fn events_of_before() -> Result<(), Failed> {
+    const LOST: &str = "the kernel's events were too many";
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let daemon = yard.start(&[]);
+    let pod = yard.pod(0, RED);
+    yard.write_pod(&pod, true);
+    yard.write_cache(&pod);
+    daemon.signal(libc::SIGSTOP);
+    yard.plug_in_steps(&pod);
+    // Each line is an event; what the socket holds is bounded.
+    let lines: String = (0..20_000).map(|at| format!("link set {} mtu {}\n", pod.host, 1400 + at % 2)).collect();
+    ip_batch(&yard.world.namespace("node"), &lines);
+    daemon.signal(libc::SIGCONT);
+    daemon.wait_for_log(LOST);
+    yard.is_guarded_as(&pod, RED);
+    let attached = daemon.log().iter().filter(|line| line.contains("attached") && line.contains(&pod.host)).count();
+    assert_eq!(attached, 1, "it was taken off in between: {:#?}", daemon.log());
     Ok(())
 }

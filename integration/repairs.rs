@@ -92,11 +92,13 @@ fn comes_back(attach: &str, counted: &str, harm: impl FnOnce(&Scene)) {
     let (daemon, pay) = (scene.daemon(), &scene.world.pay);
     scene.stands();
     let allowed = pay.open(SocketAddr::new(Family::V4.outside(ONE.1), 443)).expect("it is allowed");
+    // Datagrams: of a connection the program on the other way would refuse the answer.
+    scene.world.outside.done(Request::ServeUdp { at: denied() });
     daemon.signal(libc::SIGSTOP);
     harm(&scene);
-    let open = clock::wait_until(Duration::from_secs(2), || pay.connect(denied()) == Reach::Reached);
+    let open = clock::wait_until(Duration::from_secs(2), || pay.datagram(denied()) == Reach::Reached);
     assert!(open, "INVALID: the harm does not let through what is denied");
-    let smuggled = pay.open(denied()).expect("it is open");
+    let smuggled = pay.open_udp(denied()).expect("it is open");
     assert_eq!(pay.exchange(smuggled), Reach::Reached);
     daemon.signal(libc::SIGCONT);
     scene.comes_to(LIMIT, ONE, 5432, Reach::Refused);

@@ -337,20 +337,27 @@ static __always_inline int is_wanting(enum reason reason)
 #define EPHEMERAL 32768
 
 /* A segment in the midst of a connection that nobody saw begin. `reason`: policy's word on its own direction, and the
- * answer. Where ingress is open, what comes to a port at which the pod's own connections begin may be of one of those,
- * and is judged as the pod's: a server that speaks first would otherwise bring back what policy has cut.
+ * answer. What comes to a port at which the pod's own connections begin may be of one of those, and is judged as the
+ * pod's where ingress is open: a server that speaks first would otherwise bring back what policy has cut. What the pod
+ * sends is never taken for an answer: that would open whatever ingress leaves open.
  */
 SEPARATE enum reason midst(struct context *c, const struct flow_key *key, enum reason reason)
 {
+	enum reason turned;
 	int goes_on;
 
 	if (!c || !key)
 		return REASON_INTERNAL;
 	goes_on = adopts(c) && !(c->frame.tcp_flags & (TCP_SYN | TCP_RST)) && !(c->endpoint.flags & ENDPOINT_AUDIT);
-	if ((reason == REASON_DEFAULT_ALLOW && c->direction == FLOW_INGRESS) || (goes_on && is_wanting(reason)))
-		c->opened = bpf_ntohs(key->local_port) >= EPHEMERAL ? FLOW_EGRESS : FLOW_INGRESS;
-	if (c->opened != c->direction)
-		reason = policy(c, &key->remote, (__u32)c->opened << 16 | responder_port(c, key, c->opened), 0);
+	if (c->direction == FLOW_INGRESS && bpf_ntohs(key->local_port) >= EPHEMERAL &&
+	    (reason == REASON_DEFAULT_ALLOW || (goes_on && is_wanting(reason)))) {
+		turned = policy(c, &key->remote, (__u32)FLOW_EGRESS << 16 | responder_port(c, key, FLOW_EGRESS), 0);
+		/* That egress is open is no word for what ingress refuses. */
+		if (reason == REASON_DEFAULT_ALLOW || turned != REASON_DEFAULT_ALLOW) {
+			c->opened = FLOW_EGRESS;
+			reason = turned;
+		}
+	}
 	return goes_on && is_wanting(reason) ? REASON_ADOPTED : reason;
 }
 

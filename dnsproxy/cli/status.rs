@@ -67,6 +67,13 @@ pub(super) fn text(status: &Status) -> String {
     for advisory in &status.advisory {
         let _ = writeln!(text, "advisory: {}: {}", advisory.reason.text(), clean(&advisory.text));
     }
+    if status.adopting_seconds > 0 {
+        let left = status.adopting_seconds;
+        let _ = writeln!(
+            text,
+            "adopting: for {left} s connections from before the first start go on unless a rule denies them"
+        );
+    }
     let policy = &status.policy;
     let _ = writeln!(
         text,

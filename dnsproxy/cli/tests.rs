@@ -93,6 +93,7 @@ fn status() -> Status {
         started: "2026-11-21T04:27:15Z".to_owned(),
         ready: false,
         reasons: vec!["veth-rep: not first in the chain".to_owned()],
+        adopting_seconds: 7,
         advisory: vec![AdvisoryStatus { reason: Advisory::NetRaw, text: "it \u{1b}can".to_owned() }],
         policy: PolicyStatus {
             generation: 3,
@@ -175,6 +176,7 @@ fn the_status_for_people_says_everything() {
         "namegate 0.1.0 on node-1, process 42, since 2026-11-21T04:27:15Z\n\
          not ready: veth-rep: not first in the chain\n\
          advisory: net_raw: it \\u{1b}can\n\
+         adopting: for 7 s connections from before the first start go on unless a rule denies them\n\
          policy: generation 3, in force since 2026-11-21T04:27:16Z, 2 objects of no use\n\
          refused: p.yaml:7:5: CiliumNetworkPolicy payments/egress: no such \\u{1b}field (the last good version is in force)\n\
          unknown: veth1a2b: nobody says\\u{1b} whose it is; nothing passes\n\

@@ -145,7 +145,6 @@ pub fn duration(text: &str) -> Option<Duration> {
     })
 }
 
-/// The shortest text that [`duration`] reads back.
 /// `cut`, or `observe` and for how long.
 pub(super) fn adopt(text: &str) -> Option<Adopt> {
     let Some(window) = text.trim().strip_prefix("observe ") else {
@@ -155,6 +154,7 @@ pub(super) fn adopt(text: &str) -> Option<Adopt> {
     (Duration::from_secs(1)..=Duration::from_secs(24 * 3600)).contains(&window).then_some(Adopt::Observe(window))
 }
 
+/// The shortest text that [`duration`] reads back.
 pub(super) fn duration_text(duration: Duration) -> String {
     let ms = duration.as_millis();
     match ms {

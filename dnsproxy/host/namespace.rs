@@ -52,14 +52,18 @@ pub enum NamespaceError {
 /// The namespace can't be entered, or no interface of it is that one.
 pub fn across<T: Send>(path: &Path, outside: u32, work: impl FnOnce(u32) -> T + Send) -> Result<T, NamespaceError> {
     let namespace = open(path)?;
+    let nowhere = || NamespaceError::NoInterface { path: path.to_owned(), outside };
+    // Said by the host's side, where the pod changes nothing: inside it may make others that look alike.
+    let inside = peer_of(outside).map_err(|source| call(format!("look at interface {outside}"), source))?;
+    let inside = inside.ok_or_else(nowhere)?;
     let enter = || {
         // SAFETY: a descriptor of our own. The thread that changes its namespace ends with this.
         if unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) } != 0 {
             return Err(last(format!("enter {} (needs CAP_SYS_ADMIN)", path.display())));
         }
-        let found =
-            own_side(outside).map_err(|source| call(format!("list interfaces in {}", path.display()), source))?;
-        found.map(work).ok_or_else(|| NamespaceError::NoInterface { path: path.to_owned(), outside })
+        let found = own_side(inside, outside)
+            .map_err(|source| call(format!("look at interfaces in {}", path.display()), source))?;
+        found.map(work).ok_or_else(nowhere)
     };
     std::thread::scope(|scope| scope.spawn(enter).join())
         .unwrap_or_else(|_| Err(call(format!("work in {}", path.display()), io::Error::other("the thread panicked"))))
@@ -108,40 +112,10 @@ fn open(path: &Path) -> Result<File, NamespaceError> {
     Ok(opened)
 }
 
-/// The veth of this thread's namespace whose other end has the number `outside` in its own; by what the kernel says of each,
-/// not by its name, which the pod may change.
-fn own_side(outside: u32) -> io::Result<Option<u32>> {
-    // SAFETY: numbers.
-    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
-    if socket < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the call has just handed this descriptor to us.
-    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
-    // SAFETY: the list is freed below, and ends with an entry of zeros.
-    let list = unsafe { libc::if_nameindex() };
-    if list.is_null() {
-        return Err(io::Error::last_os_error());
-    }
-    let mut found = None;
-    let mut at = list;
-    loop {
-        // SAFETY: an entry of the list, whose name ends in NUL unless it is the last.
-        let (index, name) = unsafe { ((*at).if_index, (*at).if_name) };
-        if index == 0 || name.is_null() {
-            break;
-        }
-        // SAFETY: as above.
-        if peer_of(&socket, unsafe { CStr::from_ptr(name) }) == Some(u64::from(outside)) {
-            found = Some(index);
-            break;
-        }
-        // SAFETY: it was not the last.
-        at = unsafe { at.add(1) };
-    }
-    // SAFETY: the list that if_nameindex returned.
-    unsafe { libc::if_freenameindex(list) };
-    Ok(found)
+/// The veth of this thread's namespace with the number `inside`, if its other end has the number `outside`: by what the kernel
+/// says of both ends, not by its name, which the pod may change.
+fn own_side(inside: u32, outside: u32) -> io::Result<Option<u32>> {
+    Ok((peer_of(inside)? == Some(outside)).then_some(inside))
 }
 
 /// `struct ethtool_drvinfo` of linux/ethtool.h.
@@ -156,9 +130,28 @@ struct DriverInfo {
 }
 const _: () = assert!(size_of::<DriverInfo>() == 196);
 
-/// The number of a veth's other end, which is the first of its statistics (drivers/net/veth.c, `peer_ifindex`); none: it is
-/// no veth.
-fn peer_of(socket: &OwnedFd, name: &CStr) -> Option<u64> {
+/// The number that the other end of a veth of this thread's namespace has in its own, which is the first of its statistics
+/// (drivers/net/veth.c, `peer_ifindex`); none: there is no such veth.
+fn peer_of(index: u32) -> io::Result<Option<u32>> {
+    let mut name = [0; libc::IF_NAMESIZE];
+    // SAFETY: as much room as the call asks for; what it writes ends in NUL.
+    let named = unsafe { libc::if_indextoname(index, name.as_mut_ptr()) };
+    if named.is_null() {
+        return Ok(None);
+    }
+    // SAFETY: numbers.
+    let socket = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
+    if socket < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: the call has just handed this descriptor to us.
+    let socket = unsafe { OwnedFd::from_raw_fd(socket) };
+    // SAFETY: the name that the call has written.
+    let peer = peer_by_name(&socket, unsafe { CStr::from_ptr(name.as_ptr()) });
+    Ok(peer.and_then(|peer| u32::try_from(peer).ok()))
+}
+
+fn peer_by_name(socket: &OwnedFd, name: &CStr) -> Option<u64> {
     const ETHTOOL_GDRVINFO: u32 = 3;
     const ETHTOOL_GSTATS: u32 = 0x1d;
     // SAFETY: plain data, of which zero is a value.

@@ -104,7 +104,11 @@ impl Netlink {
             asked.header.address_family = family;
             let routes: Vec<RouteMessage> =
                 self.handle.route().get(asked).execute().try_collect().await.map_err(io::Error::other)?;
-            let in_table = |route: &RouteMessage| route.attributes.contains(&RouteAttribute::Table(TABLE));
+            let in_table = |route: &RouteMessage| {
+                route.attributes.contains(&RouteAttribute::Table(TABLE))
+                    && route.header.kind == RouteType::Local
+                    && route.header.destination_prefix_length == 0
+            };
             for route in routes.into_iter().filter(in_table) {
                 gone(self.handle.route().del(route).execute().await)?;
                 found = true;

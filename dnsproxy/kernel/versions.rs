@@ -33,6 +33,11 @@ impl Kernel {
         self.others().flat_map(|pins| linked(&pins).chain(endpoints(&pins)))
     }
 
+    /// Whether another version has left pins.
+    pub fn has_others(&self) -> bool {
+        self.others().next().is_some()
+    }
+
     fn others(&self) -> impl Iterator<Item = PathBuf> {
         self.pins.parent().into_iter().flat_map(versions).filter(move |pins| *pins != self.pins)
     }

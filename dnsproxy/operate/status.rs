@@ -26,6 +26,8 @@ pub struct Status {
     pub reasons: Vec<String>,
     /// Why enforcement may be got past; empty on a node.
     pub advisory: Vec<AdvisoryStatus>,
+    /// Seconds for which connections from before the first start still go on (`enforcement.adopt`).
+    pub adopting_seconds: u32,
     /// The policies.
     pub policy: PolicyStatus,
     /// The endpoints, by interface.

@@ -36,6 +36,9 @@ pub(super) fn check(config: &Config, beside: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// How what is wrong on the pod's side begins, as [`crate::kernel::repair::Damage`] says it.
+const INSIDE: &str = "the pod's side";
+
 impl Node {
     /// Puts the program on the pod's side of an interface, where that is wanted: its number there. What is wrong goes to
     /// `problem`: then the endpoint is shut, for what it receives might be judged by nobody.
@@ -78,16 +81,23 @@ impl Node {
         let what = found.to_string();
         let found = [found];
         self.judge_anew(key, &found).map_err(super::repair::words)?;
-        let put = self.kernel.attach_inside(at.ifindex, &namespace);
+        let put = self.kernel.attach_inside(at.ifindex, &namespace).map_err(super::repair::words);
         let inside = put.as_ref().ok().copied();
-        // Where it can't be judged there, the host's side judges what it sees.
+        // Where it can't be judged there it is shut, for what it receives may be judged by nobody.
         if let Some(endpoint) = self.endpoints.get_mut(key) {
+            match &put {
+                Ok(_) if endpoint.link_problem.starts_with(INSIDE) => endpoint.link_problem.clear(),
+                Err(error) if endpoint.link_problem.is_empty() => {
+                    endpoint.link_problem = format!("{what}; {error}");
+                }
+                _ => (),
+            }
             let also = endpoint.also.iter_mut().map(|also| &mut also.at);
             let held = endpoint.attachment.iter_mut().chain(also).find(|held| held.ifindex == at.ifindex);
             held.into_iter().for_each(|held| held.inside = inside);
         }
         self.judge_anew(key, &found).map_err(super::repair::words)?;
-        put.map_err(|error| format!("{what}; {}", super::repair::words(error)))?;
+        put.map_err(|error| format!("{what}; {error}"))?;
         self.in_force_again(key, &found);
         Ok(())
     }

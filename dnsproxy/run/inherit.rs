@@ -73,7 +73,7 @@ fn read_names(config: &Config, endpoint: &Endpoint) -> anyhow::Result<Option<che
 pub(super) fn read_state(config: &Config, kernel: &Kernel) -> anyhow::Result<(State, bool)> {
     let why = match state::read(&config.state_dir).context("reading the state")? {
         state::Read::Good(state) => return Ok((state, false)),
-        state::Read::Missing if !kernel.adopted => return Ok((State::default(), true)),
+        state::Read::Missing if !kernel.adopted && !kernel.has_others() => return Ok((State::default(), true)),
         state::Read::Missing => "there is no state file".to_owned(),
         state::Read::Damaged(aside, why) => {
             format!("the state file was damaged ({why}) and is now {}", aside.display())

@@ -237,6 +237,10 @@ pub(super) async fn run_there(
         source,
         cluster: CiliumConfig::default(),
     };
+    if node.config.dns.unknown_resolvers == UnknownResolvers::Pool {
+        let known: Vec<_> = node.state.resolvers.keys().copied().collect();
+        node.pool.inherit(known.into_iter());
+    }
     node.begin_to_adopt(is_first).await.context("looking at interfaces")?;
     node.begin_discovery().await.context("looking at interfaces and routes")?;
     node.name_endpoints();
@@ -458,21 +462,22 @@ impl Node {
         }
         let Ok(addresses) = self.netlink.addresses().await else { return };
         let is_here = addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS);
-        if is_here != self.steering.pairs.iter().any(|pair| pair.0 == steering::NODE_LOCAL_DNS) {
+        if is_here != self.steering.node_cache {
             self.reload_with_found().await;
         }
     }
 
     /// Workloads asked servers that nothing names: from the next query on policy judges what they ask there, if that is wanted.
     async fn steer_unnamed(&mut self, asked: impl Iterator<Item = packets::Unnamed>) {
-        let is_there = |id: EndpointId| self.endpoints.values().any(|endpoint| endpoint.id == id);
-        let asked: Vec<packets::Unnamed> = asked.filter(|(id, _)| is_there(*id)).collect();
         if self.config.dns.unknown_resolvers == UnknownResolvers::Drop {
-            return;
+            return asked.for_each(drop);
         }
         let mut is_new = false;
         for (id, server) in asked {
-            is_new |= self.pool.take(server, id);
+            let is_there = self.endpoints.values().any(|endpoint| endpoint.id == id);
+            // It would be asked from the node, whom pods and nodes let in.
+            let is_inside = self.seen.as_ref().is_some_and(|seen| seen.is_inside(server));
+            is_new |= is_there && !is_inside && self.pool.take(server, id);
         }
         if is_new {
             self.reload_with_found().await;

@@ -61,7 +61,8 @@ pub(super) fn teller(
     unnamed: mpsc::Sender<Unnamed>,
 ) -> impl FnMut(&flow_event) + Send + 'static {
     move |event| {
-        if event.reason == Reason::UnknownResolver as u8 {
+        let audited = event.reason == Reason::Audit as u8 && event.audited == Reason::UnknownResolver as u8;
+        if audited || event.reason == Reason::UnknownResolver as u8 {
             // Full: whoever is dropped asks again.
             let _ = unnamed.try_send((EndpointId(event.endpoint_id), unmapped(event.destination.octets)));
         }

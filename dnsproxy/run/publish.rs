@@ -188,7 +188,7 @@ impl Node {
         let trusted: HashSet<IpAddr> = self.config.dns.resolvers.iter().copied().chain(cluster_dns(&world)).collect();
         let cluster = cluster_dns(&world).into_iter().find(IpAddr::is_ipv4).map(|address| SocketAddr::new(address, 53));
         let resolvers = self.steering.pairs.iter().map(|(resolver, local)| {
-            let is_node_local = *resolver == steering::NODE_LOCAL_DNS;
+            let is_node_local = self.steering.node_cache && *resolver == steering::NODE_LOCAL_DNS;
             let known = Resolver::new(SocketAddr::new(*resolver, 53), is_node_local || trusted.contains(resolver));
             (*local, known.in_stead_of(cluster.filter(|_| is_node_local)))
         });
@@ -228,6 +228,13 @@ impl Node {
         };
         let seen = self.seen.insert(seen);
         (seen.known.clone(), seen.addresses.clone())
+    }
+}
+
+impl Sight {
+    /// Whether it is an address of the cluster or of this machine.
+    pub fn is_inside(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || self.own.contains(&address)
     }
 }
 

@@ -357,25 +357,27 @@ impl Node {
             UnknownResolvers::Pool => self.pool.servers(|id| there.contains(&id)).collect(),
             UnknownResolvers::Drop => Vec::new(),
         };
+        let can_be = |address: &IpAddr| steering::can_be_resolver(*address);
         let mut resolvers: BTreeSet<IpAddr> = asked
             .map(|(address, _, _)| address)
             .chain(self.config.dns.resolvers.iter().copied())
             .chain(cluster_dns(world))
-            .chain(of_pods.flatten())
-            .chain(pool)
-            .filter(|address| steering::can_be_resolver(*address))
+            .filter(can_be)
             .collect();
+        let others: BTreeSet<IpAddr> = of_pods.flatten().chain(pool).filter(can_be).collect();
         if self.sidecar.is_some() {
             self.answer_locally(&resolvers, change.rules.values().next().map(|rules| &**rules), world);
             return Ok(());
         }
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
         let addresses = self.netlink.addresses().await.context("listing addresses")?;
-        if addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS) {
+        let node_cache = addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS);
+        if node_cache {
             resolvers.insert(steering::NODE_LOCAL_DNS);
         }
         let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
-        let mut steering = steering::assign(&resolvers, &mut self.state.resolvers, &taken, &self.config.dns);
+        let mut steering = steering::assign(&resolvers, &others, &mut self.state.resolvers, &taken, &self.config.dns);
+        steering.node_cache = node_cache;
         let behind = world.slices_of("kube-system", "kube-dns").flat_map(|slice| &slice.endpoints);
         steering.servers = behind.flat_map(|(addresses, _)| addresses.iter().copied()).collect();
         steering.servers.extend(self.config.dns.resolvers.iter().copied());

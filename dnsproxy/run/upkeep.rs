@@ -264,6 +264,7 @@ impl Node {
                 refusals: self.loaded.refusals.iter().map(RefusalStatus::from).collect(),
                 skipped: self.loaded.skipped,
             },
+            adopting_seconds: self.adopting.left(clock::mono()),
             advisory: self.sidecar.as_ref().map(Sidecar::advisory).unwrap_or_default(),
             endpoints,
             floor,

@@ -308,6 +308,23 @@ impl Yard {
     #[track_caller]
     pub fn plug(&self, pod: &Pod) {
         ip_batch(&self.world.namespace("node"), &self.plugging(pod));
+        self.set_up_inside(pod);
+    }
+
+    /// The same where both ends are made in the node, and one is moved then.
+    #[track_caller]
+    pub fn plug_in_steps(&self, pod: &Pod) {
+        let Pod { host, inner, mac, namespace, v4, v6, .. } = pod;
+        let veth = format!(
+            "link add {host} type veth peer name moving address {mac}\n\
+             link set {host} up\n\
+             link set moving netns {namespace} name {inner}\n"
+        );
+        ip_batch(&self.world.namespace("node"), &(veth + &self.leading(host, [v4, v6])));
+        self.set_up_inside(pod);
+    }
+
+    fn set_up_inside(&self, pod: &Pod) {
         let Pod { v4, v6, .. } = pod;
         let (v4_bits, v6_bits, gateways) = match self.is_bridged() {
             true => (24, 64, "route add default via 198.51.100.1\nroute add default via 2001:db8:1::1\n"),

@@ -75,6 +75,27 @@ pub fn what_policy_allows_outlives_the_window_whoever_was_seen_first() {
     }
 }
 
+pub fn who_opened_it_is_not_guessed_in_favour_of_what_is_open() {
+    for family in [4, 6] {
+        // What a pod sends from a server's port may be an answer; that ingress is open says nothing of it.
+        let (mut bench, to) = (ready(), other(family));
+        bench.flags(0, flag::DENY_INGRESS);
+        window(&mut bench, 600);
+        counts(&bench, Egress, &out(to, 8080, 443, ACK), Reason::Adopted);
+        counts(&bench, Ingress, &back(to, 443, 8080, ACK), Reason::Flow);
+        window(&mut bench, -1);
+        counts(&bench, Egress, &out(to, 8080, 443, ACK), Reason::NoGrant);
+        counts(&bench, Ingress, &back(to, 443, 8080, ACK), Reason::NoGrant);
+        // And of what comes to a client's port, that egress is.
+        let mut bench = ready();
+        bench.flags(flag::DENY_INGRESS, flag::DENY_EGRESS);
+        window(&mut bench, 600);
+        counts(&bench, Ingress, &back(to, 443, 40000, ACK), Reason::Adopted);
+        window(&mut bench, -1);
+        counts(&bench, Ingress, &back(to, 443, 40000, ACK), Reason::NoGrant);
+    }
+}
+
 pub fn what_a_rule_denies_is_not_adopted() {
     let to = other(4);
     for first in [Egress, Ingress] {

@@ -62,7 +62,7 @@ fn main() {
             an_error_about_a_first_fragment_belongs_to_its_flow, a_dry_run_of_fragments_leaves_no_trace,
             options_and_extension_headers_do_not_hide_a_fragment;
         adopt: what_was_open_goes_on_until_the_window_is_over, nothing_new_begins_in_the_window,
-            what_policy_allows_outlives_the_window_whoever_was_seen_first, what_a_rule_denies_is_not_adopted,
+            what_policy_allows_outlives_the_window_whoever_was_seen_first, what_a_rule_denies_is_not_adopted, who_opened_it_is_not_guessed_in_favour_of_what_is_open,
             where_ingress_is_open_a_server_that_speaks_first_brings_nothing_back, an_audited_endpoint_is_audited_as_ever;
         change: no_row_that_is_changed_in_place_opens_more_than_before_or_after;
         octets: what_is_open_in_ipv4_is_not_open_in_ipv6, a_header_behind_the_end_of_its_packet_is_malformed,

@@ -293,10 +293,20 @@ impl Node {
 
     /// Lets an interface be what it is found to be now.
     pub(super) async fn place(&mut self, index: u32) {
-        let Some(link) = self.links.get(&index).cloned() else { return };
+        let Some(mut link) = self.links.get(&index).cloned() else { return };
         let Some(discovery) = &self.discovery else { return };
-        let class = discovery.identify(&link, &self.config.discovery.leave_alone);
+        let mut class = discovery.identify(&link, &self.config.discovery.leave_alone);
         let holder = self.holder_of(index).cloned();
+        // Of what is guarded an event that was queued before the last look is not believed: the other end may have been here
+        // then, and be a pod's by now.
+        if class == Class::BothHere
+            && (holder.is_some() || discovery.unknown.contains_key(&index))
+            && let Ok(Some(now)) = self.netlink.link(index).await
+        {
+            class = discovery.identify(&now, &self.config.discovery.leave_alone);
+            self.links.insert(index, now.clone());
+            link = now;
+        }
         match (class, holder) {
             // Who was behind it is so still: nobody has said otherwise.
             (Class::NotOurs(false) | Class::Unknown(_), Some(key)) => self.join(&key, &link, None).await,

@@ -509,25 +509,30 @@ fn adopts(run: &Run<'_>) -> bool {
     run.now < u64::from(run.endpoint.adopt_until) * SECOND
 }
 
-/// Who opened a connection that nobody saw begin, by the pod's port: its own begin at 32 768 and above.
-fn guess(key: FlowKey) -> Direction {
-    if key.local_port >= 32_768 { Direction::Egress } else { Direction::Ingress }
-}
-
 fn is_wanting(reason: Reason) -> bool {
     matches!(reason, Reason::NoGrant | Reason::Expired)
 }
 
-/// Policy's word on a segment of no flow that begins none, and who is taken to have opened its connection.
+/// Policy's word on a segment of no flow that begins none, and who is taken to have opened its connection: what comes in to
+/// 32 768 or above may be an answer.
 fn midst(run: &Run<'_>, packet: &Packet, key: FlowKey, reason: Reason) -> (Reason, Direction) {
     let goes_on = adopts(run) && packet.flags & (SYN | RST) == 0 && !run.endpoint.is(flag::AUDIT);
-    let is_stray = reason == Reason::DefaultAllow && run.direction == Direction::Ingress;
-    let opened = if is_stray || (goes_on && is_wanting(reason)) { guess(key) } else { run.direction };
-    let reason = match opened == run.direction {
-        true => reason,
-        false => policy::word_of(run, TCP, key.remote, opened, responder(packet, key, opened), false),
+    let adopted = |reason| if goes_on && is_wanting(reason) { Reason::Adopted } else { reason };
+    if run.direction == Direction::Egress || key.local_port < 32_768 {
+        return (adopted(reason), run.direction);
+    }
+    let as_own = || {
+        let port = responder(packet, key, Direction::Egress);
+        policy::word_of(run, TCP, key.remote, Direction::Egress, port, false)
     };
-    (if goes_on && is_wanting(reason) { Reason::Adopted } else { reason }, opened)
+    match reason {
+        Reason::DefaultAllow => (adopted(as_own()), Direction::Egress),
+        Reason::NoGrant | Reason::Expired if goes_on => match as_own() {
+            Reason::DefaultAllow => (Reason::Adopted, Direction::Ingress),
+            own => (adopted(own), Direction::Egress),
+        },
+        other => (other, Direction::Ingress),
+    }
 }
 
 /// Policy's word on a flow.
