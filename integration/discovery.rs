@@ -54,7 +54,7 @@ pub fn trials() -> Vec<Trial> {
         |what: &str, play: fn() -> Result<(), Failed>| trials.push(Trial::test(format!("discovery::{what}"), play));
     once("a_pod_is_known_by_the_route_to_it_without_a_cache", by_route);
     once("a_pod_known_by_a_route_is_known_again_after_detach", detached_by_route);
-    once("what_happened_before_everything_was_looked_at_opens_nothing", events_of_before);
+    once("where_events_were_lost_a_pod_that_was_made_in_steps_is_guarded", events_lost);
     once("a_default_route_over_a_pods_interface_opens_nothing_at_a_restart", way_out_at_restart);
     once("what_is_the_machines_own_is_never_touched", own_interfaces);
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
@@ -496,9 +496,8 @@ fn kept_programs() -> Result<(), Failed> {
     Ok(())
 }
 
-/// Events are lost, so everything is looked at; then come those that were queued before: of an interface whose other end was in
-/// the node still, as some CNIs make them.
-fn events_of_before() -> Result<(), Failed> {
+/// Its other end was in the node still when the first events of it were queued, as some CNIs make them.
+fn events_lost() -> Result<(), Failed> {
     const LOST: &str = "the kernel's events were too many";
     let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
     let daemon = yard.start(&[]);

@@ -15,6 +15,8 @@ pub enum Capability {
     Perfmon,
     /// Loading programs, making and pinning maps.
     Bpf,
+    /// Entering the pods' network namespaces.
+    SysAdmin,
 }
 
 /// What this process is not allowed.
@@ -51,6 +53,7 @@ impl Capability {
             Capability::NetAdmin => 12,
             Capability::Perfmon => 38,
             Capability::Bpf => 39,
+            Capability::SysAdmin => 21,
         }
     }
 
@@ -60,15 +63,15 @@ impl Capability {
             Capability::NetAdmin => "CAP_NET_ADMIN",
             Capability::Perfmon => "CAP_PERFMON",
             Capability::Bpf => "CAP_BPF",
+            Capability::SysAdmin => "CAP_SYS_ADMIN",
         }
     }
 
     /// Whether the kernel takes these effective capabilities for it: CAP_SYS_ADMIN stands for what was split off from it
     /// (bpf_capable and perfmon_capable in linux/capability.h).
     fn is_in(self, effective: u64) -> bool {
-        const SYS_ADMIN: u32 = 21;
         let split_off = matches!(self, Capability::Bpf | Capability::Perfmon);
-        effective >> self.bit() & 1 == 1 || split_off && effective >> SYS_ADMIN & 1 == 1
+        effective >> self.bit() & 1 == 1 || split_off && effective >> Capability::SysAdmin.bit() & 1 == 1
     }
 }
 

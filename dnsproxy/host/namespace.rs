@@ -69,14 +69,6 @@ pub fn across<T: Send>(path: &Path, outside: u32, work: impl FnOnce(u32) -> T + 
         .unwrap_or_else(|_| Err(call(format!("work in {}", path.display()), io::Error::other("the thread panicked"))))
 }
 
-/// Whether this process may enter other network namespaces (CAP_SYS_ADMIN in effect).
-pub fn may_enter() -> bool {
-    const SYS_ADMIN: u32 = 21;
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
-    effective.and_then(|text| u64::from_str_radix(text.trim(), 16).ok()).is_some_and(|held| held >> SYS_ADMIN & 1 == 1)
-}
-
 /// First by O_PATH, which does nothing to whatever stands there, and for use only once it is known what it is.
 fn open(path: &Path) -> Result<File, NamespaceError> {
     const NSFS_MAGIC: i64 = 0x6e73_6673;

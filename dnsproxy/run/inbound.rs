@@ -5,8 +5,8 @@ use std::path::Path;
 use super::attachments::Attachment;
 use super::node::Node;
 use crate::config::{Attach, Config, Inbound};
+use crate::host::capabilities::{Capability, require};
 use crate::host::links::Link;
-use crate::host::namespace::may_enter;
 use crate::kernel::inside::is_possible;
 
 /// Whether that can be, where it is asked for.
@@ -28,10 +28,7 @@ pub(super) fn check(config: &Config, beside: bool) -> anyhow::Result<()> {
         "{key} and enforcement.attach is clsact: on the pods' side only TCX links can be taken off again; allowed is auto, tcx \
          or xdp"
     );
-    anyhow::ensure!(
-        may_enter(),
-        "{key}: that needs CAP_SYS_ADMIN, to enter the pods' network namespaces, and this process does not have it"
-    );
+    require(Path::new("/proc"), key, &[Capability::SysAdmin])?;
     anyhow::ensure!(is_possible(), "{key}: that needs TCX, and this kernel has none (6.6 is the first that does)");
     Ok(())
 }

@@ -24,6 +24,8 @@ const PODS: u16 = 4_003;
 const NOBODY: u16 = 4_002;
 /// How long what must not arrive is waited for.
 const SOON: Duration = Duration::from_millis(500);
+/// Longer than between two looks at the pods' side.
+const LOOKS: Duration = Duration::from_secs(2);
 
 pub fn trials() -> Vec<Trial> {
     let mut trials = Vec::new();
@@ -52,6 +54,7 @@ pub fn trials() -> Vec<Trial> {
     once("each_packet_counts_once_whichever_way_it_comes", counted);
     once("it_outlives_the_process_and_goes_with_the_setting_and_with_detach", comes_and_goes);
     once("what_somebody_takes_off_or_puts_before_it_is_set_right", repaired);
+    once("another_veth_of_the_pod_that_looks_alike_moves_nothing", lookalike);
     once("an_interface_made_again_is_guarded_again", made_again);
     once("a_pod_whose_namespace_is_not_known_is_shut", unknown);
     once("what_it_can_not_do_is_said_at_the_start", refused);
@@ -337,6 +340,27 @@ fn repaired(yard: &Yard) {
     assert!(running.log().iter().any(|line| line.contains("the pod's side: ")), "{:?}", running.log());
 }
 
+/// Whoever may make interfaces in the pod chooses their numbers: here one comes first whose other end has that of the host's side.
+fn lookalike(yard: &Yard) {
+    policies(yard);
+    let running = yard.start(POD);
+    let pod = red(yard);
+    // As CNIs that make both ends in the node do: then its own has a number of the node's, and lower ones are free.
+    yard.unplug(&pod);
+    yard.plug_in_steps(&pod);
+    deliver(yard, &pod, &["wan0"]);
+    yard.is_guarded_as(&pod, RED);
+    is_judged(yard, &pod);
+    let outside = programs::ifindex_of(&yard.world, &pod.host);
+    let own = programs::ifindex_in(&pod.namespace, "eth0");
+    assert!(own > 2, "{own}");
+    yard.inside(&pod, &format!("ip link add alike index {} type veth peer name other index {outside}", own - 1));
+    std::thread::sleep(LOOKS);
+    assert!(!datagram_arrives(&pod, &yard.world.outside, Family::V4, NOBODY), "it is judged no more");
+    is_judged(yard, &pod);
+    comes("it is ready", yard, || running.ready().0);
+}
+
 fn made_again(yard: &Yard) {
     policies(yard);
     let running = yard.start(POD);
@@ -420,7 +444,7 @@ fn refused(yard: &Yard) {
         String::from_utf8_lossy(&output.stderr).into_owned()
     };
     let text = said(&["setpriv", "--bounding-set=-sys_admin", "--"], &[]);
-    assert!(text.contains("that needs CAP_SYS_ADMIN") && text.contains("does not have it"), "{text}");
+    assert!(text.contains("CAP_SYS_ADMIN is missing: enforcement.inbound"), "{text}");
     let text = said(&[], &["--endpoint", "veth1=payments/reports"]);
     assert!(text.contains("enforcement.inbound is pod, and endpoints are named"), "{text}");
     let text = said(&[], &["--set", "enforcement.attach=clsact"]);

@@ -23,8 +23,7 @@ pub fn ifindex(world: &World) -> i32 {
 
 /// The number of an interface of the node.
 pub fn ifindex_of(world: &World, interface: &str) -> i32 {
-    let link = world.must("node", &format!("ip -oneline link show dev {interface}"));
-    link.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number")
+    ifindex_in(&world.namespace("node"), interface)
 }
 
 /// As `bpftool link detach pinned` does.
@@ -78,28 +77,7 @@ pub fn pin_program(world: &World, name: &str, program: &Program) {
 /// Attaches another agent's program to what the first pod sends, with TCX, `first` or last in the chain.
 pub fn attach_other(world: &World, name: &str, program: &Program, first: bool) {
     pin_program(world, name, program);
-    let ifindex = ifindex(world);
-    let namespace = fs::File::open(format!("/run/netns/{}", world.namespace("node"))).expect("it is there");
-    let bpf = world.directory.join("bpf");
-    let path = |name: String| CString::new(bpf.join(name).as_os_str().as_encoded_bytes()).expect("no NUL");
-    let (program, pin) = (path(name.to_owned()), path(format!("{name}-link")));
-    let attach = move || {
-        // SAFETY: descriptors of our own, strings that end in NUL, and plain data of which zero is a value. The thread
-        // that changes its network namespace ends with this.
-        unsafe {
-            assert_eq!(libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET), 0);
-            let fd = libbpf_sys::bpf_obj_get(program.as_ptr());
-            let mut options: libbpf_sys::bpf_link_create_opts = std::mem::zeroed();
-            options.sz = size_of_val(&options) as _;
-            options.flags = if first { libbpf_sys::BPF_F_BEFORE } else { libbpf_sys::BPF_F_AFTER };
-            let link = libbpf_sys::bpf_link_create(fd, ifindex, libbpf_sys::BPF_TCX_INGRESS, &options);
-            assert!(link >= 0, "{}", std::io::Error::from_raw_os_error(-link));
-            assert_eq!(libbpf_sys::bpf_obj_pin(link, pin.as_ptr()), 0);
-            libc::close(link);
-            libc::close(fd);
-        }
-    };
-    std::thread::spawn(attach).join().expect("it is attached");
+    attach(world, (&world.namespace("node"), ifindex(world)), name, "link", first);
 }
 
 /// Attaches programs that decide nothing to what comes in by an interface of the node, with TCX, until the kernel takes no
@@ -165,14 +143,25 @@ pub fn delivery(v4: Ipv4Addr, v6: Ipv6Addr, ifindex: u32) -> Vec<u64> {
 /// and pins the link.
 #[track_caller]
 pub fn attach_in(world: &World, namespace: &str, interface: &str, name: &str, first: bool) {
+    attach(world, (namespace, ifindex_in(namespace, interface)), name, interface, first);
+}
+
+/// The number of an interface of a namespace.
+#[track_caller]
+pub fn ifindex_in(namespace: &str, interface: &str) -> i32 {
     let line = super::process::must_inside(namespace, &format!("ip -oneline link show dev {interface}"));
-    let ifindex: i32 = line.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number");
+    line.split(':').next().and_then(|text| text.trim().parse().ok()).expect("a number")
+}
+
+/// The link is pinned as the program with `pin` behind its name.
+fn attach(world: &World, (namespace, ifindex): (&str, i32), name: &str, pin: &str, first: bool) {
     let entered = fs::File::open(format!("/run/netns/{namespace}")).expect("it is there");
     let bpf = world.directory.join("bpf");
     let path = |name: String| CString::new(bpf.join(name).as_os_str().as_encoded_bytes()).expect("no NUL");
-    let (program, pin) = (path(name.to_owned()), path(format!("{name}-{interface}")));
+    let (program, pin) = (path(name.to_owned()), path(format!("{name}-{pin}")));
     let attach = move || {
-        // SAFETY: as in `attach_other`.
+        // SAFETY: descriptors of our own, strings that end in NUL, and plain data of which zero is a value. The thread
+        // that changes its network namespace ends with this.
         unsafe {
             assert_eq!(libc::setns(entered.as_raw_fd(), libc::CLONE_NEWNET), 0);
             let fd = libbpf_sys::bpf_obj_get(program.as_ptr());
