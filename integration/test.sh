@@ -12,30 +12,35 @@ as_root() {
 	if [ "$(id -u)" = 0 ]; then "$@"; elif command -v sudo >/dev/null; then sudo --preserve-env=CI,PATH "$@"; else "$@"; fi
 }
 
+# stage NAME COMMAND…: what it says is counted at the end, and it is told how long it took.
+stage() {
+	local name=$1 from=$SECONDS
+	shift
+	"$@" 2>&1 | tee -a "$log" || status=1
+	echo "-- $name: $((SECONDS - from)) s"
+}
+build() { cargo test "$@" --no-run || exit 1; }
+root() { stage "$*" as_root "$(integration/built.sh "$1")" "${@:2}"; }
+
 cargo build --bin namegate || exit 1
-# The Helm chart, the definitions of Cilium's policies, the image.
-integration/chart.sh 2>&1 | tee -a "$log" || status=1
-cargo test --lib --bins -- --quiet 2>&1 | tee -a "$log" || status=1
+stage "chart, definitions, image" integration/chart.sh
+stage "unit tests" cargo test --lib --bins -- --quiet
 # What the fuzz targets check, over their corpus.
-cargo test --test corpus 2>&1 | tee -a "$log" || status=1
+stage corpus cargo test --test corpus
 # The collector against a scripted API server.
-cargo test --test collector 2>&1 | tee -a "$log" || status=1
+stage collector cargo test --test collector
 # Allocations and instructions a reply, as a release build has them.
-cargo test --release --test counts 2>&1 | tee -a "$log" || status=1
-cargo test --doc 2>&1 | tee -a "$log" || status=1
-for group in programs integration faults; do
-	cargo test --test "$group" --no-run || exit 1
-done
-root() { as_root "$(integration/built.sh "$1")" "${@:2}" 2>&1 | tee -a "$log" || status=1; }
+stage counts cargo test --release --test counts
+stage documentation cargo test --doc
+for group in programs integration faults assault; do build --test "$group"; done
 root programs --test-threads 1
-# Two at a time: they mostly wait, and each world has its own namespaces. But not those that need the cores or measure time.
+# Four at a time: they mostly wait, and each world has its own namespaces. But not those that need the cores or measure time.
 alone="capabilities churn floor peers early fragments take_over"
-root integration --test-threads 2 $(printf -- '--skip %s ' $alone)
+root integration --test-threads 4 $(printf -- '--skip %s ' $alone)
 for group in $alone; do root integration --test-threads 1 "$group"; done
 root faults
 # A third of the attacks, without the floods.
-cargo test --test assault --no-run || exit 1
-as_root "$(integration/built.sh assault)" --slice 2>&1 | tee -a "$log" || status=1
+root assault --slice
 
 # "test result: ok. 12 passed; 0 failed; 3 ignored; …", once a program
 awk -v status="$status" '
