@@ -54,6 +54,9 @@ pub fn trials() -> Vec<Trial> {
     once("each_packet_counts_once_whichever_way_it_comes", counted);
     once("it_outlives_the_process_and_goes_with_the_setting_and_with_detach", comes_and_goes);
     once("what_somebody_takes_off_or_puts_before_it_is_set_right", repaired);
+    once("what_can_not_be_set_right_shuts_the_pod_until_it_can", unrepairable);
+    once("a_second_interface_is_judged_as_the_first", second);
+    once("a_take_over_lets_nothing_in_and_loses_nothing", taken_over);
     once("another_veth_of_the_pod_that_looks_alike_moves_nothing", lookalike);
     once("an_interface_made_again_is_guarded_again", made_again);
     once("a_pod_whose_namespace_is_not_known_is_shut", unknown);
@@ -104,19 +107,21 @@ fn serve(pod: &Pod) {
 
 /// From these interfaces of the node; to where it was plugged in before nothing goes any more.
 fn deliver(yard: &Yard, pod: &Pod, from: &[&str]) {
+    deliver_as(yard, &delivery_to(pod), (&pod.host, &pod.v4, &pod.v6), from);
+}
+
+fn deliver_as(yard: &Yard, name: &str, (host, v4, v6): (&str, &str, &str), from: &[&str]) {
     let (node, bpf) = (yard.world.namespace("node"), yard.world.directory.join("bpf"));
-    let name = delivery_to(pod);
     for pin in from.iter().map(|interface| bpf.join(format!("{name}-{interface}"))).filter(|pin| pin.exists()) {
         programs::detach_pinned(pin.to_str().expect("a path in UTF-8"));
         std::fs::remove_file(pin).expect("it is there");
     }
-    let _ = std::fs::remove_file(bpf.join(&name));
-    let line = yard.world.must("node", &format!("ip -o link show dev {}", pod.host));
-    let index = line.split(':').next().and_then(|text| text.parse().ok()).expect("a number");
-    let program = programs::delivery(pod.v4.parse().expect("IPv4"), pod.v6.parse().expect("IPv6"), index);
-    programs::pin_program(&yard.world, &name, &program);
+    let _ = std::fs::remove_file(bpf.join(name));
+    let index = programs::ifindex_of(&yard.world, host);
+    let program = programs::delivery(v4.parse().expect("IPv4"), v6.parse().expect("IPv6"), index as u32);
+    programs::pin_program(&yard.world, name, &program);
     for interface in from {
-        programs::attach_in(&yard.world, &node, interface, &name, false);
+        programs::attach_in(&yard.world, &node, interface, name, false);
     }
 }
 
@@ -128,15 +133,17 @@ fn delivery_to(pod: &Pod) -> String {
 fn arrives(pod: &Pod, port: u16, send: impl FnOnce()) -> bool {
     let seen = pod.agent().capture("eth0");
     send();
-    let is_answer = |octets: &[u8]| {
-        let at = match octets.get(12..14) {
-            Some([8, 0]) => 14 + 20,
-            Some([0x86, 0xdd]) => 14 + 40,
-            _ => return false,
-        };
-        octets.get(at..at + 2) == Some(&port.to_be_bytes())
+    clock::wait_until(SOON, || seen.frames().iter().any(|frame| frame.outgoing && is_from(port, &frame.octets())))
+}
+
+/// Whether a frame of UDP or TCP comes from this port.
+fn is_from(port: u16, octets: &[u8]) -> bool {
+    let at = match octets.get(12..14) {
+        Some([8, 0]) => 14 + 20,
+        Some([0x86, 0xdd]) => 14 + 40,
+        _ => return false,
     };
-    clock::wait_until(SOON, || seen.frames().iter().any(|frame| frame.outgoing && is_answer(&frame.octets())))
+    octets.get(at..at + 2) == Some(&port.to_be_bytes())
 }
 
 fn datagram_arrives(pod: &Pod, from: &Agent, family: Family, port: u16) -> bool {
@@ -338,6 +345,115 @@ fn repaired(yard: &Yard) {
     comes("it is ready", yard, || running.ready().0);
     // What is wrong for as long as it can't be repaired is told.
     assert!(running.log().iter().any(|line| line.contains("the pod's side: ")), "{:?}", running.log());
+}
+
+/// Its own side has room for no program: nobody judges what it receives, so nothing that it says leaves.
+fn unrepairable(yard: &Yard) {
+    policies(yard);
+    let running = yard.start(POD);
+    let pod = red(yard);
+    yard.is_guarded_as(&pod, RED);
+    is_judged(yard, &pod);
+    let pins = yard.pins_on(&pod.host);
+    let pin = pins.iter().find(|pin| pin.ends_with("_inside")).expect("it is pinned");
+    running.signal(libc::SIGSTOP);
+    programs::detach_pinned(pin);
+    let full = programs::fill_chain_in(&pod.namespace, "eth0");
+    assert!(!full.is_empty());
+    assert!(datagram_arrives(&pod, &yard.world.outside, Family::V4, NOBODY), "INVALID: something judges there still");
+    let passes = |family: Family| pod.agent().datagram(yard.outside(family, RED)) == Reach::Reached;
+    assert!(FAMILIES.into_iter().all(passes), "INVALID: it is shut though nobody looks");
+    running.signal(libc::SIGCONT);
+    comes("it is shut", yard, || !FAMILIES.into_iter().any(passes));
+    comes("it is told", yard, || yard.status().to_string().contains("the pod's side"));
+    comes("it is not ready", yard, || !running.ready().0);
+    drop(full);
+    comes("it is open again", yard, || FAMILIES.into_iter().all(passes));
+    is_judged(yard, &pod);
+    comes("it is ready", yard, || running.ready().0);
+}
+
+fn second(yard: &Yard) {
+    policies(yard);
+    let running = yard.start(POD);
+    let pod = red(yard);
+    is_judged(yard, &pod);
+    let more = yard.second_interface(&pod);
+    yard.plug_second(&pod, &more);
+    yard.write_cache_of_second(&pod, &more);
+    deliver_as(yard, "deliver-second", (&more.host, &more.v4, &more.v6), &["wan0"]);
+    for (to, gateway, own) in
+        [("198.18.255.2/32", "169.254.1.1", &more.v4), ("2001:db8:ff::2/128", "fe80::1", &more.v6)]
+    {
+        yard.inside(&pod, &format!("ip route add {to} via {gateway} dev net1 onlink src {own}"));
+    }
+    let addresses: [IpAddr; 2] = [more.v4.parse().expect("IPv4"), more.v6.parse().expect("IPv6")];
+    let inside = || yard.pins_on(&more.host).iter().any(|pin| pin.ends_with("_inside"));
+    comes("its own side has a program too", yard, inside);
+    let answered = |port: u16, address: IpAddr| {
+        let seen = pod.agent().capture("net1");
+        yard.world.outside.datagram((address, port).into());
+        clock::wait_until(SOON, || seen.frames().iter().any(|frame| frame.outgoing && is_from(port, &frame.octets())))
+    };
+    for address in addresses {
+        comes("what is allowed arrives", yard, || {
+            yard.world.outside.datagram((address, OUTSIDE).into()) == Reach::Reached
+        });
+        assert!(!answered(NOBODY, address), "{address}: denied, and it arrived");
+    }
+    comes("it is ready", yard, || running.ready().0);
+    // The control: with "host" nothing judges what is delivered so.
+    running.kill();
+    let _running = yard.start(&[]);
+    assert!(!inside(), "nobody asked for it");
+    for address in addresses {
+        assert!(answered(NOBODY, address), "INVALID: {address}: something judges there still");
+    }
+}
+
+/// The judge is replaced for all pods at once; meanwhile each packet has the old one or the new one.
+fn taken_over(yard: &Yard) {
+    const TIMES: usize = 3;
+    policies(yard);
+    let mut running = yard.start(POD);
+    let pod = red(yard);
+    yard.is_guarded_as(&pod, RED);
+    is_judged(yard, &pod);
+    let from = |family: Family| -> SocketAddr {
+        family.pick("198.18.255.2:40000", "[2001:db8:ff::2]:40000").parse().expect("an address")
+    };
+    let denied = FAMILIES.map(|family| frame(yard, from(family), (pod.address(family), NOBODY)));
+    for time in 0..TIMES {
+        let seen = pod.agent().capture("eth0");
+        let next = yard.launch(&[], &[POD, &["--take-over"]].concat());
+        let (mut rounds, mut after) = (0, 0);
+        while after < 5 {
+            yard.world.outside.inject("eth0", &denied);
+            for family in FAMILIES {
+                let reach = yard.world.outside.datagram((pod.address(family), OUTSIDE).into());
+                assert_eq!(reach, Reach::Reached, "take-over {time}, round {rounds}, {family:?}");
+            }
+            rounds += 1;
+            after += usize::from(next.log().iter().any(|line| line.contains("namegate is running")));
+            assert!(rounds < 10_000, "no take-over\n{}", next.log().join("\n"));
+        }
+        let let_in = seen.frames().iter().filter(|frame| frame.outgoing && is_from(NOBODY, &frame.octets())).count();
+        assert_eq!(let_in, 0, "take-over {time}: denied, and it arrived; {rounds} rounds");
+        drop(seen);
+        next.wait_ready();
+        is_judged(yard, &pod);
+        yard.is_guarded_as(&pod, RED);
+        if time == 0 {
+            assert!(running.ends_within(LIMIT).is_some(), "the old one runs still");
+        } else {
+            assert_eq!(running.terminate().code(), Some(0)); // it has taken over itself, and stays until it is told to go
+        }
+        running = next;
+    }
+    // The control: those frames do arrive where nothing judges.
+    running.kill();
+    let _running = yard.start(&[]);
+    assert!(arrives(&pod, NOBODY, || yard.world.outside.inject("eth0", &denied)), "INVALID");
 }
 
 /// Whoever may make interfaces in the pod chooses their numbers: here one comes first whose other end has that of the host's side.

@@ -83,8 +83,14 @@ pub fn attach_other(world: &World, name: &str, program: &Program, first: bool) {
 /// Attaches programs that decide nothing to what comes in by an interface of the node, with TCX, until the kernel takes no
 /// more (64 a chain, BPF_MPROG_MAX). They are off when what this returns is dropped.
 pub fn fill_chain(world: &World, interface: &str) -> Vec<OwnedFd> {
-    let ifindex = ifindex_of(world, interface);
-    let namespace = fs::File::open(format!("/run/netns/{}", world.namespace("node"))).expect("it is there");
+    fill_chain_in(&world.namespace("node"), interface)
+}
+
+/// The same in another namespace.
+#[track_caller]
+pub fn fill_chain_in(namespace: &str, interface: &str) -> Vec<OwnedFd> {
+    let ifindex = ifindex_in(namespace, interface);
+    let namespace = fs::File::open(format!("/run/netns/{namespace}")).expect("it is there");
     let fill = move || {
         let mut links = Vec::new();
         // SAFETY: descriptors of our own, and plain data of which zero is a value. The thread that changes its network namespace
