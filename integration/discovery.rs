@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
 
-use crate::lab::agent::{Reach, Request};
+use crate::lab::agent::{Pace, Reach, Reply, Request};
 use crate::lab::process::ip_batch;
 use crate::lab::programs::fill_chain;
 use crate::lab::world::{FAMILIES, Family};
@@ -55,6 +55,7 @@ pub fn trials() -> Vec<Trial> {
     once("a_pod_is_known_by_the_route_to_it_without_a_cache", by_route);
     once("a_pod_known_by_a_route_is_known_again_after_detach", detached_by_route);
     once("where_events_were_lost_a_pod_that_was_made_in_steps_is_guarded", events_lost);
+    once("a_pod_that_became_a_port_before_that_is_read_is_taken_for_one", port_at_once);
     once("a_default_route_over_a_pods_interface_opens_nothing_at_a_restart", way_out_at_restart);
     once("what_is_the_machines_own_is_never_touched", own_interfaces);
     once("a_pod_on_the_nodes_network_that_a_policy_selects_is_unprotected", host_network);
@@ -493,6 +494,38 @@ fn kept_programs() -> Result<(), Failed> {
     assert!(clock::wait_until(LIMIT, || daemon.ready().0), "{}", daemon.ready().1);
     yard.is_guarded_as(&pod, RED);
     assert!(!yard.pins_on(&pod.host).is_empty());
+    Ok(())
+}
+
+/// The CNI's result is read first, then that the interface is there, and only then that it is a port: as one that is none, its
+/// queries would be sent on to the bridge, with the proxy's address for their destination.
+fn port_at_once() -> Result<(), Failed> {
+    const PORT: [u8; 2] = 15_353u16.to_be_bytes();
+    let yard = Yard::new(Topology::Bridged, Cni::Flannel);
+    let daemon = yard.start(&[]);
+    let pod = yard.pod(0, RED);
+    yard.write_pod(&pod, true);
+    daemon.wait_for_log("generation=2"); // it is known before it is there
+    daemon.signal(libc::SIGSTOP);
+    yard.plug(&pod);
+    yard.write_cache(&pod);
+    let seen = yard.world.outside.capture("lan0");
+    let (same, fresh) = (yard::NAME.to_owned(), yard::NAME.to_owned());
+    let asking = pod.agent().begin(Request::Pace(Pace {
+        server: Family::V4.kube_dns(),
+        same,
+        fresh,
+        per_second: 300,
+        for_ms: 1_500,
+    }));
+    daemon.signal(libc::SIGCONT);
+    let Reply::Paced(paced) = asking.wait() else { panic!("it asks") };
+    assert!(paced.asked > 100 && paced.lost.len() < paced.asked as usize, "INVALID: {paced:?}");
+    let astray = seen.frames().iter().filter(|frame| frame.octets().get(36..38) == Some(&PORT)).count();
+    assert_eq!(astray, 0, "queries that were rewritten and sent on to the bridge; of {}", paced.asked);
+    yard.is_guarded_as(&pod, RED);
+    let attached = daemon.log().iter().filter(|line| line.contains("attached") && line.contains(&pod.host)).count();
+    assert_eq!(attached, 1, "it was attached as another one in between: {:#?}", daemon.log());
     Ok(())
 }
 

@@ -100,10 +100,16 @@ fn dns_config() {
 fn pool() {
     let mut scene = Scene::unstarted(Topology::Routed, WIDE);
     scene.world.outside.done(Request::ServeNames { at: vec![server(OWN)] });
-    scene.daemon = Some(Daemon::start(&scene.world, &["--set", "dns.unknown_resolvers=pool"]));
-    let answered = || asks(&scene, OWN, ONE.0, false).rcode == "NOERROR";
-    assert!(wait_until(Duration::from_secs(5), answered));
+    let pool = ["--set", "dns.unknown_resolvers=pool"];
+    scene.daemon = Some(Daemon::start(&scene.world, &pool));
+    let answered = |scene: &Scene| asks(scene, OWN, ONE.0, false).rcode == "NOERROR";
+    assert!(wait_until(Duration::from_secs(5), || answered(&scene)));
     judged(&scene);
+    // The pool is kept in memory: after a restart it fills again with what is asked.
+    scene.kill();
+    scene.daemon = Some(Daemon::start(&scene.world, &pool));
+    assert!(wait_until(Duration::from_secs(5), || answered(&scene)));
+    assert_eq!(asks(&scene, OWN, "two.example.net", false).rcode, "REFUSED");
 }
 
 /// What policy lets be asked is answered and teaches nothing, for nobody vouches for the server; the rest is refused.

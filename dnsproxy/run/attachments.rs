@@ -220,6 +220,7 @@ impl Node {
 
     /// The same, on this interface.
     pub(super) async fn meet_on(&mut self, key: &str, link: &Link) {
+        let link = &self.port_as_it_is(key, link).await;
         let (bridge, mut problem) = self.bridge_of(link).await;
         if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
             && let Err(error) = self.kernel.set_bridge(link.index, mac)
@@ -270,6 +271,27 @@ impl Node {
         self.upkeep.look_soon();
     }
 
+    /// The interface, which a CNI may have made a port of a bridge, or of another one, since the last event of it that was read:
+    /// a query of a port that is not known for one is sent on to the bridge.
+    pub(super) async fn port_as_it_is(&mut self, key: &str, link: &Link) -> Link {
+        let said = self.port_of(link);
+        let held = self.endpoints.get(key).and_then(|endpoint| endpoint.attachment_on(link.index));
+        let as_told = match held {
+            Some(at) => at.bridge == said,
+            None => said.is_some() || !self.links.values().any(|link| link.bridge),
+        };
+        if !as_told && let Ok(Some(now)) = self.netlink.link(link.index).await {
+            self.links.insert(now.index, now.clone());
+            return now;
+        }
+        link.clone()
+    }
+
+    /// The bridge that an interface is a port of.
+    pub(super) fn port_of(&self, link: &Link) -> Option<u32> {
+        link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge))
+    }
+
     /// How programs are to be attached.
     pub(super) fn attach_way(&self) -> Attach {
         attach(self.config.enforcement.attach)
@@ -293,7 +315,7 @@ impl Node {
 
     /// The bridge of a port, and what is wrong with it: steered replies leave by the bridge's own address.
     pub(super) async fn bridge_of(&self, link: &Link) -> (Option<u32>, String) {
-        let Some(bridge) = link.controller.and_then(|index| self.links.get(&index)).filter(|link| link.bridge) else {
+        let Some(bridge) = self.port_of(link).and_then(|index| self.links.get(&index)) else {
             return (None, String::new());
         };
         let addresses = self.netlink.addresses().await.unwrap_or_default();
@@ -315,6 +337,12 @@ impl Node {
 }
 
 impl Endpoint {
+    /// How it is on that interface.
+    fn attachment_on(&self, ifindex: u32) -> Option<Attachment> {
+        let also = self.also.iter().map(|also| also.at);
+        self.attachment.into_iter().chain(also).find(|at| at.ifindex == ifindex)
+    }
+
     /// Puts rules in force whose rows are already there under this policy number.
     pub fn put(
         &mut self,

@@ -387,11 +387,11 @@ impl Node {
 
     /// Puts the endpoint on the interface, or lets it know what is new about it.
     async fn join(&mut self, key: &str, link: &Link, found: Option<Found>) {
+        let bridge = self.port_of(link);
         let Some(discovery) = &mut self.discovery else { return };
         let uid_here = found.as_ref().and_then(|found| discovery.here.as_ref()?.get(&found.pod)?.clone());
         discovery.unknown.remove(&link.index);
         discovery.excepted.remove(&link.index);
-        let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
         let Some(endpoint) = self.endpoints.get_mut(key) else { return };
         let is_first = endpoint.attachment.is_none_or(|at| at.ifindex == link.index);
         let addresses = found.as_ref().map(|found| if is_first { found.given() } else { &found.addresses }.to_vec());
@@ -444,7 +444,7 @@ impl Node {
         namespace: Option<PathBuf>,
         addresses: Option<Vec<IpAddr>>,
     ) -> bool {
-        let bridge = link.controller.filter(|index| self.links.get(index).is_some_and(|link| link.bridge));
+        let bridge = self.port_of(link);
         let is_as_it_was = |also: &Also| {
             also.at.ifindex == link.index
                 && also.at.in_place
@@ -456,6 +456,7 @@ impl Node {
         if self.endpoints.get(key).is_some_and(|endpoint| endpoint.also.iter().any(is_as_it_was)) {
             return false;
         }
+        let link = &self.port_as_it_is(key, link).await;
         let (bridge, mut problem) = self.bridge_of(link).await;
         if let Some(mac) = bridge.and_then(|index| self.links.get(&index)?.mac)
             && let Err(error) = self.kernel.set_bridge(link.index, mac)
