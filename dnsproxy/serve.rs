@@ -37,7 +37,7 @@ use background::{Background, Memory};
 use cache::{Cache, Found, Kept, Key, User};
 use directory::Taken;
 pub use directory::{Directory, RejectCode, Resolver, Served, Settings};
-use ending::{Ending, denied_reply, ede_of, no_room, rcode_of, unreadable_answer};
+use ending::{Ending, denied_reply, ede_of, no_room, rcode_of, unnamed_server_reply, unreadable_answer};
 use hot::{Asked, Fresh, Now, Promise};
 use record::Record;
 
@@ -151,10 +151,10 @@ impl Proxy {
             }
         }
         record.endpoint(served);
-        let Some(resolver) = directory.resolver(packet.local) else {
-            return self.dropped(record, "unknown_resolver");
-        };
-        record.server(resolver.address);
+        let resolver = directory.resolver(packet.local);
+        if let Some(resolver) = resolver {
+            record.server(resolver.address);
+        }
         let query = match outline.and_then(|outline| outline.query(packet.bytes)) {
             Ok(query) => query,
             Err(_) if !in_time => return self.dropped(record, "rate"),
@@ -174,6 +174,10 @@ impl Proxy {
             let reply = reply::failed(&query, Rcode::BadVers, None);
             return self.done(record, Ending::new(Outcome::Malformed, "edns_version", reply), out);
         }
+        let Some(resolver) = resolver else {
+            let reply = unnamed_server_reply(&query, &directory.settings);
+            return self.done(record, Ending::new(Outcome::Denied, "unknown_resolver", reply), out);
+        };
         match verdict(&rules, resolver, packet.tcp, &query) {
             Ok(rule) => record.rule(rule),
             Err(denied) if rules.audit && denied.is_policy(&query.name) => {

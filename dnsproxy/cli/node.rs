@@ -34,7 +34,7 @@ pub(super) struct RunArgs {
     /// The directory of Kubernetes objects: policies, pods, namespaces, services, endpoint slices, nodes
     #[arg(long, value_name = "DIR")]
     snapshot: Option<String>,
-    /// The name of this node's Node object [default: the host's name]
+    /// The name of this node's Node object [default: the variable NODE_NAME, else the host's name]
     #[arg(long, value_name = "NAME")]
     node_name: Option<String>,
     /// Write a JSON line each verdict, in Hubble's form, to a file or to standard output (-)

@@ -32,11 +32,9 @@ pub enum CapabilityError {
         source: Option<std::io::Error>,
     },
     /// Some are missing.
-    #[error(
-        "{missing} is missing: {what} needs {needed}, as capabilities of its container or of the unit that starts it"
-    )]
+    #[error("{missing} missing: {what} needs {needed}, as capabilities of its container or of the unit that starts it")]
     Missing {
-        /// Those that this process does not have.
+        /// Those that this process does not have, and "is" or "are".
         missing: String,
         /// What was to be started.
         what: &'static str,
@@ -89,7 +87,8 @@ pub fn require(proc: &Path, what: &'static str, needed: &[Capability]) -> Result
     if missing.is_empty() {
         return Ok(());
     }
-    Err(CapabilityError::Missing { missing: listed(&missing), what, needed: listed(needed) })
+    let verb = if missing.len() == 1 { "is" } else { "are" };
+    Err(CapabilityError::Missing { missing: format!("{} {verb}", listed(&missing)), what, needed: listed(needed) })
 }
 
 /// Whether a port may be taken only by who has [`Capability::NetBindService`]; 0 is no port, and may be.
@@ -131,7 +130,7 @@ mod tests {
             said("CapEff:\t0000004000001000\n").starts_with("CAP_BPF is missing: namegate node needs CAP_BPF, CAP_")
         );
         assert!(said("CapEff:\t0000000000200000\n").starts_with("CAP_NET_ADMIN is missing: "));
-        assert!(said("CapEff:\t0\n").starts_with("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON is missing: "));
+        assert!(said("CapEff:\t0\n").starts_with("CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON are missing: "));
         assert!(said("CapEff:\tmany\n").contains("can't be read"));
         assert!(said("").contains("can't be read"));
     }

@@ -27,7 +27,9 @@ impl Locks {
     /// Takes the directories that every file system can hold.
     pub fn take(config: &Config) -> anyhow::Result<Locks> {
         let mut locks = Locks { held: Vec::new(), made: Vec::new() };
-        for (key, directory) in [("run_dir", &config.run_dir), ("state_dir", &config.state_dir)] {
+        let (run, state) = (&config.run_dir, &config.state_dir);
+        anyhow::ensure!(run != state, "run_dir and state_dir are both {}: they must not be the same", run.display());
+        for (key, directory) in [("run_dir", run), ("state_dir", state)] {
             if let Err(error) = locks.make(directory).and_then(|()| locks.lock(key, directory)) {
                 locks.undo();
                 return Err(error);

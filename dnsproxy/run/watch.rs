@@ -55,9 +55,10 @@ impl Watch {
         let directory = std::path::absolute(directory).unwrap_or_else(|_| directory.to_owned());
         let (told, poll_at) = (Arc::default(), now() + POLL);
         let mut watch = Watch { directory, told, tell, changes, poll_at, heard: None, watcher: None };
-        watch
-            .watch()
-            .unwrap_or_else(|error| tracing::warn!(%error, "the snapshot can't be watched; it is looked at every 5 s"));
+        if let Err(error) = watch.watch() {
+            let directory = watch.directory.display();
+            tracing::warn!(%directory, %error, "the snapshot can't be watched; it is looked at every 5 s");
+        }
         watch
     }
 

@@ -60,6 +60,16 @@ pub(super) fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, 
     reply::failed(query, rcode, Some(&Ede::new(code, text)))
 }
 
+/// To a query for a server that nothing names.
+pub(super) fn unnamed_server_reply(query: &Query<'_>, settings: &Settings) -> Vec<u8> {
+    let rcode = match settings.reject {
+        RejectCode::Refused => Rcode::Refused,
+        RejectCode::NameError => Rcode::NxDomain,
+    };
+    let text = "no policy and no setting names this server".to_owned();
+    reply::failed(query, rcode, Some(&Ede::new(EdeCode::Prohibited, text)))
+}
+
 pub(super) fn no_room(query: &Query<'_>, full: Full) -> Ending {
     Ending::failed("grants_full", query, &Ede::new(EdeCode::Other, full.to_string()))
 }

@@ -27,7 +27,9 @@ pub const MIRROR: &str = "kubernetes.io/config.mirror";
 const NAMESPACE_NAME: &str = "kubernetes.io/metadata.name";
 /// `dnsConfig.nameservers` of one pod, as the API server allows (resolv.conf(5), MAXNS).
 const NAMESERVERS: usize = 3;
-/// The name of Cilium's ConfigMap.
+/// The namespace of Cilium's ConfigMap.
+const CILIUM_NAMESPACE: &str = "kube-system";
+/// Its name.
 const CILIUM_CONFIG: &str = "cilium-config";
 
 /// Reads a pod.
@@ -173,10 +175,15 @@ pub(super) fn service(object: &Field<'_>) -> Object {
                 addresses.extend(field.address());
             }
         };
+        let text = |key: &str| spec.get_some(key).and_then(|field| field.text().map(str::to_owned));
+        // Of such a Service kube-proxy does nothing with the others, so they are not its own: whoever wrote it may have made
+        // them those of somebody else.
+        let is_virtual =
+            text("type").as_deref() != Some("ExternalName") && text("clusterIP").as_deref() != Some("None");
         if let Some(address) = spec.get_some("clusterIP") {
             add(&address);
         }
-        for key in ["clusterIPs", "externalIPs"] {
+        for key in if is_virtual { &["clusterIPs", "externalIPs"][..] } else { &["clusterIPs"] } {
             let list = spec.get_some(key);
             list.iter().filter_map(Field::list).flatten().for_each(|address| add(&address));
         }
@@ -279,9 +286,11 @@ pub(super) fn cidr_group(object: &Field<'_>) -> Object {
     Object::CidrGroup(placed(object, None, name).1, group.into())
 }
 
-/// Whether a ConfigMap is Cilium's.
+/// Whether a ConfigMap is Cilium's: the one of `kube-system`, for whoever may write ConfigMaps in another namespace has no say
+/// in what holds for all.
 pub(super) fn is_cilium_config(node: &TreeNode) -> bool {
-    node.get("metadata").and_then(|metadata| metadata.get("name")).and_then(TreeNode::as_text) == Some(CILIUM_CONFIG)
+    let text = |key: &str| node.get("metadata").and_then(|metadata| metadata.get(key)).and_then(TreeNode::as_text);
+    (text("namespace"), text("name")) == (Some(CILIUM_NAMESPACE), Some(CILIUM_CONFIG))
 }
 
 /// Reads Cilium's ConfigMap.

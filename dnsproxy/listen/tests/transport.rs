@@ -30,12 +30,17 @@ pub(super) fn is_closed(stream: &mut TcpStream) {
 }
 
 #[test]
-fn strangers_and_unknown_resolvers_get_no_reply_and_are_counted() {
+fn strangers_get_no_reply_and_whoever_asks_an_unknown_server_is_refused_and_both_are_counted() {
     let world = World::new(Setup::default(), always(&["@ 60 A 192.0.2.1"]));
     world.is_ignored(&query("www.test", 1, None), "127.0.0.3", "127.0.0.1");
     assert_eq!((world.seen.last().reason, world.seen.last().endpoint.is_none()), ("no_endpoint", true));
     world.is_ignored(&[0; 40], "127.0.0.3", "127.0.0.1");
-    world.is_ignored(&query("www.test", 1, None), "127.0.0.1", "127.0.0.9");
+    let client = world.client("127.0.0.1", "127.0.0.9");
+    client.send(&query("www.test", 1, Some(1232))).expect("sent");
+    let mut buffer = [0; 512];
+    let length = client.recv(&mut buffer).expect("a reply");
+    let (rcode, addresses, error) = understood(&buffer[..length]);
+    assert_eq!((rcode, addresses.len(), error.expect("an extended error").0), (5, 0, 18));
     assert_eq!(world.seen.last().reason, "unknown_resolver");
     assert_eq!((world.seen.count("no_endpoint"), world.server.seen().len()), (2, 0));
 }

@@ -36,6 +36,11 @@ impl Node {
     /// interface any more are none. Addresses that only the CNI has said yet are put into it.
     pub async fn follow_pods(&mut self, world: &mut World) {
         let Some(discovery) = &mut self.discovery else { return };
+        let stranger = who_is_not_there(&self.config.node_name, world);
+        if let Some(why) = stranger.as_ref().filter(|why| !self.readiness.reasons().contains(why)) {
+            tracing::warn!("{why}");
+        }
+        self.readiness.set("node_name", stranger.into_iter().collect());
         let own = Some(&self.config.node_name);
         let mut here = BTreeMap::new();
         let mut at: BTreeMap<IpAddr, BTreeSet<PodRef>> = BTreeMap::new();
@@ -206,6 +211,21 @@ impl Node {
     }
 }
 
+/// What is wrong with the node's name: under one that no Node has no pod is found, and every pod's interface is shut.
+fn who_is_not_there(node_name: &str, world: &World) -> Option<String> {
+    const SHOWN: usize = 3;
+    if world.nodes.is_empty() || world.nodes.contains_key(node_name) {
+        return None;
+    }
+    let more = if world.nodes.len() > SHOWN { ", …" } else { "" };
+    let known: Vec<&str> = world.nodes.keys().map(String::as_str).take(SHOWN).collect();
+    Some(format!(
+        "the snapshot has no Node {node_name} (it has {}{more}), so none of its pods is known and each interface is shut; set \
+         --node-name, or NODE_NAME from spec.nodeName",
+        known.join(", ")
+    ))
+}
+
 /// Whether a pod can have an interface of its own.
 fn has_own_network(pod: &Pod) -> bool {
     !pod.host_network && !pod.finished
@@ -229,6 +249,7 @@ fn number(state: &mut State, held_back: &[(EndpointId, u32)], max: u32) -> Optio
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::world::Node;
 
     fn give(state: &mut State, name: &str, held_back: &[(EndpointId, u32)], max: u32) -> Option<(u32, u32)> {
         let pod = PodRef { namespace: "shop".into(), name: name.into() };
@@ -247,6 +268,22 @@ mod tests {
         assert_eq!(give(&mut state, "d", &[(EndpointId(1), 1)], 3), None, "no row is free");
         assert_eq!(give(&mut state, "d", &[], 3), Some((4, 1)));
         assert_eq!(state.last_endpoint_id, 4);
+    }
+
+    #[test]
+    fn a_name_that_no_node_of_the_snapshot_has_is_told_with_some_that_there_are() {
+        let mut world = World::default();
+        assert_eq!(who_is_not_there("typo", &world), None, "a snapshot without nodes says nothing");
+        for name in ["n1", "n2", "n3", "n4"] {
+            let node = Node { labels: BTreeMap::new(), addresses: Vec::new(), place: String::new() };
+            world.nodes.insert(name.to_owned(), node);
+        }
+        assert_eq!(who_is_not_there("n2", &world), None);
+        let said = who_is_not_there("typo", &world).unwrap();
+        assert!(
+            said.starts_with("the snapshot has no Node typo (it has n1, n2, n3, …), so none of its pods"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::reference::{self, Attempt};
-use crate::engine::world::Enforcement;
+use crate::engine::world::{Enforcement, World};
 
 /// The cluster that the table speaks of.
 const CLUSTER: &str = r#"
@@ -204,4 +204,35 @@ fn every_row_of_the_semantics_table_holds() {
     }
     assert!(rows > 70, "{rows} rows");
     assert!(wrong.is_empty(), "of {rows} rows:\n{}", wrong.join("\n"));
+}
+
+fn world_of(text: &str) -> World {
+    let file = File { name: "all.yaml".to_owned(), content: Ok(text.as_bytes().to_vec()) };
+    assemble(&[file], &LastGood::default(), OnInvalid::Refuse).world
+}
+
+/// Whoever may write ConfigMaps in one namespace has no say in what holds for all.
+#[test]
+fn settings_of_cilium_are_taken_of_its_own_namespace_alone() {
+    let config = |namespace: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: ConfigMap\nmetadata: {{name: cilium-config, namespace: {namespace}}}\ndata: {{policy-audit-mode: \"true\"}}\n"
+        );
+        world_of(&text).cilium_config.len()
+    };
+    assert_eq!((config("kube-system"), config("payments")), (1, 0));
+}
+
+/// Of a Service that has no virtual address kube-proxy redirects nothing, whatever its author lists.
+#[test]
+fn external_addresses_are_those_of_a_service_with_a_virtual_one_alone() {
+    let addresses = |spec: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: s, namespace: tenant}}\nspec: {{{spec}, externalIPs: [203.0.113.80]}}\n"
+        );
+        world_of(&text).services[&("tenant".to_owned(), "s".to_owned())].addresses.len()
+    };
+    assert_eq!(addresses("clusterIP: 198.18.0.10, ports: [{port: 80}]"), 2);
+    assert_eq!(addresses("clusterIP: None, ports: [{port: 80}]"), 0);
+    assert_eq!(addresses("type: ExternalName, externalName: x.example.com"), 0);
 }
