@@ -43,6 +43,7 @@ pub fn trials() -> Vec<Trial> {
             play("an_interface_whose_pod_is_unknown_is_shut_both_ways", unknown);
             play("a_pod_made_anew_with_the_same_address_has_its_own_policy", made_anew);
             play("a_second_interface_is_guarded_as_the_first", second);
+            play("a_second_interface_of_which_only_the_hosts_side_is_said_changes_nothing_for_the_first", bare_second);
             play("what_one_pod_learns_opens_nothing_for_another", cross_pod);
             play("after_a_kill_every_pod_is_guarded_as_before", killed);
             play("a_denied_datagram_is_refused_at_once", denied_datagram);
@@ -195,6 +196,34 @@ fn second(yard: &Yard) {
     yard.unplug(&pod);
     assert!(clock::wait_until(LIMIT, || rows().len() == 1), "{:?}", rows());
     yard.is_guarded_as(&pod, RED);
+}
+
+/// Whatever the plugin says of the pod's side, and whether the interface or its result is there first.
+fn bare_second(yard: &Yard) {
+    let _daemon = yard.start(&[]);
+    for (number, result_first) in [false, true].into_iter().enumerate() {
+        let pod = yard.appear(number, RED);
+        yard.is_guarded_as(&pod, RED);
+        let id = yard.id_of(&pod);
+        let kept = pod.agent().open(yard.outside(Family::V4, RED)).expect("it is allowed");
+        let more = yard.second_interface(&pod);
+        if result_first {
+            yard.write_bare_cache_of_second(&pod, &more);
+            yard.plug_second(&pod, &more);
+        } else {
+            yard.plug_second(&pod, &more);
+            yard.write_bare_cache_of_second(&pod, &more);
+        }
+        let rows = || {
+            let status = yard.status();
+            let rows = status["endpoints"].as_array().expect("a list").clone();
+            rows.into_iter().filter(|row| row["pod"] == format!("payments/{}", pod.name).as_str()).count()
+        };
+        assert!(clock::wait_until(LIMIT, || rows() == 2), "{:#}", yard.status());
+        assert_eq!(yard.id_of(&pod), id, "it is the endpoint that it was");
+        assert_eq!(pod.agent().exchange(kept), Reach::Reached, "a connection over the first goes on");
+        yard.is_guarded_as(&pod, RED);
+    }
 }
 
 fn cross_pod(yard: &Yard) {

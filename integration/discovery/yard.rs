@@ -452,6 +452,17 @@ impl Yard {
         self.write_result(pod, "net1", &result);
     }
 
+    /// As a plugin that says nothing of the pod's side writes it.
+    #[track_caller]
+    pub fn write_bare_cache_of_second(&self, pod: &Pod, more: &Second) {
+        let result = json!({
+            "cniVersion": "1.0.0",
+            "interfaces": [{"name": more.host}],
+            "ips": [{"address": format!("{}/32", more.v4)}, {"address": format!("{}/128", more.v6)}],
+        });
+        self.write_result(pod, "net1", &result);
+    }
+
     /// The pod reaches the outside over its second interface, and from the address there.
     #[track_caller]
     pub fn route_over_second(&self, pod: &Pod, more: &Second) {
