@@ -14,6 +14,8 @@ use crate::scenes::{ONE, Scene, TWO_ITEMS};
 
 /// Long enough for a restart and what is tried in it.
 const WINDOW: Duration = Duration::from_secs(12);
+/// Longer than between two sweeps of flows.
+const SWEPT: Duration = Duration::from_secs(6);
 const OBSERVE: [&str; 2] = ["--set", "enforcement.adopt=observe 12s"];
 
 pub fn trials() -> Vec<Trial> {
@@ -41,11 +43,12 @@ fn open_both(scene: &Scene) -> [u32; 2] {
 fn observed() {
     let mut scene = Scene::unstarted(Topology::Routed, TWO_ITEMS);
     let [allowed, denied] = open_both(&scene);
+    let [_, idle] = open_both(&scene);
     scene.daemon = Some(Daemon::start(&scene.world, &OBSERVE));
     scene.daemon().wait_for_log("TCP connections from before the first start go on");
     let said = scene.daemon().run("status", &[]).1;
     assert!(said.contains("adopting: for "), "{said}");
-    for connection in [allowed, denied] {
+    for connection in [allowed, denied, idle] {
         assert_eq!(scene.world.pay.exchange(connection), Reach::Reached);
     }
     scene.sees(Family::V4, ONE, 443, Reach::Refused); // nothing new: the name was not asked for
@@ -61,6 +64,13 @@ fn observed() {
     let forgotten = || !scene.daemon().run("status", &[]).1.contains("adopting");
     assert!(wait_until(Duration::from_secs(5), forgotten));
     assert_eq!(scene.world.pay.exchange(allowed), Reach::Reached, "its name was asked for meanwhile");
+    // What the kernel still has of one that says nothing is swept later, and is not told as if it went on.
+    std::thread::sleep(SWEPT);
+    let log = scene.daemon().log();
+    let after = log.iter().skip_while(|line| !line.contains("end now where policy does not allow them"));
+    let told: Vec<&String> = after.filter(|line| line.contains("goes on")).collect();
+    assert!(told.is_empty(), "{told:?}");
+    assert_ne!(scene.world.pay.exchange(idle), Reach::Reached);
 }
 
 fn cut() {

@@ -68,8 +68,11 @@ impl Node {
         Ok(())
     }
 
-    /// What a sweep found of such connections.
+    /// What a sweep found of such connections; those that it finds after the window have ended, or do with their next packet.
     pub(super) fn tell_adopted(&mut self, found: &[(EndpointId, Adopted)]) {
+        if self.adopting.until == 0 {
+            return;
+        }
         for (id, adopted) in found {
             let Some(pod) = self.endpoints.iter().find(|(_, endpoint)| endpoint.id == *id).map(|found| found.0) else {
                 continue;
