@@ -31,7 +31,7 @@ if [ "${1:-}" = --inside ]; then
 	# Becomes namegate, so that the number is namegate's.
 	LD_LIBRARY_PATH="${own#"$root"}" nsenter --net="/run/netns/$namespace" chroot "$root" \
 		/tmp/setpriv "--bounding-set=-all$capabilities" --inh-caps=-all --no-new-privs \
-		/usr/bin/namegate node --snapshot /var/run/namegate/snapshot --node-name node-1 --metrics 127.0.0.1:9965 &
+		/usr/bin/namegate node --snapshot /var/run/namegate/snapshot --node-name demo-node --metrics 127.0.0.1:9965 &
 	node=$!
 	trap 'kill -KILL "$node" 2>/dev/null || true' EXIT
 	inside /usr/bin/namegate ready --wait --timeout 30s

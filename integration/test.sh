@@ -36,10 +36,10 @@ stage counts cargo test --release --test counts
 stage documentation cargo test --doc
 wait $! || status=1
 root programs --test-threads 2
-# Four at a time: they mostly wait, and each world has its own namespaces. But fewer of those that need the cores or measure time.
+# Three at a time: they mostly wait, and each world has its own namespaces. But fewer of those that need the cores or measure time.
 two="capabilities early fragments peers"
-one="churn floor take_over"
-root integration --test-threads 4 $(printf -- '--skip %s ' $two $one)
+one="churn floor take_over within_100_ms"
+root integration --test-threads 3 $(printf -- '--skip %s ' $two $one)
 for group in $two; do root integration --test-threads 2 "$group"; done
 for group in $one; do root integration --test-threads 1 "$group"; done
 root faults
