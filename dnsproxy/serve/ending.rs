@@ -53,21 +53,22 @@ pub(super) fn denied_reply(query: &Query<'_>, denied: &Denied, served: &Served, 
     // After REFUSED glibc and musl give up the search list, and never come to the name that is meant.
     let searched = matches!(denied, Denied::Name(_) | Denied::Label)
         && served.search.iter().any(|suffix| query.name != *suffix && query.name.ends_with(suffix));
-    let rcode = match settings.reject {
-        RejectCode::Refused if !searched => Rcode::Refused,
-        RejectCode::Refused | RejectCode::NameError => Rcode::NxDomain,
-    };
+    let rcode = if searched { Rcode::NxDomain } else { refusal(settings) };
     reply::failed(query, rcode, Some(&Ede::new(code, text)))
 }
 
 /// To a query for a server that nothing names.
 pub(super) fn unnamed_server_reply(query: &Query<'_>, settings: &Settings) -> Vec<u8> {
-    let rcode = match settings.reject {
+    let text = "no policy and no setting names this server".to_owned();
+    reply::failed(query, refusal(settings), Some(&Ede::new(EdeCode::Prohibited, text)))
+}
+
+/// The code of what policy denies.
+fn refusal(settings: &Settings) -> Rcode {
+    match settings.reject {
         RejectCode::Refused => Rcode::Refused,
         RejectCode::NameError => Rcode::NxDomain,
-    };
-    let text = "no policy and no setting names this server".to_owned();
-    reply::failed(query, rcode, Some(&Ede::new(EdeCode::Prohibited, text)))
+    }
 }
 
 pub(super) fn no_room(query: &Query<'_>, full: Full) -> Ending {

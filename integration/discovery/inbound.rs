@@ -131,7 +131,12 @@ fn delivery_to(pod: &Pod) -> String {
 
 /// Whether the server at a port of the pod answers what `send` sends.
 fn arrives(pod: &Pod, port: u16, send: impl FnOnce()) -> bool {
-    let seen = pod.agent().capture("eth0");
+    arrives_over(pod, "eth0", port, send)
+}
+
+/// The same over another of its interfaces.
+fn arrives_over(pod: &Pod, interface: &str, port: u16, send: impl FnOnce()) -> bool {
+    let seen = pod.agent().capture(interface);
     send();
     clock::wait_until(SOON, || seen.frames().iter().any(|frame| frame.outgoing && is_from(port, &frame.octets())))
 }
@@ -385,9 +390,9 @@ fn second(yard: &Yard) {
     let inside = || yard.pins_on(&more.host).iter().any(|pin| pin.ends_with("_inside"));
     comes("its own side has a program too", yard, inside);
     let answered = |port: u16, address: IpAddr| {
-        let seen = pod.agent().capture("net1");
-        yard.world.outside.datagram((address, port).into());
-        clock::wait_until(SOON, || seen.frames().iter().any(|frame| frame.outgoing && is_from(port, &frame.octets())))
+        arrives_over(&pod, "net1", port, || {
+            yard.world.outside.datagram((address, port).into());
+        })
     };
     for address in addresses {
         comes("what is allowed arrives", yard, || {

@@ -36,11 +36,11 @@ impl Node {
     /// interface any more are none. Addresses that only the CNI has said yet are put into it.
     pub async fn follow_pods(&mut self, world: &mut World) {
         let Some(discovery) = &mut self.discovery else { return };
-        let stranger = who_is_not_there(&self.config.node_name, world);
-        if let Some(why) = stranger.as_ref().filter(|why| !self.readiness.reasons().contains(why)) {
+        let wrong = wrong_node_name(&self.config.node_name, world);
+        if let Some(why) = wrong.as_ref().filter(|why| !self.readiness.reasons().contains(why)) {
             tracing::warn!("{why}");
         }
-        self.readiness.set("node_name", stranger.into_iter().collect());
+        self.readiness.set("node_name", wrong.into_iter().collect());
         let own = Some(&self.config.node_name);
         let mut here = BTreeMap::new();
         let mut at: BTreeMap<IpAddr, BTreeSet<PodRef>> = BTreeMap::new();
@@ -212,7 +212,7 @@ impl Node {
 }
 
 /// What is wrong with the node's name: under one that no Node has no pod is found, and every pod's interface is shut.
-fn who_is_not_there(node_name: &str, world: &World) -> Option<String> {
+fn wrong_node_name(node_name: &str, world: &World) -> Option<String> {
     const SHOWN: usize = 3;
     if world.nodes.is_empty() || world.nodes.contains_key(node_name) {
         return None;
@@ -273,13 +273,13 @@ mod tests {
     #[test]
     fn a_name_that_no_node_of_the_snapshot_has_is_told_with_some_that_there_are() {
         let mut world = World::default();
-        assert_eq!(who_is_not_there("typo", &world), None, "a snapshot without nodes says nothing");
+        assert_eq!(wrong_node_name("typo", &world), None, "a snapshot without nodes says nothing");
         for name in ["n1", "n2", "n3", "n4"] {
             let node = Node { labels: BTreeMap::new(), addresses: Vec::new(), place: String::new() };
             world.nodes.insert(name.to_owned(), node);
         }
-        assert_eq!(who_is_not_there("n2", &world), None);
-        let said = who_is_not_there("typo", &world).unwrap();
+        assert_eq!(wrong_node_name("n2", &world), None);
+        let said = wrong_node_name("typo", &world).unwrap();
         assert!(
             said.starts_with("the snapshot has no Node typo (it has n1, n2, n3, …), so none of its pods"),
             "{said}"
