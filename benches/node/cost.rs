@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::crowd::{Crowd, Order};
+use super::crowd::{Crowd, Order, Rhythm};
 use super::lab::agent::traffic::question;
 use super::lab::agent::{Many, Script, hex};
 use super::lab::clock::{now, wait_until};
@@ -80,7 +80,7 @@ fn pods() -> (Memory, (i64, i64)) {
 /// Waits until so many pods are guarded.
 fn add(yard: &Yard, crowd: &Crowd<'_>, burst: &mut super::crowd::Burst, all: usize) {
     crowd.write_pods(burst, true);
-    crowd.appear(burst, Order::ResultFirst, 1);
+    crowd.appear(burst, Order::ResultFirst, 1, Rhythm::Together);
     crowd.is_there(burst);
     let guarded = || {
         let status = yard.status();

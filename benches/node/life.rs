@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
-use super::crowd::{Crowd, Order, Out};
+use super::crowd::{Crowd, Order, Out, Rhythm};
 use super::lab::agent::{Pace, Paced, Question, Reach, Reply, Request};
 use super::lab::clock::{now, wait_until};
 use super::lab::world::{Family, Options};
@@ -57,7 +57,7 @@ fn one_by_one(crowd: &Crowd<'_>, first: u32, order: Order, count: u32) -> Vec<f6
         let mut burst = crowd.burst(group, std::iter::once(group as usize), |_| RED);
         crowd.write_pods(&burst, true);
         std::thread::sleep(PAUSE); // it is scheduled, and the snapshot has been read
-        crowd.appear(&mut burst, order, SENDS);
+        crowd.appear(&mut burst, order, SENDS, Rhythm::Together);
         bursts.push(burst);
         out.add(&capture.drained(), |_| Some(RED));
     }
@@ -68,7 +68,7 @@ fn one_by_one(crowd: &Crowd<'_>, first: u32, order: Order, count: u32) -> Vec<f6
     }
     out.add(&capture.drained(), |_| Some(RED));
     for mut burst in bursts {
-        crowd.vanish(&mut burst).join().expect("it goes");
+        crowd.vanish(&mut burst, Rhythm::Together).join().expect("it goes");
         crowd.remove_pods(&burst);
     }
     assert!(out.denied.is_empty() || first < GUARDED, "denied, and it got out: {:?}", out.denied);
@@ -85,7 +85,7 @@ pub fn restart() -> Value {
     let pod = yard.appear(0, RED);
     let mut others = crowd.burst(7, 0..PODS as usize, |_| RED);
     crowd.write_pods(&others, true);
-    crowd.appear(&mut others, Order::ResultFirst, 1);
+    crowd.appear(&mut others, Order::ResultFirst, 1, Rhythm::Together);
     crowd.is_there(&mut others);
     let mut daemon = Some(yard.start(&[]));
     yard.is_guarded_as(&pod, RED);

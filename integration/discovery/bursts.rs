@@ -8,7 +8,7 @@ use libtest_mimic::{Failed, Trial};
 use serde_json::{Value, json};
 
 use super::churn::Left;
-use super::crowd::{Burst, Crowd, Order, Out, sleep_until};
+use super::crowd::{Burst, Crowd, Order, Out, Rhythm, sleep_until};
 use super::yard::{BLUE, Cni, RED, Yard};
 use crate::lab::{Topology, clock};
 
@@ -28,38 +28,45 @@ const SENDS: u64 = 900;
 /// Numbers of pods that are in use: none is used again before its pod is long gone.
 const PLACES: usize = AT_ONCE * STAY * 20;
 
+/// One each tenth of what a burst of them takes.
+const EVENLY: Rhythm = Rhythm::Every(Duration::from_millis(EVERY.as_millis() as u64 / AT_ONCE as u64));
+
 pub fn trials() -> Vec<Trial> {
-    let (routed, bridged) = ((Topology::ProxyArp, Cni::Calico), (Topology::Bridged, Cni::Flannel));
-    [
-        ("routed", routed, "auto"),
-        ("bridged", bridged, "auto"),
-        ("routed", routed, "clsact"),
-        ("bridged", bridged, "clsact"),
-    ]
-    .into_iter()
-    .filter(|(name, _, attach)| asked_for().is_some() || (*name == "routed") == (*attach == "auto"))
-    .map(|(name, (topology, cni), attach)| {
-        let title = format!("discovery::churn::a_hundred_{name}_pods_a_second_leave_nothing_behind_with_{attach}");
-        Trial::test(title, move || play(&format!("{name}, {attach}"), &Yard::new(topology, cni), attach))
-    })
-    .collect()
+    let mut trials = Vec::new();
+    for (name, topology, cni) in
+        [("routed", Topology::ProxyArp, Cni::Calico), ("bridged", Topology::Bridged, Cni::Flannel)]
+    {
+        for attach in ["auto", "clsact"] {
+            for (manner, rhythm) in [("in_bursts", Rhythm::Together), ("evenly", EVENLY)] {
+                let always = rhythm == Rhythm::Together && (name == "routed") == (attach == "auto");
+                if always || asked_for().is_some() {
+                    let words = format!("{name}, {attach}, {manner}");
+                    let title = format!(
+                        "discovery::churn::a_hundred_{name}_pods_a_second_{manner}_leave_nothing_behind_with_{attach}"
+                    );
+                    trials.push(Trial::test(title, move || play(&words, &Yard::new(topology, cni), attach, rhythm)));
+                }
+            }
+        }
+    }
+    trials
 }
 
 fn asked_for() -> Option<u64> {
     std::env::var(MORE).ok()?.parse().ok()
 }
 
-fn play(name: &str, yard: &Yard, attach: &str) -> Result<(), Failed> {
+fn play(name: &str, yard: &Yard, attach: &str, rhythm: Rhythm) -> Result<(), Failed> {
     let crowd = Crowd::new(yard);
-    let control = Churn::run(&crowd, 1_000_000, Duration::from_millis(300));
+    let control = Churn::run(&crowd, 1_000_000, Duration::from_millis(300), rhythm);
     if control.out.denied.is_empty() || control.waited.values().all(Vec::is_empty) {
         return Err("INVALID: nothing got out though nobody guards".into());
     }
     let daemon = yard.start(&["--set", &format!("enforcement.attach={attach}")]);
-    let first = Churn::run(&crowd, 2_000_000, Duration::from_millis(300));
+    let first = Churn::run(&crowd, 2_000_000, Duration::from_millis(300), rhythm);
     assert!(first.out.denied.is_empty(), "denied datagrams that got out: {:?}", first.out.denied);
     let before = Left::settled(yard, &daemon);
-    let churn = Churn::run(&crowd, 3_000_000, Duration::from_secs(asked_for().unwrap_or(SECONDS)));
+    let churn = Churn::run(&crowd, 3_000_000, Duration::from_secs(asked_for().unwrap_or(SECONDS)), rhythm);
     println!("{}", churn.told(name, &control));
     assert!(churn.out.denied.is_empty(), "denied datagrams that got out: {:?}", churn.out.denied);
     assert!(churn.sent > 0, "INVALID: nothing was sent");
@@ -88,7 +95,7 @@ struct Churn {
 impl Churn {
     /// `first` is the number of the first burst: no two runs have pods of the same name.
     #[track_caller]
-    fn run(crowd: &Crowd<'_>, first: u32, length: Duration) -> Churn {
+    fn run(crowd: &Crowd<'_>, first: u32, length: Duration, rhythm: Rhythm) -> Churn {
         let make = |number: usize| {
             let numbers = (0..AT_ONCE).map(|place| (number * AT_ONCE + place) % PLACES);
             crowd.burst(first + number as u32, numbers, |pod| if pod.is_multiple_of(2) { RED } else { BLUE })
@@ -110,7 +117,7 @@ impl Churn {
             if step >= AHEAD
                 && let Some((number, mut burst)) = known.pop_front()
             {
-                crowd.appear(&mut burst, order(number), SENDS);
+                crowd.appear(&mut burst, order(number), SENDS, rhythm);
                 there.push_back((number, burst));
             }
             if step >= AHEAD + STAY
@@ -119,7 +126,7 @@ impl Churn {
                 let names = burst.pods.iter().map(|pod| pod.name.clone()).collect::<Vec<_>>();
                 let each = crowd.seen(&mut burst);
                 seen.extend(names.into_iter().zip(each).map(|(name, seen)| (number, name, seen)));
-                going.push(crowd.vanish(&mut burst));
+                going.push(crowd.vanish(&mut burst, rhythm));
                 crowd.remove_pods(&burst);
             }
             out.add(&capture.drained(), |name| colours.get(name).copied());

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::path::PathBuf;
 use std::rc::Rc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use super::yard::{Colour, Pod, Yard};
@@ -10,13 +12,15 @@ use crate::lab::agent::client::{Agent, Capture, Pending};
 use crate::lab::agent::{Frame, Reply, Request, Spray, SprayFrom, Sprayed, hex};
 use crate::lab::clock;
 use crate::lab::frame::{ethernet, ethertype, ip, udp};
-use crate::lab::process::{ip_batch, must, must_inside};
+use crate::lab::process::{IpBatch, ip_batch, must, must_inside};
 use crate::lab::world::{FAMILIES, Family, LAN_MAC, NODE_MAC};
 
 pub struct Crowd<'y> {
     yard: &'y Yard,
     namespace: String,
     agent: Rc<Agent>,
+    /// What plugs in, and what unplugs, where a pod comes after the other.
+    hands: [Arc<Mutex<IpBatch>>; 2],
 }
 
 /// Pods that come, and go, together.
@@ -25,8 +29,8 @@ pub struct Burst {
     /// Of their interfaces: those of a group go at once, as those of a namespace do.
     group: u32,
     /// When each one's CNI result was there; nanoseconds since 1970.
-    pub written_ns: u64,
-    plugging: Option<std::thread::JoinHandle<u64>>,
+    written_ns: Vec<u64>,
+    plugging: Option<std::thread::JoinHandle<Vec<u64>>>,
     sending: Option<Pending>,
 }
 
@@ -48,6 +52,15 @@ pub struct Out {
     pub denied: Vec<String>,
 }
 
+/// How the pods of a burst come, and go.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Rhythm {
+    /// All at once.
+    Together,
+    /// One after the other, with so much between them.
+    Every(Duration),
+}
+
 /// In which order things happen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Order {
@@ -65,7 +78,9 @@ impl<'y> Crowd<'y> {
         // What they send is what they are told to send.
         must_inside(&namespace, "sysctl -eqw net.ipv6.conf.default.disable_ipv6=1");
         let agent = Rc::new(Agent::start(&namespace));
-        Crowd { yard, namespace, agent }
+        let node = yard.world.namespace("node");
+        let hands = [(); 2].map(|()| Arc::new(Mutex::new(IpBatch::start(&node))));
+        Crowd { yard, namespace, agent, hands }
     }
 
     /// Pods under these numbers that are not there yet; `colour` says which one has which.
@@ -74,7 +89,7 @@ impl<'y> Crowd<'y> {
         let pods = numbers
             .map(|number| self.yard.one_of_many(number, &format!("crowd-{group}-{number}"), crowd, colour(number)))
             .collect();
-        Burst { pods, group, written_ns: 0, plugging: None, sending: None }
+        Burst { pods, group, written_ns: Vec::new(), plugging: None, sending: None }
     }
 
     /// Their Pod objects, in one file, as a collector's steps.
@@ -85,27 +100,29 @@ impl<'y> Crowd<'y> {
 
     /// They are plugged in meanwhile; each sends, denied and allowed, from the moment that its interface is there.
     #[track_caller]
-    pub fn appear(&self, burst: &mut Burst, order: Order, send_for_ms: u64) {
+    pub fn appear(&self, burst: &mut Burst, order: Order, send_for_ms: u64, rhythm: Rhythm) {
         let from = burst.pods.iter().map(|pod| self.sprays(pod)).collect();
         burst.sending = Some(self.agent.begin(Request::Spray(Spray { from, for_ms: send_for_ms })));
-        let files: Vec<_> = burst.pods.iter().map(|pod| self.yard.cache_entry(pod)).collect();
-        let lines: String = burst.pods.iter().map(|pod| self.plugging(pod, burst.group)).collect();
-        let node = self.yard.world.namespace("node");
-        let write = move || {
-            for (file, text) in files {
-                fs::write(file, text).expect("a file can be written");
-            }
-            clock::wall_ns()
-        };
-        burst.plugging = Some(std::thread::spawn(move || match order {
-            Order::ResultFirst => {
-                let written = write();
-                ip_batch(&node, &lines);
+        let files = burst.pods.iter().map(|pod| self.yard.cache_entry(pod));
+        let lines = burst.pods.iter().map(|pod| self.plugging(pod, burst.group));
+        let each: Vec<_> = files.zip(lines).collect();
+        let (node, hand) = (self.yard.world.namespace("node"), self.hands[0].clone());
+        burst.plugging = Some(std::thread::spawn(move || match rhythm {
+            Rhythm::Together => {
+                let (files, lines): (Vec<_>, Vec<_>) = each.into_iter().unzip();
+                let mut written = vec![0; files.len()];
+                plug(order, &files, || ip_batch(&node, &lines.concat()), &mut written);
                 written
             }
-            Order::LinkFirst => {
-                ip_batch(&node, &lines);
-                write()
+            Rhythm::Every(gap) => {
+                let mut written = vec![0; each.len()];
+                let mut hand = hand.lock().expect("no panic while locked");
+                let start = clock::now();
+                for (place, (file, lines)) in each.into_iter().enumerate() {
+                    sleep_until(start, gap * place as u32);
+                    plug(order, &[file], || hand.run(&lines), &mut written[place..=place]);
+                }
+                written
             }
         }));
     }
@@ -120,13 +137,26 @@ impl<'y> Crowd<'y> {
 
     /// Their interfaces and the CNI's results go, meanwhile.
     #[track_caller]
-    pub fn vanish(&self, burst: &mut Burst) -> std::thread::JoinHandle<()> {
+    pub fn vanish(&self, burst: &mut Burst, rhythm: Rhythm) -> std::thread::JoinHandle<()> {
         self.is_there(burst);
         let (node, line) = (self.yard.world.namespace("node"), format!("link del group {}\n", burst.group));
-        let files: Vec<_> = burst.pods.iter().map(|pod| self.yard.cache_file(pod, "eth0")).collect();
-        std::thread::spawn(move || {
-            ip_batch(&node, &line);
-            files.iter().for_each(|file| drop(fs::remove_file(file)));
+        let (hosts, files): (Vec<_>, Vec<_>) =
+            burst.pods.iter().map(|pod| (pod.host.clone(), self.yard.cache_file(pod, "eth0"))).unzip();
+        let hand = self.hands[1].clone();
+        std::thread::spawn(move || match rhythm {
+            Rhythm::Together => {
+                ip_batch(&node, &line);
+                files.iter().for_each(|file| drop(fs::remove_file(file)));
+            }
+            Rhythm::Every(gap) => {
+                let mut hand = hand.lock().expect("no panic while locked");
+                let start = clock::now();
+                for (place, (host, file)) in hosts.iter().zip(&files).enumerate() {
+                    sleep_until(start, gap * place as u32);
+                    hand.run(&format!("link del {host}\n"));
+                    drop(fs::remove_file(file));
+                }
+            }
         })
     }
 
@@ -140,12 +170,11 @@ impl<'y> Crowd<'y> {
     pub fn seen(&self, burst: &mut Burst) -> Vec<Option<Seen>> {
         self.is_there(burst);
         let Some(Reply::Sprayed(sprayed)) = burst.sending.take().map(Pending::wait) else { return Vec::new() };
-        let written = burst.written_ns;
-        let seen = |one: &Sprayed| {
-            let event_ns = one.appeared_ns?.max(written);
+        let seen = |(one, written): (&Sprayed, &u64)| {
+            let event_ns = one.appeared_ns?.max(*written);
             Some(Seen { event_ns, sent: one.sent })
         };
-        sprayed.iter().map(seen).collect()
+        sprayed.iter().zip(&burst.written_ns).map(seen).collect()
     }
 
     /// Records what comes out of the node.
@@ -185,6 +214,26 @@ impl Out {
             } else {
                 self.denied.push(format!("{name} to {to}"));
             }
+        }
+    }
+}
+
+/// Plugs in pods with these files; `written`: when each file was there.
+fn plug(order: Order, files: &[(PathBuf, String)], make: impl FnOnce(), written: &mut [u64]) {
+    let write = |written: &mut [u64]| {
+        for ((file, text), written) in files.iter().zip(written) {
+            fs::write(file, text).expect("a file can be written");
+            *written = clock::wall_ns();
+        }
+    };
+    match order {
+        Order::ResultFirst => {
+            write(written);
+            make();
+        }
+        Order::LinkFirst => {
+            make();
+            write(written);
         }
     }
 }

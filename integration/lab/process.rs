@@ -1,7 +1,8 @@
 //! Children of the lab: how they start, and that none outlives it.
 
+use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
-use std::process::{Child, Command, Output, Stdio};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock};
@@ -84,6 +85,43 @@ pub fn ip_batch(namespace: &str, lines: &str) {
     feed(namespace, "ip", &["-batch", "-"], lines);
 }
 
+/// An `ip -batch` that stays: a line is carried out at once, without a process of its own.
+pub struct IpBatch {
+    namespace: String,
+    child: Child,
+    input: ChildStdin,
+    output: BufReader<ChildStdout>,
+}
+
+impl IpBatch {
+    #[track_caller]
+    pub fn start(namespace: &str) -> IpBatch {
+        let mut command = inside(namespace, "ip");
+        command.args(["-batch", "-"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = spawn(command).expect("ip can be started");
+        let (input, output) = (child.stdin.take().expect("piped"), child.stdout.take().expect("piped"));
+        IpBatch { namespace: namespace.to_owned(), child, input, output: BufReader::new(output) }
+    }
+
+    /// One line each, without the word `ip`; returns when all of them are done.
+    #[track_caller]
+    pub fn run(&mut self, lines: &str) {
+        let mut words = String::new();
+        self.input.write_all(format!("{lines}link show lo\n").as_bytes()).expect("it reads");
+        while !words.contains("link/loopback") {
+            let read = self.output.read_line(&mut words).expect("it writes");
+            assert!(read > 0, "ip in {} ended: {words}\n{lines}", self.namespace);
+        }
+    }
+}
+
+impl Drop for IpBatch {
+    fn drop(&mut self) {
+        drop(self.child.kill());
+        drop(self.child.wait());
+    }
+}
+
 /// Many rules at once, one `nft` transaction.
 #[track_caller]
 pub fn nft(namespace: &str, rules: &str) {
@@ -98,7 +136,6 @@ pub fn has(program: &str) -> bool {
 
 #[track_caller]
 fn feed(namespace: &str, program: &str, arguments: &[&str], text: &str) {
-    use std::io::Write;
     let mut command = inside(namespace, program);
     command.args(arguments).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command).unwrap_or_else(|error| panic!("{program}: {error}"));
