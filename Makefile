@@ -161,6 +161,7 @@ deps-lint:
 
 deps-deny:
 	@command -v cargo-deny >/dev/null || cargo install --quiet --locked cargo-deny
+	@cargo fetch --quiet --locked # it looks at other platforms' crates too, which no build here has fetched
 
 deps-fuzz:
 	@rustup toolchain list | grep -q '^nightly' || rustup toolchain install nightly --profile minimal
