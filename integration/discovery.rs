@@ -12,6 +12,7 @@ mod matrix;
 pub mod yard;
 
 use std::fs;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use libtest_mimic::{Failed, Trial};
@@ -66,10 +67,37 @@ pub fn trials() -> Vec<Trial> {
     once("what_ends_while_it_is_dead_is_swept_for_a_pod_found_after_the_start", swept_while_dead);
     once("programs_that_cannot_be_put_on_anew_at_a_restart_stay_as_they_were", kept_programs);
     once("a_bridged_pod_is_not_known_by_what_a_bridge_learned", not_by_neighbours);
+    once("no_name_stands_for_an_address_that_the_machine_got_meanwhile", own_addresses);
     trials.extend(churn::trials());
     trials.extend(matrix::trials());
     trials.extend(inbound::trials());
     trials
+}
+
+fn own_addresses() -> Result<(), Failed> {
+    let yard = Yard::new(Topology::ProxyArp, Cni::Calico);
+    let _daemon = yard.start(&["--set", "dns.cache=off"]);
+    let pod = yard.appear(0, RED);
+    yard.is_guarded_as(&pod, RED);
+    let grants = || {
+        let status = yard.status();
+        let maps = status["maps"].as_array().into_iter().flatten();
+        maps.filter(|map| map["name"] == "grants").filter_map(|map| map["rows"].as_u64()).sum::<u64>()
+    };
+    let opens = |address: IpAddr| {
+        yard.world.outside.say_addresses(yard::NAME, &[address], 1);
+        let before = grants();
+        pod.agent().ask(Family::V4.kube_dns(), yard::NAME, "A");
+        clock::wait_until(Duration::from_secs(3), || grants() > before) // counted every second
+    };
+    assert!(opens(Family::V4.outside(77)), "INVALID: it is somebody else's");
+    let own = Family::V4.outside(78);
+    yard.world.must("node", &format!("ip address add {own}/32 dev lo"));
+    std::thread::sleep(Duration::from_secs(1)); // the kernel tells of it
+    assert!(!opens(own), "it is this machine's");
+    yard.world.must("node", &format!("ip address del {own}/32 dev lo"));
+    assert!(clock::wait_until(LIMIT, || opens(own)), "it is not any more");
+    Ok(())
 }
 
 /// Ten red and ten blue pods, of which the API knows every other one's addresses.

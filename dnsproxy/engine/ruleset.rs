@@ -158,6 +158,8 @@ pub enum DnsBy {
 
 /// How many servers a rule that opens every port may name one by one.
 const FEW_SERVERS: usize = 16;
+/// So many networks are sooner looked through than looked up by each length of prefix.
+const FEW: usize = 32;
 
 /// Servers that a rule denies, whatever allows them.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -446,6 +448,10 @@ impl RuleSet {
 
     /// The row of the longest prefix that covers the network.
     pub(super) fn longest(&self, network: IpNet) -> Bits {
+        if self.cidrs.len() <= FEW {
+            let covers = self.cidrs.iter().filter(|(net, _)| net.contains(&network));
+            return covers.max_by_key(|(net, _)| net.prefix_len()).map_or(Bits::NONE, |(_, bits)| *bits);
+        }
         (0..=network.prefix_len())
             .rev()
             .filter_map(|length| IpNet::new(network.addr(), length).ok())
@@ -471,5 +477,31 @@ impl RuleSet {
         let key = (address, protocol, port);
         let at = self.services.binary_search_by_key(&key, |row| (row.address, row.protocol, row.port)).ok()?;
         Some(self.services[at].verdict)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_longest_prefix_is_the_same_whether_few_or_many_are_looked_at() {
+        let networks = ["0.0.0.0/0", "203.0.112.0/20", "203.0.113.0/24", "203.0.113.7/32", "::/0", "2001:db8::/32"];
+        let mut cidrs: Vec<(IpNet, Bits)> =
+            networks.iter().zip(1..).map(|(text, bit)| (text.parse().unwrap(), Bits::of(bit))).collect();
+        cidrs.sort_unstable_by_key(|(network, _)| *network);
+        let few = RuleSet { cidrs: cidrs.clone(), ..RuleSet::unselected() };
+        let others = (0..=FEW as u8).map(|last| (IpNet::from(IpAddr::from([198, 51, 100, last])), Bits::of(9)));
+        cidrs.extend(others);
+        cidrs.sort_unstable_by_key(|(network, _)| *network);
+        let many = RuleSet { cidrs, ..RuleSet::unselected() };
+        assert!(few.cidrs.len() <= FEW && many.cidrs.len() > FEW);
+        for (address, bit) in
+            [("203.0.113.7", 4), ("203.0.113.8", 3), ("203.0.112.1", 2), ("1.1.1.1", 1), ("2001:db8::1", 6), ("::1", 5)]
+        {
+            let network = IpNet::from(address.parse::<IpAddr>().unwrap());
+            assert_eq!(few.longest(network), Bits::of(bit), "{address}");
+            assert_eq!(many.longest(network), Bits::of(bit), "{address}");
+        }
     }
 }

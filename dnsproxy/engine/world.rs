@@ -129,7 +129,7 @@ pub struct CidrGroup {
 }
 
 /// The suffixes that a pod's resolver library tries, as far as its object says.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Default)]
 pub struct Search {
     /// `dnsPolicy` keeps those of the cluster out: `None`, `Default`, and `ClusterFirst` for a pod on its node's network.
     pub only_own: bool,

@@ -31,6 +31,7 @@ use std::fmt;
 use std::io;
 use std::path::Path;
 
+use super::links::LOOPBACK;
 use super::nftables::{Attributes, Family, Message, Request, change, get, part, parts};
 
 /// Names of interfaces: one, or all that begin alike.
@@ -142,8 +143,6 @@ const FAMILIES: [Family; 2] = [Family::Inet, Family::Bridge];
 const CHAIN: &str = "floor";
 /// Before fragments are put together (-400) and connections tracked (-200).
 const PRIORITY: i32 = -500;
-/// The loopback interface has this number in every network namespace (LOOPBACK_IFINDEX); no prefix is to catch it.
-const LOOPBACK: u32 = 1;
 
 /// The name of the tables: of each `pin_dir` another, so that two namegates on a machine leave each other's alone.
 pub fn table_of(pin_dir: &Path) -> String {

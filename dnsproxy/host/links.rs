@@ -9,7 +9,7 @@ use futures::{StreamExt, TryStreamExt};
 use netlink_packet_route::AddressFamily;
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::address::{AddressAttribute, AddressMessage};
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkExtentMask, LinkFlags, LinkInfo, LinkMessage};
 use netlink_packet_route::route::RouteMessage;
 use rtnetlink::packet_core::{NetlinkMessage, NetlinkPayload};
 use rtnetlink::sys::{AsyncSocket, SocketAddr};
@@ -45,6 +45,9 @@ pub enum Peer {
     Here(u32),
 }
 
+/// The loopback interface has this number in every network namespace (LOOPBACK_IFINDEX).
+pub const LOOPBACK: u32 = 1;
+
 /// How many octets of events the kernel keeps for us: a hundred pods a second make a thousand messages.
 const BUFFER: libc::c_int = 8 << 20;
 
@@ -74,6 +77,15 @@ pub enum Event {
         /// Whether they do now.
         now: bool,
     },
+    /// This machine has an address, or has it no more.
+    Address {
+        /// The interface, by its number, the address and its prefix length.
+        at: (u32, IpAddr, u8),
+        /// What leads over the interface because of it.
+        path: Option<Path>,
+        /// Whether it has it now.
+        now: bool,
+    },
     /// Somebody attached, replaced or removed a traffic-control filter: look again.
     Recheck,
     /// Events were lost: look at everything.
@@ -99,7 +111,7 @@ pub fn open() -> io::Result<(Netlink, Events)> {
     open_for(&[MulticastGroup::Link, MulticastGroup::Tc])
 }
 
-/// The same, and tells of [`Event::Leads`].
+/// The same, and tells of [`Event::Leads`] and [`Event::Address`].
 ///
 /// # Errors
 /// The socket can't be opened.
@@ -164,15 +176,20 @@ fn event_of(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
         RouteNetlinkMessage::NewTrafficFilter(_) | RouteNetlinkMessage::DelTrafficFilter(_) => Some(Event::Recheck),
         RouteNetlinkMessage::NewRoute(route) => leads(of_route(&route), true),
         RouteNetlinkMessage::DelRoute(route) => leads(of_route(&route), false),
-        RouteNetlinkMessage::NewAddress(address) => leads(of_address(&address), true),
-        RouteNetlinkMessage::DelAddress(address) => leads(of_address(&address), false),
+        RouteNetlinkMessage::NewAddress(address) => of_address(&address, true),
+        RouteNetlinkMessage::DelAddress(address) => of_address(&address, false),
         _ => None,
     }
 }
 
-fn of_address(message: &AddressMessage) -> Vec<(u32, Path)> {
-    let path = address_of(message).and_then(|address| paths::of_address(message, address));
-    path.into_iter().map(|path| (message.header.index, path)).collect()
+fn of_address(message: &AddressMessage, now: bool) -> Option<Event> {
+    let address = address_of(message)?;
+    let at = (message.header.index, address, message.header.prefix_len);
+    Some(Event::Address { at, path: paths::of_address(message, address), now })
+}
+
+fn path_of_address(message: &AddressMessage) -> Option<(u32, Path)> {
+    Some((message.header.index, paths::of_address(message, address_of(message)?)?))
 }
 
 fn address_of(message: &AddressMessage) -> Option<IpAddr> {
@@ -194,8 +211,8 @@ impl Netlink {
     /// # Errors
     /// The kernel refused.
     pub async fn links(&self) -> io::Result<Vec<Link>> {
-        let messages: Vec<LinkMessage> =
-            self.handle.link().get().execute().try_collect().await.map_err(io::Error::other)?;
+        let request = self.handle.link().get().set_filter_mask(AddressFamily::Unspec, vec![LinkExtentMask::SkipStats]);
+        let messages: Vec<LinkMessage> = request.execute().try_collect().await.map_err(io::Error::other)?;
         Ok(messages.iter().filter_map(read).collect())
     }
 
@@ -232,7 +249,7 @@ impl Netlink {
     pub async fn paths(&self) -> io::Result<Vec<(u32, Path)>> {
         let addresses: Vec<AddressMessage> =
             self.handle.address().get().execute().try_collect().await.map_err(io::Error::other)?;
-        let mut paths: Vec<(u32, Path)> = addresses.iter().flat_map(of_address).collect();
+        let mut paths: Vec<(u32, Path)> = addresses.iter().filter_map(path_of_address).collect();
         let of_v4 = RouteMessageBuilder::<std::net::Ipv4Addr>::new().build();
         let of_v6 = RouteMessageBuilder::<std::net::Ipv6Addr>::new().build();
         for of_family in [of_v4, of_v6] {
@@ -249,8 +266,7 @@ impl Netlink {
     /// The kernel refused.
     pub async fn add_local(&self, address: IpAddr) -> io::Result<()> {
         let prefix = if address.is_ipv4() { 32 } else { 128 };
-        let lo = self.loopback().await?;
-        self.handle.address().add(lo, address, prefix).replace().execute().await.map_err(io::Error::other)
+        self.handle.address().add(LOOPBACK, address, prefix).replace().execute().await.map_err(io::Error::other)
     }
 
     /// Takes an address that [`Netlink::add_local`] gave away again. Not there: fine.
@@ -258,19 +274,12 @@ impl Netlink {
     /// # Errors
     /// The kernel refused.
     pub async fn remove_local(&self, address: IpAddr) -> io::Result<()> {
-        let lo = self.loopback().await?;
-        let request = self.handle.address().get().set_link_index_filter(lo).set_address_filter(address);
+        let request = self.handle.address().get().set_link_index_filter(LOOPBACK).set_address_filter(address);
         let found: Vec<_> = request.execute().try_collect().await.map_err(io::Error::other)?;
         for message in found {
             self.handle.address().del(message).execute().await.map_err(io::Error::other)?;
         }
         Ok(())
-    }
-
-    pub(super) async fn loopback(&self) -> io::Result<u32> {
-        let links = self.links().await?;
-        let lo = links.iter().find(|link| link.name == "lo");
-        lo.map(|link| link.index).ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no interface lo"))
     }
 }
 

@@ -21,7 +21,7 @@ use netlink_packet_route::rule::{RuleAction, RuleAttribute, RuleMessage, RulePor
 use netlink_packet_route::{AddressFamily, IpProtocol};
 use rtnetlink::{IpVersion, RouteMessageBuilder};
 
-use super::links::Netlink;
+use super::links::{LOOPBACK, Netlink};
 
 /// The table in which every address is local.
 const TABLE: u32 = 53_053;
@@ -36,20 +36,19 @@ impl Netlink {
     /// # Errors
     /// The kernel refused.
     pub async fn redirect_queries(&self, own: RangeInclusive<u16>) -> io::Result<()> {
-        let lo = self.loopback().await?;
         for version in families() {
             let any = match version {
                 IpVersion::V4 => RouteMessageBuilder::<Ipv4Addr>::new()
                     .destination_prefix(Ipv4Addr::UNSPECIFIED, 0)
                     .pref_source(Ipv4Addr::LOCALHOST)
-                    .output_interface(lo)
+                    .output_interface(LOOPBACK)
                     .table_id(TABLE)
                     .scope(RouteScope::Host)
                     .kind(RouteType::Local)
                     .build(),
                 IpVersion::V6 => RouteMessageBuilder::<Ipv6Addr>::new()
                     .destination_prefix(Ipv6Addr::UNSPECIFIED, 0)
-                    .output_interface(lo)
+                    .output_interface(LOOPBACK)
                     .table_id(TABLE)
                     .kind(RouteType::Local)
                     .build(),

@@ -284,7 +284,7 @@ fn endpoint_of(address: SocketAddr, known: &Known) -> Endpoint {
             labels: labels_of(workload),
             pod_name: short(&workload.pod.name),
         }
-    } else if known.host.contains(&address.ip()) {
+    } else if known.host.contains(&address.ip()) || known.own.contains(&address.ip()) {
         reserved(HOST, "reserved:host")
     } else if known.nodes.contains(&address.ip()) {
         reserved(REMOTE_NODE, "reserved:remote-node")

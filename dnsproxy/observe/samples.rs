@@ -93,6 +93,7 @@ pub(crate) fn known() -> Known {
         workloads: [("198.51.100.11".parse().unwrap(), Arc::new(workload))].into(),
         services: [("198.18.0.10".parse().unwrap(), kube_dns)].into(),
         host: ["198.51.100.1".parse().unwrap()].into(),
+        own: Arc::default(),
         nodes: ["198.51.100.2".parse().unwrap()].into(),
     }
 }

@@ -24,8 +24,10 @@ pub struct Known {
     pub workloads: HashMap<IpAddr, Arc<Workload>>,
     /// Services by their addresses.
     pub services: HashMap<IpAddr, PodRef>,
-    /// This node's own addresses.
+    /// This node's own addresses, as the cluster has them.
     pub host: HashSet<IpAddr>,
+    /// The same, as its interfaces have them.
+    pub own: Arc<HashSet<IpAddr>>,
     /// Other nodes' addresses.
     pub nodes: HashSet<IpAddr>,
 }
@@ -41,13 +43,13 @@ impl Known {
         known
     }
 
-    /// The same for the world after `old`, of which this is what was known; `None` when too much changed. `holders`: those of
-    /// `world`.
+    /// The same for the world after `old`, of which this is what was known, and where the numbers of these pods changed; `None`
+    /// when too much changed. `holders`: those of `world`.
     pub fn next(
         &self,
-        old: &World,
-        world: &World,
+        (old, world): (&World, &World),
         holders: &BTreeMap<IpAddr, BTreeSet<Holder>>,
+        renumbered: &BTreeSet<PodRef>,
         endpoint: impl Fn(&PodRef) -> Option<EndpointId>,
     ) -> Option<Known> {
         let settings = |world: &World| (world.own_node.clone(), world.cluster.clone(), world.apiserver());
@@ -58,16 +60,18 @@ impl Known {
             return None;
         }
         let mut known = self.clone();
-        let changed = world.pods.changes(&old.pods).into_iter();
-        let addresses: BTreeSet<IpAddr> =
-            changed.flat_map(|(_, was, is)| was.into_iter().chain(is)).flat_map(|pod| pod.addresses.clone()).collect();
+        let changed = world.pods.changes(&old.pods).into_iter().flat_map(|(_, was, is)| was.into_iter().chain(is));
+        let renumbered = renumbered.iter().filter_map(|pod| world.pods.get(pod));
+        let addresses: BTreeSet<IpAddr> = changed.chain(renumbered).flat_map(|pod| pod.addresses.clone()).collect();
         for address in addresses {
             known.workloads.remove(&address);
             if let Some(holders) = holders.get(&address) {
                 known.put(address, holders, world, &endpoint);
             }
         }
-        known.services = services(world);
+        if !world.services.changes(&old.services).is_empty() {
+            known.services = services(world);
+        }
         Some(known)
     }
 
@@ -295,6 +299,11 @@ mod tests {
         assert_eq!(known.workloads[&address("192.0.2.1")].as_ref(), &workload);
         assert!(!known.workloads.contains_key(&address("192.0.2.2")), "two pods claim it");
         assert_eq!(known.services[&address("198.18.0.10")].to_string(), "kube-system/kube-dns");
+        // A pod's number that is another's: as if all were seen for the first time.
+        let number = |pod: &PodRef| (pod.name == "a").then_some(EndpointId(8));
+        let next = known.next((&world, &world), &world.holders(), &[reference("a")].into(), number).unwrap();
+        assert_eq!(next.workloads, Known::of_world(&world, number).workloads);
+        assert_eq!(next.workloads[&address("192.0.2.1")].endpoint, Some(EndpointId(8)));
         assert_eq!((known.host, known.nodes), ([address("198.51.100.1")].into(), [address("198.51.100.2")].into()));
     }
 }

@@ -10,12 +10,15 @@ use crate::clock;
 use crate::config;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::RuleSet;
-use crate::host::links::{Event, Link};
+use crate::host::links::{Event, Events, Link};
 use crate::kernel::KernelError;
 use crate::kernel::abi::flag;
 use crate::kernel::attach::{Attach, Method};
 use crate::kernel::load::Kernel;
 use crate::kernel::rules::{ADDRESSES, EndpointRow};
+
+/// How many events of interfaces are acted on before anything else is looked at.
+const EVENTS: usize = 256;
 
 /// An endpoint on its interface.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -151,13 +154,28 @@ impl Node {
         }
     }
 
+    /// What has happened to interfaces meanwhile, and come of the CNI's cache.
+    pub async fn catch_up(&mut self) {
+        if self.link_events.is_none() {
+            return; // not before there are programs
+        }
+        // The task that reads the socket runs on this thread too: once until it is woken, once until it has run.
+        tokio::task::yield_now().await;
+        tokio::task::yield_now().await;
+        for _ in 0..EVENTS {
+            self.drain_cache().await;
+            let Some(event) = self.link_events.as_mut().and_then(Events::ready) else { return };
+            self.link_event(event).await;
+        }
+    }
+
     /// Something happened to an interface.
     pub async fn link_event(&mut self, event: Event) {
         if self.discovery.is_some() {
             return self.discovery_event(event).await;
         }
         match event {
-            Event::Leads { .. } => (),
+            Event::Leads { .. } | Event::Address { .. } => (),
             Event::Recheck | Event::Lost => self.upkeep.look_soon(),
             Event::Gone(ifindex) => {
                 self.links.remove(&ifindex);
@@ -318,19 +336,20 @@ impl Node {
         let Some(bridge) = self.port_of(link).and_then(|index| self.links.get(&index)) else {
             return (None, String::new());
         };
-        let addresses = self.netlink.addresses().await.unwrap_or_default();
-        let own = |v4: bool| {
-            addresses.iter().any(|(index, address, _)| {
-                let scoped = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
-                *index == bridge.index && address.is_ipv4() == v4 && !scoped
-            })
+        let is_own = |(index, address, _): &(u32, IpAddr, u8)| {
+            *index == bridge.index && !matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
         };
-        let problem = match (own(true), own(false)) {
-            (false, false) => format!(
+        let mut found = self.own_addresses().await.unwrap_or_default().iter().any(is_own);
+        if !found {
+            // A bridge gets its address after its first port, and the event may not have been read yet.
+            found = self.netlink.addresses().await.unwrap_or_default().iter().any(is_own);
+        }
+        let problem = match found {
+            true => String::new(),
+            false => format!(
                 "bridge {} has no address of its own; a bridged endpoint needs one on the pods' subnet for its DNS replies",
                 bridge.name
             ),
-            _ => String::new(),
         };
         (Some(bridge.index), problem)
     }

@@ -40,7 +40,7 @@ pub(super) use watch::{CacheWatch, Told};
 /// How often all interfaces, routes and files are looked at, whatever was told of them.
 const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// How long what an interface changed waits for more of it, before the policy is reckoned with it.
-const SETTLE: Duration = Duration::from_millis(20);
+const SETTLE: Duration = Duration::from_millis(100);
 /// How long an interface may be unknown before that is said: a CNI writes its result down last.
 const PATIENCE: Duration = Duration::from_secs(5);
 

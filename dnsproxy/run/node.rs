@@ -1,7 +1,8 @@
 //! A node: does one thing at a time for as long as it runs: a reload, a change of an interface, the upkeep
 //! of every second. Queries don't come through here; see [`crate::serve`].
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
@@ -54,8 +55,6 @@ use crate::upstream::health::Registry;
 
 /// How often time takes something away, and everything is looked at.
 const UPKEEP: Duration = Duration::from_secs(1);
-/// How many events of interfaces are acted on before anything else is looked at.
-const EVENTS: usize = 256;
 /// How many queries to servers that nothing names wait to be looked at.
 const UNNAMED: usize = 64;
 /// How long queries under way are waited for when a successor waits. What is not answered by then its client asks again.
@@ -79,12 +78,16 @@ pub(super) struct Node {
     pub seen: Option<publish::Sight>,
     /// Where the last good version of each object is written.
     pub journal: Journal,
-    /// The state as it is on disk; none: not known.
+    /// The state as it is in its file; none: not known.
     pub written: Option<State>,
     pub proxy: Arc<Proxy>,
     pub kernel: Arc<Kernel>,
     pub budgets: Budgets,
     pub netlink: Netlink,
+    /// What happens to interfaces; none: not acted on yet.
+    pub link_events: Option<links::Events>,
+    /// This machine's addresses, where events tell what becomes of them; none: they are to be listed.
+    pub addresses: Option<BTreeSet<(u32, IpAddr, u8)>>,
     pub state: State,
     /// By `namespace/pod`.
     pub endpoints: BTreeMap<String, Endpoint>,
@@ -131,9 +134,9 @@ pub(super) struct Endpoint {
     pub unsure: bool,
     /// What is in force; none: closed.
     pub rules: Option<Arc<RuleSet>>,
-    pub addresses: Vec<std::net::IpAddr>,
+    pub addresses: Vec<IpAddr>,
     /// Those that the CNI gave its interface; empty: not known, those of the Pod object hold.
-    pub given: Vec<std::net::IpAddr>,
+    pub given: Vec<IpAddr>,
     /// Further interfaces of the pod that was found.
     pub also: Vec<Also>,
     /// `metadata.uid` of the pod that was found.
@@ -176,7 +179,7 @@ pub(super) async fn run_there(
     );
 
     let discovers = config.endpoints.is_empty() && sidecar.is_none();
-    let (netlink, mut link_events) =
+    let (netlink, link_events) =
         if discovers { links::open_with_paths() } else { links::open() }.context("opening a netlink socket")?;
     let place = match (&sidecar, config.enforcement.inbound) {
         (Some(_), _) => Place::Beside { reject_mark: random_mark()? },
@@ -207,6 +210,8 @@ pub(super) async fn run_there(
         kernel: kernel.clone(),
         budgets,
         netlink,
+        link_events: None,
+        addresses: None,
         state,
         endpoints: BTreeMap::new(),
         links: BTreeMap::new(),
@@ -281,10 +286,11 @@ pub(super) async fn run_there(
     node.floor_is_of_this_run();
     // Only now: events that an earlier run left in the ring are of endpoints that are known by now.
     let events = Events::start(node.kernel.clone(), teller)?;
-    node.upkeep(true);
+    node.upkeep(true).await;
     readiness.set("start", Vec::new());
     tracing::info!(endpoints = node.endpoints.len(), "namegate is running");
 
+    node.link_events = Some(link_events);
     let mut every_second = tokio::time::interval(UPKEEP);
     every_second.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
@@ -310,13 +316,10 @@ pub(super) async fn run_there(
                 }
             }
             () = sidecar::changed(&mut node.sidecar) => node.read_podinfo().await,
-            event = link_events.next() => match event {
+            event = of_links(&mut node.link_events) => match event {
                 Some(event) => {
                     node.link_event(event).await;
-                    for event in std::iter::from_fn(|| link_events.ready()).take(EVENTS) {
-                        node.drain_cache().await;
-                        node.link_event(event).await;
-                    }
+                    node.catch_up().await;
                     node.publish_what_was_found().await;
                 }
                 None => anyhow::bail!("the netlink socket was closed"),
@@ -335,11 +338,20 @@ pub(super) async fn run_there(
             _ = every_second.tick() => {
                 node.look_after_discovery().await;
                 node.look_for_node_cache().await;
-                node.upkeep(false);
+                node.upkeep(false).await;
+                node.publish_what_was_found().await;
             }
         }
     }
     end(node, listeners, events, server, locks).await
+}
+
+/// What happens to an interface; where that is not acted on: nothing, ever.
+async fn of_links(events: &mut Option<links::Events>) -> Option<links::Event> {
+    match events {
+        Some(events) => events.next().await,
+        None => std::future::pending().await,
+    }
 }
 
 /// What becomes of a file of the CNI's cache; where pods are not looked for: nothing, ever.
@@ -455,12 +467,20 @@ impl Node {
         move |id| slots.get(&id).copied()
     }
 
+    /// This machine's addresses, with their interface's number and prefix length.
+    pub async fn own_addresses(&self) -> std::io::Result<Vec<(u32, IpAddr, u8)>> {
+        match &self.addresses {
+            Some(known) => Ok(known.iter().copied().collect()),
+            None => self.netlink.addresses().await,
+        }
+    }
+
     /// NodeLocal DNSCache has come to this node, or left it.
     async fn look_for_node_cache(&mut self) {
         if self.sidecar.is_some() || self.world.is_none() || !self.upkeep.is_node_cache_due() {
             return;
         }
-        let Ok(addresses) = self.netlink.addresses().await else { return };
+        let Ok(addresses) = self.own_addresses().await else { return };
         let is_here = addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS);
         if is_here != self.steering.node_cache {
             self.reload_with_found().await;

@@ -50,12 +50,15 @@ impl Node {
 
     /// Whether kernel and proxy know an endpoint with these very rules, as it is now.
     pub(super) fn is_in_force(&self, endpoint: &Endpoint, rules: &Arc<RuleSet>) -> bool {
+        self.is_written(endpoint) && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
+    }
+
+    /// Whether the kernel has the rows of an endpoint as it is now.
+    fn is_written(&self, endpoint: &Endpoint) -> bool {
         let row = |at| endpoint.row(Some(at), self.config.enforcement.reject, &self.steering.servers);
         let known = endpoint.attachment.is_none_or(|at| endpoint.written.as_ref() == Some(&row(at)));
         let of_also = |also| endpoint.row_of(also, self.config.enforcement.reject, &self.steering.servers);
-        known
-            && endpoint.also.iter().all(|also| also.written.as_ref() == Some(&of_also(also)))
-            && endpoint.rules.as_ref().is_some_and(|old| Arc::ptr_eq(old, rules))
+        known && endpoint.also.iter().all(|also| also.written.as_ref() == Some(&of_also(also)))
     }
 
     /// Puts the new rules of one endpoint in force. Without a policy number the rows are as they were, and only what the
@@ -124,11 +127,16 @@ impl Node {
     /// Endpoints whose pod is not in the snapshot, or which have no address: nothing passes.
     pub(super) fn close_the_unknown(&mut self, compiled: &BTreeMap<String, Arc<RuleSet>>) {
         let world = self.world.clone();
-        for (key, endpoint) in &mut self.endpoints {
+        let is_known = |key: &String, endpoint: &Endpoint| {
             let there = world.as_ref().is_some_and(|world| world.pods.contains_key(&endpoint.pod));
-            if compiled.contains_key(key) || (there && endpoint.rules.is_some()) {
-                continue;
-            }
+            compiled.contains_key(key) || (there && endpoint.rules.is_some())
+        };
+        let is_closed = |endpoint: &Endpoint| {
+            endpoint.rules.is_none() && endpoint.addresses.is_empty() && self.is_written(endpoint)
+        };
+        let unknown = self.endpoints.iter().filter(|(key, endpoint)| !is_known(key, endpoint) && !is_closed(endpoint));
+        for key in unknown.map(|(key, _)| key.clone()).collect::<Vec<_>>() {
+            let Some(endpoint) = self.endpoints.get_mut(&key) else { continue };
             endpoint.rules = None;
             endpoint.addresses.clear();
             if let Err(error) = endpoint.write_row(&self.kernel, self.config.enforcement.reject, &self.steering.servers)
@@ -144,38 +152,48 @@ impl Node {
 
     /// Lets the proxy and those who watch know who is there.
     pub async fn publish(&mut self) {
+        let addresses = self.own_addresses().await.unwrap_or_default();
+        self.publish_with(addresses.into_iter().map(|address| address.1).collect());
+    }
+
+    /// The same where this machine's addresses are known.
+    pub(super) fn publish_with(&mut self, mut own: Vec<IpAddr>) {
         let Some(world) = self.world.clone() else { return };
         let caps = caps(&self.config);
-        let mut people = HashMap::new();
-        let mut tables = Vec::new();
+        let (mut people, mut tables, mut searches) = (HashMap::new(), Vec::new(), HashMap::new());
         for endpoint in self.endpoints.values_mut() {
-            let rules = endpoint.rules.clone().unwrap_or_else(|| Arc::new(closed_rules()));
             let (interface, bridge) = endpoint.attachment.map_or((0, None), |at| (at.ifindex, at.bridge));
             let own = world.pods.get(&endpoint.pod).map(|pod| &pod.search).cloned().unwrap_or_default();
-            let search = search_of(&endpoint.pod.namespace, &self.config.dns.cluster_domain, &own);
+            let domain = &self.config.dns.cluster_domain;
+            let search = searches
+                .entry((endpoint.pod.namespace.clone(), own))
+                .or_insert_with_key(|(namespace, own)| search_of(namespace, domain, own));
+            let is_as_it_was = |served: &Served| {
+                (served.interface, served.bridge) == (interface, bridge)
+                    && served.addresses == endpoint.addresses
+                    && served.search == *search
+            };
             let served = match &endpoint.served {
+                Some(served) if is_as_it_was(served) => served.clone(),
                 Some(served) => {
-                    Served { addresses: endpoint.addresses.clone(), interface, bridge, search, ..(**served).clone() }
+                    let (addresses, search) = (endpoint.addresses.clone(), search.clone());
+                    Arc::new(Served { addresses, interface, bridge, search, ..(**served).clone() })
                 }
                 None => {
                     let (id, pod, addresses) = (endpoint.id, endpoint.pod.clone(), endpoint.addresses.clone());
+                    let rules = endpoint.rules.clone().unwrap_or_else(|| Arc::new(closed_rules()));
                     let served = Served::new(id, pod, addresses, interface, rules, caps);
                     let names = Arc::new(Mutex::new(std::mem::take(&mut endpoint.adopted)));
-                    Served { bridge, search, names, ..served }
+                    Arc::new(Served { bridge, search: search.clone(), names, ..served })
                 }
             };
             served.table().set_caps(caps);
             tables.push((endpoint.id, served.names.clone()));
-            let served = Arc::new(served);
             people.insert(endpoint.id, (served.clone(), endpoint.interface.clone()));
             endpoint.served = Some(served);
         }
         self.people.know(people);
         self.checkpoint.know(tables);
-        let mut own: Vec<IpAddr> = match self.netlink.addresses().await {
-            Ok(addresses) => addresses.into_iter().map(|address| address.1).collect(),
-            Err(_) => Vec::new(),
-        };
         // A gateway's address may be on every pod's interface.
         own.sort_unstable();
         own.dedup();
@@ -214,16 +232,24 @@ impl Node {
     fn see(&mut self, world: &Arc<World>, own: &[IpAddr]) -> (Arc<Known>, Arc<HashSet<IpAddr>>) {
         let numbers = self.endpoints.values().map(|endpoint| (endpoint.pod.clone(), endpoint.id));
         let numbers: BTreeMap<PodRef, EndpointId> = numbers.collect();
-        let last = self.seen.take().filter(|seen| seen.own == own && seen.numbers == numbers);
-        let seen = match last {
-            Some(seen) if Arc::ptr_eq(&seen.world, world) => seen,
+        let number = |pod: &PodRef| numbers.get(pod).copied();
+        let seen = match self.seen.take() {
+            Some(seen) if Arc::ptr_eq(&seen.world, world) && seen.own == own && seen.numbers == numbers => seen,
             last => {
-                let number = |pod: &PodRef| numbers.get(pod).copied();
-                let next = last.and_then(|seen| seen.known.next(&seen.world, world, self.kept.holders(), number));
+                let next = last.as_ref().and_then(|seen| {
+                    let is_other = |(pod, id): &(&PodRef, &EndpointId)| {
+                        (seen.numbers.get(pod), numbers.get(pod)) != (Some(id), Some(id))
+                    };
+                    let renumbered = seen.numbers.iter().chain(&numbers).filter(is_other).map(|(pod, _)| pod.clone());
+                    seen.known.next((&seen.world, world), self.kept.holders(), &renumbered.collect(), number)
+                });
                 let mut known = next.unwrap_or_else(|| Known::of_world(world, number));
-                known.host.extend(own);
-                let (world, own, addresses) = (world.clone(), own.to_vec(), Arc::new(addresses(world)));
-                Sight { world, own, known: Arc::new(known), addresses, numbers }
+                let of_world = last.filter(|seen| Arc::ptr_eq(&seen.world, world)).map(|seen| seen.addresses);
+                let addresses = of_world.unwrap_or_else(|| Arc::new(addresses(world)));
+                if known.own.len() != own.len() || !own.iter().all(|address| known.own.contains(address)) {
+                    known.own = Arc::new(own.iter().copied().collect());
+                }
+                Sight { world: world.clone(), own: own.to_vec(), known: Arc::new(known), addresses, numbers }
             }
         };
         let seen = self.seen.insert(seen);

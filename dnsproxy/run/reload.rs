@@ -17,6 +17,7 @@ use crate::engine::compile::transition;
 use crate::engine::endpoint::EndpointId;
 use crate::engine::ruleset::{Group, PeerId, RuleSet};
 use crate::engine::world::{Mode, World};
+use crate::host::links::LOOPBACK;
 use crate::kernel::change::{Moves, PeerRows, RowChange};
 use crate::kernel::rules::{ADDRESSES, FlowLimits, ProxyPorts};
 use crate::operate::metrics::Reload;
@@ -49,6 +50,8 @@ pub(super) struct Way {
 #[derive(Default)]
 pub(super) struct Change {
     pub rules: BTreeMap<String, Arc<RuleSet>>,
+    /// The endpoints that it was compiled for.
+    compiled: BTreeMap<String, EndpointId>,
     /// Rows of `peers` as they will be, and how they get there.
     peers: PeerRows,
     moves: Moves,
@@ -76,9 +79,6 @@ impl Node {
 
     /// The same policy, with what was found of pods and interfaces since.
     pub async fn reload_with_found(&mut self) {
-        if let Some(discovery) = &mut self.discovery {
-            discovery.reload_at = None;
-        }
         self.load(false, Some(BTreeSet::new())).await;
     }
 
@@ -90,6 +90,9 @@ impl Node {
             self.snapshot.read_at(names.as_ref(), &self.state.last_good, self.config.policy.on_invalid.into());
         if only_if_changed && self.loaded.hash == Some(snapshot.generation_hash) {
             return;
+        }
+        if let Some(discovery) = &mut self.discovery {
+            discovery.reload_at = None; // what was found is in it
         }
         self.report(&snapshot);
         self.follow_cluster(&snapshot.world.cilium_config);
@@ -148,11 +151,27 @@ impl Node {
             sidecar.place(&mut world, &self.config);
         }
         self.follow_pods(&mut world).await;
+        // Between its parts: whoever came meanwhile does not wait for the rest as well.
+        if self.discovery.is_some() {
+            self.catch_up().await;
+            self.publish_what_was_found().await;
+        }
         let mut change = self.compile(&world);
+        if self.discovery.is_some() {
+            self.catch_up().await;
+            self.compile_rest(&mut change);
+        }
         self.state.last_good = snapshot.last_good;
         self.place_endpoints(&world);
-        self.steer(&change, &world).await?;
-        self.add_own_addresses(&mut change).await?;
+        let mut own = self.own_addresses().await.context("listing addresses")?;
+        if self.steer(&change, &world, &own).await? {
+            own = self.netlink.addresses().await.context("listing addresses")?;
+            // Of an address that we added no event comes to us.
+            if self.addresses.is_some() {
+                self.has_addresses(own.iter().copied().collect());
+            }
+        }
+        self.add_own_addresses(&mut change, &own);
         let held = match self.held.take() {
             Some(held) => held,
             None => self.kernel.peer_rows()?,
@@ -172,7 +191,8 @@ impl Node {
             kernel.write_rules(*policy_id, rules).context("writing a rule set")?;
         }
         self.world = Some(Arc::new(world));
-        self.publish().await;
+        let own: Vec<IpAddr> = own.into_iter().map(|address| address.1).collect();
+        self.publish_with(own.clone());
         let mut failed = None;
         let ways = std::mem::take(&mut change.ways);
         let changed =
@@ -203,7 +223,7 @@ impl Node {
             self.upkeep.rules_due();
         }
         self.held = Some(std::mem::take(&mut change.peers));
-        self.publish().await;
+        self.publish_with(own);
         failed.map_or(Ok(()), |error| Err(error.into()))
     }
 
@@ -220,30 +240,42 @@ impl Node {
 
     /// Every address of this machine is the host's, whatever its Node object lists: a CIDR rule opens none. The proxy's
     /// local addresses are nobody's.
-    async fn add_own_addresses(&self, change: &mut Change) -> anyhow::Result<()> {
-        let addresses = self.netlink.addresses().await.context("listing addresses")?;
+    fn add_own_addresses(&self, change: &mut Change, own: &[(u32, IpAddr, u8)]) {
         let peers = &mut change.peers;
         if let Some(hosts) = self.hosts() {
             for address in hosts {
                 peers.entry(*address).or_insert(PeerId::HOST);
             }
-            return Ok(());
+            return;
         }
-        for (_, address, _) in addresses {
+        for (_, address, _) in own {
             let link_local = matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local());
             if !address.is_loopback() && !link_local {
-                peers.entry(address).or_insert(PeerId::HOST);
+                peers.entry(*address).or_insert(PeerId::HOST);
             }
         }
         peers.extend(self.steering.pairs.iter().map(|(_, local)| (*local, PeerId::STEERING)));
-        Ok(())
     }
 
     /// Rule sets for every endpoint that can have one; problems stay with the endpoint, which keeps its old rules.
     fn compile(&mut self, world: &World) -> Change {
         self.kept.next(world, &mut self.state.peers);
         let mut change = Change { peers: (**self.kept.peers()).clone(), ..Change::default() };
+        self.compile_rest(&mut change);
+        change
+    }
+
+    /// What endpoints have become meanwhile: rule sets for those that are new, none of those that are no more.
+    fn compile_rest(&mut self, change: &mut Change) {
+        let is_there =
+            |key: &String, id: &EndpointId| self.endpoints.get(key).is_some_and(|endpoint| endpoint.id == *id);
+        change.compiled.retain(|key, id| is_there(key, id));
+        change.rules.retain(|key, _| change.compiled.contains_key(key));
         for (key, endpoint) in &mut self.endpoints {
+            if change.compiled.contains_key(key) {
+                continue;
+            }
+            change.compiled.insert(key.clone(), endpoint.id);
             let history = self.state.endpoints.get(key).map_or(&[][..], |state| &state.groups);
             match self.kept.rules(&endpoint.pod, history) {
                 Ok(rules) => {
@@ -251,12 +283,14 @@ impl Node {
                     change.rules.insert(key.clone(), rules);
                 }
                 Err(error) => {
-                    tracing::error!(pod = key, "{error}");
-                    endpoint.rules_problem = error.to_string();
+                    let problem = error.to_string();
+                    if endpoint.rules_problem != problem {
+                        tracing::error!(pod = key, "{problem}");
+                        endpoint.rules_problem = problem;
+                    }
                 }
             }
         }
-        change
     }
 
     /// Decides under which number each rule set stands: under that of its endpoint, if its rows are the same or can be
@@ -344,8 +378,9 @@ impl Node {
         }
     }
 
-    /// Gives every resolver that a rule names a local address, before any rule steers to it.
-    async fn steer(&mut self, change: &Change, world: &World) -> anyhow::Result<()> {
+    /// Gives every resolver that a rule names a local address, before any rule steers to it. `own`: this machine's addresses.
+    /// Whether it has others now.
+    async fn steer(&mut self, change: &Change, world: &World, own: &[(u32, IpAddr, u8)]) -> anyhow::Result<bool> {
         let named = change.rules.values().filter(|rules| rules.steered());
         let asked = named.flat_map(|rules| rules.resolvers()).filter(|(_, _, ports)| ports.holds(53));
         let of_pods = change.rules.iter().filter(|(_, rules)| rules.steered()).filter_map(|(key, _)| {
@@ -367,15 +402,14 @@ impl Node {
         let others: BTreeSet<IpAddr> = of_pods.flatten().chain(pool).filter(can_be).collect();
         if self.sidecar.is_some() {
             self.answer_locally(&resolvers, change.rules.values().next().map(|rules| &**rules), world);
-            return Ok(());
+            return Ok(false);
         }
         let ours: BTreeSet<IpAddr> = self.state.resolvers.values().copied().collect();
-        let addresses = self.netlink.addresses().await.context("listing addresses")?;
-        let node_cache = addresses.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS);
+        let node_cache = own.iter().any(|address| address.1 == steering::NODE_LOCAL_DNS);
         if node_cache {
             resolvers.insert(steering::NODE_LOCAL_DNS);
         }
-        let taken = addresses.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
+        let taken = own.iter().map(|address| address.1).filter(|address| !ours.contains(address)).collect();
         let mut steering = steering::assign(&resolvers, &others, &mut self.state.resolvers, &taken, &self.config.dns);
         steering.node_cache = node_cache;
         let behind = world.slices_of("kube-system", "kube-dns").flat_map(|slice| &slice.endpoints);
@@ -384,7 +418,10 @@ impl Node {
         for problem in &steering.problems {
             tracing::warn!("{problem}");
         }
-        for (_, local) in &steering.pairs {
+        let is_there = |local: &IpAddr| own.iter().any(|(index, address, _)| (index, address) == (&LOOPBACK, local));
+        let added: Vec<IpAddr> =
+            steering.pairs.iter().map(|(_, local)| *local).filter(|local| !is_there(local)).collect();
+        for local in &added {
             self.netlink.add_local(*local).await.with_context(|| format!("adding {local} to lo"))?;
         }
         let old = std::mem::replace(&mut self.steering, steering);
@@ -392,7 +429,7 @@ impl Node {
         let mut both: Vec<(IpAddr, IpAddr)> = self.steering.pairs.clone();
         both.extend(old.pairs.into_iter().filter(|pair| !self.steering.pairs.contains(pair)));
         self.kernel.set_steering(&both, proxy_ports(&self.config))?;
-        Ok(())
+        Ok(!added.is_empty())
     }
 
     /// What the kernel's programs steer: nothing beside a workload.
@@ -404,17 +441,22 @@ impl Node {
     fn remember(&mut self, change: &Change, both: bool) -> anyhow::Result<()> {
         for (key, rules) in &change.rules {
             let Some(endpoint) = self.endpoints.get(key) else { continue };
-            let old = self.state.endpoints.get(key).map_or(Vec::new(), |state| state.groups.clone());
-            let groups = if both { merged(old, &rules.groups) } else { rules.groups.clone() };
-            let entry = EndpointState {
-                id: endpoint.id,
-                interface: endpoint.interface.clone(),
-                slot: endpoint.slot,
-                policy_id: endpoint.policy_id,
-                generation: endpoint.generation,
-                groups,
-            };
-            self.state.endpoints.insert(key.clone(), entry);
+            let Endpoint { id, slot, policy_id, generation, .. } = *endpoint;
+            let interface = &endpoint.interface;
+            let new =
+                || EndpointState { id, interface: interface.clone(), slot, policy_id, generation, groups: Vec::new() };
+            if !self.state.endpoints.contains_key(key) {
+                self.state.endpoints.insert(key.clone(), new());
+            }
+            let Some(entry) = self.state.endpoints.get_mut(key) else { continue };
+            (entry.id, entry.slot, entry.policy_id, entry.generation) = (id, slot, policy_id, generation);
+            if entry.interface != *interface {
+                entry.interface.clone_from(interface);
+            }
+            if entry.groups != rules.groups {
+                let old = std::mem::take(&mut entry.groups);
+                entry.groups = if both { merged(old, &rules.groups) } else { rules.groups.clone() };
+            }
         }
         let unwritten = || format!("writing the state to {}", self.config.state_dir.display());
         self.journal.say(&self.state.last_good).with_context(unwritten)?;

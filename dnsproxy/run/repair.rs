@@ -10,7 +10,7 @@ use crate::operate::metrics::Repair;
 
 impl Node {
     /// Looks at pins and programs. What somebody took away comes back; what can't is a reason not to be ready.
-    pub(super) fn look_at_programs(&mut self) {
+    pub(super) async fn look_at_programs(&mut self) {
         let mut reasons = Vec::new();
         match self.kernel.pin_again() {
             Ok(maps) if maps.is_empty() => (),
@@ -29,6 +29,10 @@ impl Node {
             endpoint.damage = looked.err().unwrap_or_default();
             for problem in [&endpoint.link_problem, &endpoint.damage].into_iter().filter(|text| !text.is_empty()) {
                 reasons.push(format!("{}: {problem}", endpoint.interface));
+            }
+            if self.discovery.is_some() {
+                self.catch_up().await; // who comes does not wait for all to be looked at
+                self.publish_what_was_found().await;
             }
         }
         reasons.extend(self.look_at_others());

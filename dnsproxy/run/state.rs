@@ -1,11 +1,12 @@
 //! What must survive a restart, because the pinned maps are read by it: who has which number, which group
 //! has which bit, which local address stands for which resolver, the last good text of each object.
 //!
-//! **Invariant:** it is on disk before the kernel uses a number or a bit. Without it no pinned grant means anything:
-//! the caller deletes them all before it serves.
+//! **Invariant:** it is written before the kernel uses a number or a bit. Without it no pinned grant means anything: the
+//! caller deletes them all before it serves. It has to outlive this process and not the machine, which takes the kernel's
+//! maps with it: so nothing waits for a disk, and no pod's interface for a slow one.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
@@ -131,19 +132,17 @@ pub fn text(state: &State) -> serde_json::Result<Vec<u8>> {
     Ok([format!("namegate-state {VERSION} {:08x}\n", crc32fast::hash(&body)).as_bytes(), &body].concat())
 }
 
-/// Writes the state: to a file beside, synced, renamed over the old one, the directory synced.
+/// Writes the state: to a file beside, renamed over the old one.
 ///
 /// # Errors
-/// It is not on disk: the kernel must not use what is new in it.
+/// It is not written: the kernel must not use what is new in it.
 pub fn write(directory: &Path, state: &State) -> io::Result<()> {
     fs::create_dir_all(directory)?;
     let path = path(directory);
     let beside = path.with_extension("json.new");
     let mut file = files::create(&beside)?;
     file.write_all(&text(state)?)?;
-    file.sync_all()?;
-    fs::rename(&beside, &path)?;
-    File::open(directory)?.sync_all()
+    fs::rename(&beside, &path)
 }
 
 #[cfg(test)]

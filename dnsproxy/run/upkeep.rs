@@ -92,7 +92,7 @@ impl Upkeep {
 
 impl Node {
     /// Whatever is due. `all`: all of it.
-    pub fn upkeep(&mut self, all: bool) {
+    pub async fn upkeep(&mut self, all: bool) {
         let now = clock::now();
         self.beat();
         self.end_adoption();
@@ -118,7 +118,7 @@ impl Node {
         }
         if all || now >= self.upkeep.look_at {
             self.upkeep.look_at = now + LOOK;
-            self.look_at_programs();
+            self.look_at_programs().await;
             self.look_at_floor();
             self.look_beside();
         }

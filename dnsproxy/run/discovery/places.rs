@@ -116,11 +116,7 @@ impl Node {
 
     /// Looks at everything: at start, after a reload of settings, every few seconds, and when events were lost.
     pub async fn look_again(&mut self) {
-        let both = match self.netlink.links().await {
-            Ok(links) => self.netlink.paths().await.map(|paths| (links, paths)),
-            Err(error) => Err(error),
-        };
-        let (links, paths) = match both {
+        let (links, paths) = match self.list().await {
             Ok(both) => both,
             Err(error) => return tracing::warn!(%error, "interfaces and routes can't be listed"),
         };
@@ -155,6 +151,40 @@ impl Node {
         self.keep_floor();
     }
 
+    async fn list(&mut self) -> std::io::Result<(Vec<Link>, Vec<(u32, Path)>)> {
+        let links = self.netlink.links().await?;
+        let addresses = self.netlink.addresses().await?;
+        self.has_addresses(addresses.into_iter().collect());
+        Ok((links, self.netlink.paths().await?))
+    }
+
+    /// This machine has an address, or has it no more.
+    fn own_address(&mut self, at: (u32, IpAddr, u8), now: bool) {
+        let change = |addresses: &mut BTreeSet<(u32, IpAddr, u8)>| match now {
+            true => addresses.insert(at),
+            false => addresses.remove(&at),
+        };
+        if is_scoped(&at.1) {
+            self.addresses.as_mut().map(change);
+        } else if let Some(mut addresses) = self.addresses.clone() {
+            change(&mut addresses);
+            self.has_addresses(addresses);
+        }
+    }
+
+    /// These are this machine's addresses now: no name may stand for one, and no network open one.
+    pub(in crate::run) fn has_addresses(&mut self, now: BTreeSet<(u32, IpAddr, u8)>) {
+        let told = |addresses: &BTreeSet<(u32, IpAddr, u8)>| -> BTreeSet<IpAddr> {
+            addresses.iter().map(|each| each.1).filter(|address| !is_scoped(address)).collect()
+        };
+        let differ = self.addresses.as_ref().is_some_and(|was| told(was) != told(&now));
+        self.addresses = Some(now);
+        if let Some(discovery) = self.discovery.as_mut().filter(|_| differ) {
+            discovery.unpublished = true;
+            discovery.reload_soon();
+        }
+    }
+
     /// Every interface that programs are to be on.
     fn guarded_links(&self) -> impl Iterator<Item = u32> + '_ {
         let of_endpoints = self.endpoints.values().flat_map(Endpoint::interfaces).map(|(index, _)| index);
@@ -181,19 +211,25 @@ impl Node {
                 }
                 self.place(link.index).await;
             }
-            Event::Leads { paths, now } => {
-                let Some(discovery) = &mut self.discovery else { return };
-                discovery.paths.change(&paths, now);
-                for (over, path) in paths {
-                    let Some(discovery) = &self.discovery else { return };
-                    let decides = match path {
-                        Path::Host(..) => discovery.unknown.contains_key(&over),
-                        Path::Default(_) | Path::Network(_) => true,
-                    };
-                    if decides {
-                        self.place(over).await;
-                    }
-                }
+            Event::Leads { paths, now } => self.leads(paths, now).await,
+            Event::Address { at, path, now } => {
+                self.own_address(at, now);
+                self.leads(path.into_iter().map(|path| (at.0, path)).collect(), now).await;
+            }
+        }
+    }
+
+    async fn leads(&mut self, paths: Vec<(u32, Path)>, now: bool) {
+        let Some(discovery) = &mut self.discovery else { return };
+        discovery.paths.change(&paths, now);
+        for (over, path) in paths {
+            let Some(discovery) = &self.discovery else { return };
+            let decides = match path {
+                Path::Host(..) => discovery.unknown.contains_key(&over),
+                Path::Default(_) | Path::Network(_) => true,
+            };
+            if decides {
+                self.place(over).await;
             }
         }
     }
@@ -596,6 +632,11 @@ impl Node {
         }
         reasons
     }
+}
+
+/// Every pod's interface has a link-local address, which no name and no network means.
+fn is_scoped(address: &IpAddr) -> bool {
+    matches!(address, IpAddr::V6(v6) if v6.is_unicast_link_local())
 }
 
 impl Found {

@@ -66,8 +66,8 @@ impl Node {
             self.expect_pod(pod, uid.as_ref());
         }
         // Interfaces that waited for the snapshot, and those whose pod is another one of the same name now.
-        let attached = self.endpoints.values().flat_map(Endpoint::interfaces).map(|(index, _)| index);
-        let renamed: Vec<u32> = attached.filter(|index| self.is_of_another(*index)).collect();
+        let of_others = self.endpoints.values().filter(|endpoint| self.is_of_another(endpoint));
+        let renamed: Vec<u32> = of_others.flat_map(Endpoint::interfaces).map(|(index, _)| index).collect();
         for index in &renamed {
             self.give_up(*index);
         }
@@ -98,14 +98,11 @@ impl Node {
         }
     }
 
-    /// The interface's endpoint has a pod of another uid in the snapshot than the one it was found for.
-    fn is_of_another(&self, index: u32) -> bool {
+    /// The endpoint has a pod of another uid in the snapshot than the one it was found for.
+    fn is_of_another(&self, endpoint: &Endpoint) -> bool {
         let Some(here) = self.discovery.as_ref().and_then(|discovery| discovery.here.as_ref()) else { return false };
-        let endpoint = self.endpoints.values().find(|endpoint| endpoint.is_on(index));
-        endpoint.is_some_and(|endpoint| {
-            let is = here.get(&endpoint.pod).and_then(Option::as_ref);
-            is.zip(endpoint.uid.as_ref()).is_some_and(|(is, was)| is != was)
-        })
+        let is = here.get(&endpoint.pod).and_then(Option::as_ref);
+        is.zip(endpoint.uid.as_ref()).is_some_and(|(is, was)| is != was)
     }
 
     /// A pod of this node has an endpoint, from the moment that it is scheduled.
