@@ -106,7 +106,8 @@ fn the_compiled_rows_say_what_the_policies_say() {
 #[test]
 fn whom_a_workload_may_ask_is_what_the_policies_say() {
     let (seen, began) = (Seen::default(), crate::clock::now());
-    for_every(wanted() / 50, world(), |world| {
+    // Denials stand in few worlds, and many in each: one run of a third as many worlds had none.
+    for_every(wanted() / 15, world(), |world| {
         let compiler = Compiler::new(&world, &mut PeerIds::default());
         let names: Vec<Name> = NAMES.iter().map(|name| Name::parse(name).expect("a name")).collect();
         for (subject, _) in world.pods.iter().filter(|(_, pod)| !pod.host_network) {
