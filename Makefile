@@ -2,7 +2,7 @@
 # make test   installs what is missing, checks the code, runs all tests; its last line counts them
 # make faults  namegate under load while it is killed, stopped, starved and cut off; some ten minutes
 # make test-long   a million random policies and packets more, of the compiler and of the kernel programs, and ten million
-#                  frames; 50 take-overs and 200 kills under load, 100 pods a second for a minute; half an hour
+#                  frames; 50 take-overs and 200 kills under load, 100 pods a second for a minute in eight ways; over half an hour
 # make assault   attacks in two worlds, with namegate and without, and faults, frames, fuzz; after long builds, minutes (assault-long: many)
 # make tools     installs what checks the chart: helm, kubectl-validate, schemas, promtool; minutes, once
 # make test-cluster   the collector against a real API server, which is built from its Go modules first (minutes, once)
